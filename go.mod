@@ -1,6 +1,6 @@
 module tidemark
 
-go 1.26
+go 1.26.0
 
 require (
 	github.com/creachadair/jrpc2 v1.3.6 // indirect
