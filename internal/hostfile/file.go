@@ -1,0 +1,241 @@
+//go:build linux
+
+package hostfile
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/internal/block"
+)
+
+// A File is a regular file of the host as a block.File.
+type File struct {
+	f        *os.File
+	raw      syscall.RawConn // the same descriptor, kept open during a call
+	path     string
+	readOnly bool
+	fixed    bool
+
+	size atomic.Int64 // written under resizeMu
+
+	noZeroRange, noPunch, noDsync atomic.Bool // learned from EOPNOTSUPP
+
+	resizeMu sync.Mutex // one Grow or Shrink at a time
+
+	syncMu  sync.Mutex // one sync at a time; guards syncErr
+	syncErr error      // the first failed sync; final
+
+	zeroCheap bool // fixed at open
+}
+
+var _ block.File = (*File)(nil)
+
+// tearUnit is what every disk keeps whole: a 512-byte sector.
+const tearUnit = 512
+
+// Path is the name the file was opened with.
+func (f *File) Path() string { return f.path }
+
+// ReadAt is described at block.File.
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	size := f.size.Load()
+	if off < 0 {
+		return 0, f.rangeError("read", off, int64(len(p)))
+	}
+	end := false
+	if avail := max(size-off, 0); int64(len(p)) > avail {
+		p, end = p[:avail], true
+	}
+	n, err := f.f.ReadAt(p, off)
+	switch {
+	case errors.Is(err, io.EOF) && f.size.Load() >= off+int64(len(p)):
+		return n, fmt.Errorf("read %s: it ends at %d, expected %d bytes: somebody truncated it: %w",
+			f.path, off+int64(n), size, io.ErrUnexpectedEOF)
+	case errors.Is(err, io.EOF):
+		return n, io.EOF // shrunk by our own holder meanwhile
+	case err != nil:
+		return n, f.failed("read", err)
+	case end:
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// WriteAt is described at block.File.
+func (f *File) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.mayWrite("write", off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	n, err := f.f.WriteAt(p, off)
+	if err != nil {
+		return n, f.failed("write", err)
+	}
+	return n, nil
+}
+
+// WriteAtSync is described at block.File.
+func (f *File) WriteAtSync(p []byte, off int64) (int, error) {
+	if err := f.mayWrite("write", off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	f.syncMu.Lock()
+	defer f.syncMu.Unlock()
+	if f.syncErr != nil {
+		return 0, f.syncErr
+	}
+	n, err := f.writeDsync(p, off)
+	if err != nil {
+		return n, f.latchLocked("write durably", err)
+	}
+	return n, nil
+}
+
+// writeDsync writes with RWF_DSYNC, or with write and fdatasync on a file
+// system that does not know it.
+func (f *File) writeDsync(p []byte, off int64) (n int, err error) {
+	for n < len(p) && !f.noDsync.Load() {
+		var m int
+		err := f.control(func(fd int) (err error) {
+			m, err = unix.Pwritev2(fd, [][]byte{p[n:]}, off+int64(n), unix.RWF_DSYNC)
+			return err
+		})
+		switch {
+		case notSupported(err) || errors.Is(err, unix.EINVAL):
+			f.noDsync.Store(true)
+		case err != nil:
+			return n, err
+		case m == 0:
+			return n, io.ErrShortWrite
+		}
+		n += max(m, 0)
+	}
+	if !f.noDsync.Load() {
+		return n, nil
+	}
+	if n, err = f.f.WriteAt(p, off); err != nil {
+		return n, err
+	}
+	return n, f.control(unix.Fdatasync)
+}
+
+// Size is described at block.File.
+func (f *File) Size() int64 { return f.size.Load() }
+
+// Sync is described at block.File.
+func (f *File) Sync() error {
+	if f.readOnly {
+		return f.control(func(int) error { return nil }) // only to notice Close
+	}
+	return f.syncAs(unix.Fdatasync)
+}
+
+// syncAs runs one of the sync system calls and latches its error.
+func (f *File) syncAs(call func(fd int) error) error {
+	f.syncMu.Lock()
+	defer f.syncMu.Unlock()
+	if f.syncErr != nil {
+		return f.syncErr
+	}
+	if err := f.control(call); err != nil {
+		return f.latchLocked("sync", err)
+	}
+	return nil
+}
+
+// latchLocked keeps the first error of a sync for ever: what it lost cannot be
+// known, and the kernel will not report it a second time.
+func (f *File) latchLocked(op string, err error) error {
+	err = f.failed(op, err)
+	if !errors.Is(err, block.ErrClosed) {
+		f.syncErr = fmt.Errorf("%w; written data may be lost, the file takes no more syncs until it is checked and reopened", err)
+		return f.syncErr
+	}
+	return err
+}
+
+// Info is described at block.File.
+func (f *File) Info() block.FileInfo {
+	return block.FileInfo{
+		Align:     1,
+		TearUnit:  tearUnit,
+		FreshZero: true,
+		ZeroCheap: f.zeroCheap,
+		ReadOnly:  f.readOnly,
+	}
+}
+
+// Close closes the file and so gives up its lock. It does not sync.
+func (f *File) Close() error {
+	if err := f.f.Close(); err != nil {
+		return f.failed("close", err)
+	}
+	return nil
+}
+
+// mayWrite returns the error of a mutation of n bytes at off that cannot be.
+func (f *File) mayWrite(op string, off, n int64) error {
+	if f.readOnly {
+		return fmt.Errorf("%s %s: %w", op, f.path, block.ErrReadOnly)
+	}
+	if block.CheckRange(off, n, f.size.Load()) != nil {
+		return f.rangeError(op, off, n)
+	}
+	return nil
+}
+
+func (f *File) rangeError(op string, off, n int64) error {
+	return fmt.Errorf("%s %s: %d bytes at %d: %w of %d bytes", op, f.path, n, off, block.ErrRange, f.size.Load())
+}
+
+// failed says what failed where, in the seam's terms.
+func (f *File) failed(op string, err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return fmt.Errorf("%s %s: %w", op, f.path, block.ErrClosed)
+	}
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err // the path is said here
+	}
+	return fmt.Errorf("%s %s: %w", op, f.path, noSpace(err))
+}
+
+// control runs a system call on the descriptor, again when a signal interrupts it.
+func (f *File) control(call func(fd int) error) error {
+	var err error
+	cerr := f.raw.Control(func(fd uintptr) {
+		_, err = retry(func() (struct{}, error) { return struct{}{}, call(int(fd)) })
+	})
+	if cerr != nil {
+		return os.ErrClosed
+	}
+	return err
+}
+
+func retry[T any](call func() (T, error)) (T, error) {
+	for {
+		v, err := call()
+		if !errors.Is(err, unix.EINTR) {
+			return v, err
+		}
+	}
+}
+
+// noSpace makes the host's two ways of saying "full" a block.ErrNoSpace.
+func noSpace(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: %w", block.ErrNoSpace, err)
+	}
+	return err
+}
+
+func notSupported(err error) bool {
+	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS)
+}

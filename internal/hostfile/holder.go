@@ -1,0 +1,74 @@
+//go:build linux
+
+package hostfile
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// unknownHolder is said when the holder is not to be seen: another user's
+// process, another PID namespace, another host.
+const unknownHolder = "a process that is not visible from here (another user's, container's or host's)"
+
+// holders names the processes that hold one of QEMU's locks on the file, by
+// looking at the descriptors of every process. The caller's own descriptor
+// (selfPid, selfFd) does not count.
+func holders(file os.FileInfo, selfPid, selfFd int) string {
+	fds, err := filepath.Glob("/proc/[0-9]*/fd/[0-9]*")
+	if err != nil {
+		return unknownHolder
+	}
+	var names []string
+	for _, fd := range fds {
+		st, err := os.Stat(fd) // gone, not allowed or something else: not it
+		if err != nil || !os.SameFile(st, file) {
+			continue
+		}
+		proc, n := filepath.Split(fd)
+		proc = filepath.Dir(filepath.Clean(proc))
+		pid := filepath.Base(proc)
+		if pid == strconv.Itoa(selfPid) && n == strconv.Itoa(selfFd) {
+			continue
+		}
+		if !holdsLock(filepath.Join(proc, "fdinfo", n)) {
+			continue
+		}
+		if name := processName(proc, pid, selfPid); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return unknownHolder
+	}
+	return strings.Join(names, " and ")
+}
+
+// holdsLock reports whether the descriptor behind fdinfo holds one of QEMU's locks.
+func holdsLock(fdinfo string) bool {
+	b, err := os.ReadFile(fdinfo)
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		if first, last, err := parseLock(line); err == nil && isLockByte(first, last) {
+			return true
+		}
+	}
+	return false
+}
+
+func processName(proc, pid string, selfPid int) string {
+	if pid == strconv.Itoa(selfPid) {
+		return fmt.Sprintf("this process (pid %s)", pid)
+	}
+	comm, err := os.ReadFile(filepath.Join(proc, "comm"))
+	if err != nil {
+		comm = []byte("a process")
+	}
+	return fmt.Sprintf("%s (pid %s)", strings.TrimSpace(string(comm)), pid)
+}

@@ -1,0 +1,170 @@
+//go:build linux
+
+package hostfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Options say how a file is opened. The zero value opens it for reading and
+// writing, as its only writer and as the owner of its size.
+type Options struct {
+	ReadOnly bool
+	// Lock says whom the File excludes and whom it puts up with.
+	Lock Lock
+	// Fixed says that the size belongs to somebody else: Grow takes only what
+	// has been granted, and Shrink is refused.
+	Fixed bool
+}
+
+// Open opens an existing regular file. Where another process has it open in a
+// way that excludes this one, the error wraps block.ErrInUse and names it.
+func Open(path string, o Options) (*File, error) {
+	flags := unix.O_RDWR
+	if o.ReadOnly {
+		flags = unix.O_RDONLY
+	}
+	return open(path, flags, 0, o)
+}
+
+// CreateOptions say how a file is made. With the zero value a file that exists
+// already is an error.
+type CreateOptions struct {
+	// Overwrite empties a file that exists already, once it is locked.
+	Overwrite bool
+	// Mode are the permission bits of a new file before the umask; 0 means
+	// 0644.
+	Mode fs.FileMode
+}
+
+// Create makes a regular file of size bytes that read zero and opens it as Open
+// does. The file, its size and its name are durable when Create returns.
+func Create(path string, size int64, o CreateOptions) (*File, error) {
+	if size < 0 {
+		return nil, fmt.Errorf("create %s: the size %d is negative", path, size)
+	}
+	flags := unix.O_RDWR | unix.O_CREAT
+	if !o.Overwrite {
+		flags |= unix.O_EXCL
+	}
+	mode := o.Mode
+	if mode == 0 {
+		mode = 0o644
+	}
+	f, err := open(path, flags, mode, Options{})
+	if err != nil {
+		return nil, err
+	}
+	if err := f.reset(size); err != nil {
+		_ = f.Close() // the first error is the one that counts
+		if !o.Overwrite {
+			_ = os.Remove(path)
+		}
+		return nil, fmt.Errorf("create %s of %d bytes: %w", path, size, err)
+	}
+	return f, nil
+}
+
+// open opens, checks that it is a regular file, and locks.
+func open(path string, flags int, mode fs.FileMode, o Options) (*File, error) {
+	// O_NONBLOCK: a fifo or a device must not hang before it is refused.
+	fd, err := retry(func() (int, error) {
+		return unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, uint32(mode.Perm()))
+	})
+	if err != nil {
+		return nil, openError(path, err)
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	osf := os.NewFile(uintptr(fd), path)
+	f, err := newFile(osf, path, o)
+	if err != nil {
+		_ = osf.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func newFile(osf *os.File, path string, o Options) (*File, error) {
+	st, err := osf.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, notRegular(path, st.Mode())
+	}
+	raw, err := osf.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	f := &File{f: osf, raw: raw, path: path, readOnly: o.ReadOnly, fixed: o.Fixed}
+	if err := f.lock(o.Lock); err != nil {
+		return nil, err
+	}
+	// The size counts from the moment the lock is held.
+	if st, err = osf.Stat(); err != nil {
+		return nil, err
+	}
+	f.size.Store(st.Size())
+	f.probeZeroes()
+	return f, nil
+}
+
+// reset makes the file empty, then size bytes long, and both durable.
+func (f *File) reset(size int64) error {
+	for _, n := range []int64{0, size} {
+		if err := f.truncate(n); err != nil {
+			return noSpace(err)
+		}
+	}
+	f.size.Store(size)
+	if err := f.syncAs(unix.Fsync); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(f.path))
+	if err != nil {
+		return fmt.Errorf("make the name durable: %w", err)
+	}
+	defer dir.Close()
+	if err := dir.Sync(); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("make the name durable: %w", err)
+	}
+	return nil
+}
+
+func openError(path string, err error) error {
+	switch {
+	case errors.Is(err, unix.EISDIR):
+		return notRegular(path, fs.ModeDir)
+	case errors.Is(err, unix.ENXIO):
+		return notRegular(path, fs.ModeNamedPipe)
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf("open %s for writing: the file system is read-only; open it read-only: %w", path, err)
+	}
+	return &os.PathError{Op: "open", Path: path, Err: err}
+}
+
+func notRegular(path string, mode fs.FileMode) error {
+	kind := "neither a file nor anything known"
+	switch t := mode.Type(); {
+	case t&fs.ModeDir != 0:
+		kind = "a directory"
+	case t&fs.ModeNamedPipe != 0:
+		kind = "a named pipe"
+	case t&fs.ModeSocket != 0:
+		kind = "a socket"
+	case t&fs.ModeCharDevice != 0:
+		kind = "a character device"
+	case t&fs.ModeDevice != 0:
+		kind = "a block device"
+	}
+	return fmt.Errorf("open %s: expected a regular file, found %s", path, kind)
+}
