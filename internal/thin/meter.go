@@ -1,0 +1,85 @@
+package thin
+
+import (
+	"slices"
+	"time"
+)
+
+// rateWindow is the time over which the speed of the writer is measured, and
+// rateForget how long a measured speed is believed without a new one.
+const (
+	rateWindow = 250 * time.Millisecond
+	rateForget = 2 * time.Second
+)
+
+// A rateMeter measures how fast the end moves. Its zero value is ready.
+type rateMeter struct {
+	started bool
+	at      time.Time // begin of the window
+	end     int64     // at that time
+	rate    float64   // bytes per second, of the windows before
+}
+
+// note tells where the end is now.
+func (m *rateMeter) note(now time.Time, end int64) {
+	if !m.started {
+		*m = rateMeter{started: true, at: now, end: end}
+		return
+	}
+	span := now.Sub(m.at)
+	if span < rateWindow {
+		return
+	}
+	latest := float64(end-m.end) / span.Seconds()
+	if span < rateForget {
+		latest = (latest + m.rate) / 2
+	}
+	*m = rateMeter{started: true, at: now, end: end, rate: latest}
+}
+
+// at tells the speed now.
+func (m *rateMeter) now(now time.Time) float64 {
+	if now.Sub(m.at) > rateForget {
+		return 0
+	}
+	return m.rate
+}
+
+// latencyKept is the number of latencies that p50 and max are taken from.
+const latencyKept = 64
+
+// A latencyMeter remembers how long the last extensions took. Its zero value is
+// ready.
+type latencyMeter struct {
+	ring [latencyKept]time.Duration
+	n    int // ever noted
+	mean time.Duration
+}
+
+func (m *latencyMeter) note(d time.Duration) {
+	m.ring[m.n%latencyKept] = d
+	if m.n == 0 {
+		m.mean = d
+	}
+	m.mean += (d - m.mean) / 4
+	m.n++
+}
+
+// expected is what the next extension should be assumed to take.
+func (m *latencyMeter) expected() time.Duration { return max(m.mean, m.last()) }
+
+func (m *latencyMeter) last() time.Duration {
+	if m.n == 0 {
+		return 0
+	}
+	return m.ring[(m.n-1)%latencyKept]
+}
+
+func (m *latencyMeter) medianMax() (median, longest time.Duration) {
+	kept := slices.Clone(m.ring[:min(m.n, latencyKept)])
+	if len(kept) == 0 {
+		return 0, 0
+	}
+	slices.Sort(kept)
+	return kept[len(kept)/2], kept[len(kept)-1]
+}
