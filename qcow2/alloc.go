@@ -1,0 +1,205 @@
+package qcow2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"tidemark/internal/block"
+	"tidemark/qcow2/format"
+)
+
+// A run is n host clusters from at. fresh says that they lay behind the image's
+// end when it was opened, so that nothing but this process can have named them;
+// only such clusters become metadata (rule 17).
+type run struct {
+	at, n int64
+	fresh bool
+}
+
+// An allocator hands out ready clusters: counted 1 and reading zero, both
+// durably. Image.mu guards it.
+type allocator struct {
+	end     int64 // the cluster behind the last one that is counted
+	openEnd int64 // what end was at open, and inside the file
+	// zeroFrom: from this cluster on nobody has written, and the storage says
+	// that its fresh space reads zero.
+	zeroFrom int64
+	// cursor: the clusters below are known to be counted.
+	cursor int64
+	// frees counts the events after which a search for free clusters may find
+	// more than it did before.
+	frees uint64
+
+	// bound is what the image needs when all of it is allocated: nothing is
+	// reserved ahead of use beyond it.
+	bound int64
+
+	ready []run
+	batch int64 // clusters of the next reservation
+	fill  *fill // the reservation in progress, nil if none
+	// last is when a reservation ended, failed when one did without success.
+	last, failed time.Time
+}
+
+func (a *allocator) readyClusters() int64 {
+	var n int64
+	for _, r := range a.ready {
+		n += r.n
+	}
+	return n
+}
+
+// take removes up to want contiguous clusters from the ready ones; n is 0 if
+// there are none of that sort.
+func (a *allocator) take(want int64, fresh bool) (at, n int64) {
+	for i := range a.ready {
+		r := &a.ready[i]
+		if fresh && !r.fresh {
+			continue
+		}
+		at, n = r.at, min(want, r.n)
+		r.at, r.n = r.at+n, r.n-n
+		if r.n == 0 {
+			a.ready = append(a.ready[:i], a.ready[i+1:]...)
+		}
+		return at, n
+	}
+	return 0, 0
+}
+
+// has reports whether a cluster for data, and one for a table if that is asked
+// for, can be taken.
+func (a *allocator) has(table bool) bool {
+	if !table {
+		return len(a.ready) > 0
+	}
+	total, fresh := int64(0), false
+	for _, r := range a.ready {
+		total += r.n
+		fresh = fresh || r.fresh
+	}
+	return fresh && total >= 2
+}
+
+// A fill is one reservation in progress.
+type fill struct {
+	fresh bool // only fresh clusters will do
+	since time.Time
+	done  chan struct{} // closed when err is set
+	err   error
+	// retry ends the wait for a larger file because clusters may have become
+	// free. Image.mu guards it; nil while there is no such wait.
+	retry context.CancelCauseFunc
+}
+
+var errRetry = errors.New("clusters may have become free")
+
+// startAllocator finds the image's end. A file that ends inside the image's
+// last cluster is made longer, so that the whole cluster can be written; one
+// that ends before it has lost something and is refused.
+func (im *Image) startAllocator(ctx context.Context) error {
+	end, err := im.lastCounted()
+	if err != nil {
+		return err
+	}
+	a, size := &im.alloc, im.file.Size()
+	a.end, a.openEnd = end, min(end, im.geo.Clusters(size))
+	a.zeroFrom = 1<<63 - 1
+	if im.file.Info().FreshZero {
+		a.zeroFrom = max(end, im.geo.Clusters(size))
+	}
+	a.batch = max(2, int64(minReserveBytes)>>im.geo.ClusterBits)
+	a.bound = Bound(im.geo, im.header.Size) >> im.geo.ClusterBits
+	need := end << im.geo.ClusterBits
+	if size < need-im.geo.ClusterSize() {
+		return &format.CorruptError{What: "file (truncated? if it only leaks clusters, mend it with qemu-img check -r leaks)", Off: size,
+			Want: fmt.Sprintf("at least the %d bytes that the reference counts claim", need-im.geo.ClusterSize()), Got: fmt.Sprintf("%d bytes", size)}
+	}
+	if need > size {
+		if _, err := im.file.Grow(ctx, need, need); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startFillLocked starts a reservation, or joins the one in progress.
+func (im *Image) startFillLocked(fresh bool) *fill {
+	a := &im.alloc
+	if a.fill != nil {
+		return a.fill
+	}
+	f := &fill{fresh: fresh, since: time.Now(), done: make(chan struct{})}
+	a.fill = f
+	im.tasks.Add(1)
+	go func() {
+		defer im.tasks.Done()
+		err := im.reserve(f)
+		im.mu.Lock()
+		a.fill, f.err, a.last = nil, err, time.Now()
+		if err != nil {
+			a.failed = a.last
+		}
+		im.mu.Unlock()
+		close(f.done)
+	}()
+	return f
+}
+
+// prefetchPause is how long nothing is reserved ahead of use after a
+// reservation has failed.
+const prefetchPause = time.Second
+
+// prefetchLocked starts a reservation when half of the last one is used up.
+func (im *Image) prefetchLocked() {
+	a := &im.alloc
+	if a.fill == nil && a.readyClusters() < a.batch/2 && a.end < a.bound && time.Since(a.failed) > prefetchPause {
+		im.startFillLocked(false)
+	}
+}
+
+// holdGrace is how long a request waits for a reservation before it counts as
+// held: an extension that is just slow is none.
+const holdGrace = 100 * time.Millisecond
+
+// waitReady waits until clusters can be taken, as long as ctx allows. It holds
+// no lock. When it returns nil others may have been faster: look again.
+func (im *Image) waitReady(ctx context.Context, table bool) error {
+	im.mu.Lock()
+	if im.alloc.has(table) {
+		im.mu.Unlock()
+		return nil
+	}
+	f := im.startFillLocked(table)
+	im.mu.Unlock()
+
+	grace := time.NewTimer(holdGrace - time.Since(f.since))
+	defer grace.Stop()
+	hold := block.HoldOf(ctx)
+	for {
+		select {
+		case <-f.done:
+			return f.err
+		case <-ctx.Done():
+			return block.SpaceError(ctx)
+		case <-im.ctx.Done():
+			return block.ErrClosed
+		case <-grace.C:
+			if err := hold.Begin(); err != nil {
+				return err
+			}
+			defer hold.End()
+		}
+	}
+}
+
+// freedLocked tells a reservation that waits for a larger file to look for free
+// clusters again.
+func (im *Image) freedLocked() {
+	im.alloc.frees++
+	if f := im.alloc.fill; f != nil && !f.fresh && f.retry != nil {
+		f.retry(errRetry)
+	}
+}

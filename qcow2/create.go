@@ -1,0 +1,161 @@
+package qcow2
+
+import (
+	"context"
+	"fmt"
+
+	"tidemark/internal/block"
+	"tidemark/qcow2/format"
+)
+
+// CreateOptions are the choices for a new image. The zero value is a version 3
+// image with 64 KiB clusters and 16-bit reference counts.
+type CreateOptions struct {
+	Size          int64 // of the virtual disk, bytes
+	Version       int   // 2 ("0.10") or 3 ("1.1"); 0 means 3
+	ClusterSize   int64 // bytes, a power of two from 512 to 2 MiB; 0 means 64 KiB
+	RefcountBits  int   // 1, 2, 4, 8, 16, 32 or 64; 0 means 16
+	LazyRefcounts bool  // sets the compatible feature; counts are kept exact all the same
+}
+
+// Geometry resolves the defaults.
+func (o CreateOptions) Geometry() (format.Geometry, error) {
+	g := format.Geometry{Version: 3, ClusterBits: format.DefaultClusterBits, RefcountOrder: format.DefaultRefcountOrder}
+	if o.Version != 0 {
+		g.Version = uint32(o.Version)
+	}
+	var err error
+	if o.ClusterSize != 0 {
+		if g.ClusterBits, err = log2("cluster size", o.ClusterSize); err != nil {
+			return g, err
+		}
+	}
+	if o.RefcountBits != 0 {
+		if g.RefcountOrder, err = log2("refcount width", int64(o.RefcountBits)); err != nil {
+			return g, err
+		}
+	}
+	if err := g.Valid(); err != nil {
+		return g, err
+	}
+	if o.Size < 0 || o.Size > g.MaxSize() {
+		return g, fmt.Errorf("disk size %d: expected 0 to %d bytes with clusters of %d bytes", o.Size, g.MaxSize(), g.ClusterSize())
+	}
+	if o.LazyRefcounts && g.Version < 3 {
+		return g, fmt.Errorf("lazy refcounts need compat 1.1")
+	}
+	return g, nil
+}
+
+func log2(what string, v int64) (uint, error) {
+	for bits := uint(0); bits < 63; bits++ {
+		if v == 1<<bits {
+			return bits, nil
+		}
+	}
+	return 0, fmt.Errorf("%s %d: expected a power of two", what, v)
+}
+
+// A layout is where the metadata of a new image goes, in clusters:
+// header, refcount table, refcount blocks, L1 table.
+type layout struct {
+	tableAt, tableN   int64
+	blocksAt, blocksN int64
+	l1At, l1N         int64
+	end               int64
+}
+
+// planLayout finds the smallest self-covering layout: blocks and table must
+// count themselves, so their number is a fixed point.
+func planLayout(g format.Geometry, size int64) layout {
+	l := layout{tableAt: 1, l1N: g.Clusters(g.L1Entries(size) * 8), tableN: 1, blocksN: 1}
+	for {
+		l.end = 1 + l.tableN + l.blocksN + l.l1N
+		blocks := (l.end + g.RefcountsPerBlock() - 1) / g.RefcountsPerBlock()
+		table := g.Clusters(blocks * 8)
+		if blocks == l.blocksN && table == l.tableN {
+			break
+		}
+		l.blocksN, l.tableN = blocks, table
+	}
+	l.blocksAt = l.tableAt + l.tableN
+	l.l1At = l.blocksAt + l.blocksN
+	return l
+}
+
+// Create writes a new, empty image into f, which it grows as needed. What f
+// held is gone. The header is written last, after a Sync, so that a crash
+// leaves no image rather than half of one.
+func Create(ctx context.Context, f block.File, o CreateOptions) error {
+	g, err := o.Geometry()
+	if err != nil {
+		return fmt.Errorf("create image: %w", err)
+	}
+	l := planLayout(g, o.Size)
+	h := format.Header{
+		Geometry: g, Size: o.Size,
+		L1Offset: l.l1At << g.ClusterBits, L1Size: uint32(g.L1Entries(o.Size)),
+		RefcountTableOffset: l.tableAt << g.ClusterBits, RefcountTableClusters: uint32(l.tableN),
+	}
+	if o.LazyRefcounts {
+		h.Compatible |= format.CompatLazyRefcounts
+	}
+	first, err := encodeFirstCluster(&h)
+	if err != nil {
+		return fmt.Errorf("create image: %w", err)
+	}
+	if err := writeLayout(ctx, f, g, l, first); err != nil {
+		return fmt.Errorf("create image: %w", err)
+	}
+	return nil
+}
+
+// encodeFirstCluster encodes h with the feature name table where that fits; in
+// clusters of 512 bytes there may be no room for it.
+func encodeFirstCluster(h *format.Header) ([]byte, error) {
+	if h.Version >= 3 {
+		h.Extensions = []format.Extension{{Type: format.ExtFeatureNames, Data: format.EncodeFeatureNames(format.KnownFeatures())}}
+	}
+	b, err := h.Encode()
+	if err != nil && h.Extensions != nil {
+		h.Extensions = nil
+		b, err = h.Encode()
+	}
+	return b, err
+}
+
+func writeLayout(ctx context.Context, f block.File, g format.Geometry, l layout, first []byte) error {
+	cs := g.ClusterSize()
+	if _, err := f.Grow(ctx, l.end*cs, l.end*cs); err != nil {
+		return err
+	}
+	if err := f.WriteZeroes(0, l.end*cs); err != nil {
+		return err
+	}
+	table := make([]format.RefcountTableEntry, l.blocksN)
+	counts := make([]byte, cs)
+	for i := range table {
+		block := l.blocksAt + int64(i)
+		table[i] = format.RefcountTableEntry(block * cs)
+		clear(counts)
+		from := int64(i) * g.RefcountsPerBlock()
+		for c := from; c < min(l.end, from+g.RefcountsPerBlock()); c++ {
+			format.SetRefcount(counts, g.RefcountOrder, int(c-from), 1)
+		}
+		if _, err := f.WriteAt(counts, block*cs); err != nil {
+			return err
+		}
+	}
+	b := make([]byte, l.tableN*cs)
+	format.EncodeTable(b, table)
+	if _, err := f.WriteAt(b, l.tableAt*cs); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(first, 0); err != nil {
+		return err
+	}
+	return f.Sync()
+}

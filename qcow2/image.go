@@ -1,0 +1,352 @@
+package qcow2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"tidemark/internal/block"
+	"tidemark/qcow2/format"
+)
+
+// Options are the choices when an image is opened. The zero value opens it for
+// reading and writing.
+type Options struct {
+	ReadOnly bool
+	// IgnoreDiscard makes Discard do nothing; zeroing may still unmap.
+	IgnoreDiscard bool
+	// CacheBytes bounds the memory for L2 tables and for refcount blocks, each;
+	// 0 means 32 MiB.
+	CacheBytes int64
+	// ReserveBytes bounds how much is reserved ahead of use; 0 means 64 MiB.
+	ReserveBytes int64
+	// Logger receives one line per state change; nil discards them.
+	Logger *slog.Logger
+}
+
+const (
+	defaultCacheBytes   = 32 << 20
+	defaultReserveBytes = 64 << 20
+	// minReserveBytes is the first reservation; it doubles while it is used up
+	// quickly.
+	minReserveBytes = 8 << 20
+)
+
+func (o Options) withDefaults() Options {
+	if o.CacheBytes <= 0 {
+		o.CacheBytes = defaultCacheBytes
+	}
+	if o.ReserveBytes <= 0 {
+		o.ReserveBytes = defaultReserveBytes
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// An Image is an open QCOW2 image. It is a [block.Device].
+type Image struct {
+	file block.File
+	opts Options
+	log  *slog.Logger
+	geo  format.Geometry // does not change
+
+	// ctx ends when the image closes: what the engine does by itself stops.
+	ctx    context.Context
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup // goroutines of the engine
+
+	poisoned atomic.Pointer[error]
+	closed   atomic.Bool
+	// requests is held shared by every request in progress, so that Close can
+	// wait for them.
+	requests sync.RWMutex
+
+	// completed counts mutations, raised after the bytes are written and before
+	// the request returns. durable is the value of completed that the last
+	// commit covers. "Is it durable?" is always this comparison.
+	completed, durable atomic.Uint64
+
+	allocating semaphore // see the package comment
+	commits    committer
+	region     sync.RWMutex
+	refcountIO sync.Mutex
+
+	mu      sync.Mutex // guards all below
+	header  *format.Header
+	l1      []format.L1Entry
+	l1Dirty map[int]struct{} // numbers of 512-byte sectors of the L1 table
+	l2      *sliceCache[format.L2Entry]
+	seen    map[int64]struct{} // L2 slices that were validated when they were loaded
+	refs    refcounts
+	alloc   allocator
+	barrier bool  // something that an entry of the next commit names needs a Sync first
+	gone    []run // clusters that entries of the next commit no longer name
+}
+
+// Open opens the image in f. It reads the header, the L1 table and the refcount
+// table, nothing else, and opens no other file. The Image does not close f.
+//
+// A feature that is missing here is refused by an [UnsupportedError] and the
+// image is left as it is.
+func Open(ctx context.Context, f block.File, o Options) (*Image, error) {
+	im := &Image{file: f, opts: o.withDefaults(), l1Dirty: map[int]struct{}{}, seen: map[int64]struct{}{}}
+	im.log = im.opts.Logger
+	im.allocating, im.commits.token = newSemaphore(), newSemaphore()
+	im.ctx, im.cancel = context.WithCancel(context.Background())
+	if f.Info().ReadOnly && !o.ReadOnly {
+		return nil, fmt.Errorf("open image for writing: %w", block.ErrReadOnly)
+	}
+	h, err := ReadHeader(f)
+	if err != nil {
+		return nil, fmt.Errorf("open image: %w", err)
+	}
+	im.header, im.geo = h, h.Geometry
+	if err := im.load(ctx); err != nil {
+		return nil, fmt.Errorf("open image: %w", err)
+	}
+	return im, nil
+}
+
+// ReadHeader reads and decodes the header of the image in f and checks that
+// its tables lie in the file.
+func ReadHeader(f block.File) (*format.Header, error) {
+	size := f.Size()
+	first := make([]byte, min(size, 1<<format.MaxClusterBits))
+	if _, err := readFull(f, first, 0); err != nil {
+		return nil, fmt.Errorf("read header: %w", err)
+	}
+	h, err := format.DecodeHeader(first)
+	if err != nil {
+		return nil, err
+	}
+	return h, h.CheckLayout(size)
+}
+
+// load decides whether the image can be opened and reads its tables.
+func (im *Image) load(ctx context.Context) error {
+	if err := checkFeatures(im.header, !im.opts.ReadOnly); err != nil {
+		return err
+	}
+	if err := im.loadL1(); err != nil {
+		return err
+	}
+	im.l2 = newSliceCache[format.L2Entry](im.opts.CacheBytes / 8)
+	if im.opts.ReadOnly {
+		return nil
+	}
+	if err := im.loadRefcountTable(); err != nil {
+		return err
+	}
+	if err := im.checkMetadataOverlap(); err != nil {
+		return err
+	}
+	if err := im.startAllocator(ctx); err != nil {
+		return err
+	}
+	return im.clearAutoclear()
+}
+
+// checkFeatures refuses what is missing here, by its name.
+func checkFeatures(h *format.Header, write bool) error {
+	refuse := func(feature, advice string) error {
+		return &format.UnsupportedError{Feature: feature, Advice: advice}
+	}
+	const known = format.IncompatDirty | format.IncompatCorrupt | format.IncompatCompressionType
+	for bit := uint8(0); bit < 64; bit++ {
+		if h.Incompatible&^known&(1<<bit) != 0 {
+			return refuse(h.FeatureName(format.Incompatible, bit), "open it with the program that made it")
+		}
+	}
+	switch {
+	case h.CryptMethod != 0:
+		return refuse(fmt.Sprintf("encryption (method %d)", h.CryptMethod), "decrypt it with qemu-img convert")
+	case h.BackingFile != "":
+		return refuse(fmt.Sprintf("a backing file (%q)", h.BackingFile), "flatten it with qemu-img convert")
+	case !write:
+		return nil
+	case h.Incompatible&format.IncompatCorrupt != 0:
+		return fmt.Errorf("image is marked corrupt: mend it with qemu-img check -r all, or open it read-only")
+	case h.Incompatible&format.IncompatDirty != 0:
+		return fmt.Errorf("image is marked dirty (its reference counts may be wrong): mend it with qemu-img check -r all, or open it read-only")
+	case h.Snapshots != 0:
+		return refuse(fmt.Sprintf("%d internal snapshots, for writing", h.Snapshots), "open it read-only, or delete them with qemu-img snapshot -d")
+	case h.Extension(format.ExtBitmaps) != nil:
+		return refuse("persistent bitmaps, for writing", "open it read-only, or remove them with qemu-img bitmap --remove")
+	}
+	return nil
+}
+
+// clearAutoclear clears the autoclear bits that this package does not maintain,
+// before anything is written (specification, autoclear_features).
+func (im *Image) clearAutoclear() error {
+	if im.header.Autoclear == 0 {
+		return nil
+	}
+	return im.switchHeader(func(h *format.Header) { h.Autoclear = 0 })
+}
+
+// switchHeader changes the header with one write of its first sector, durably.
+// Its caller holds allocating, or is the only one to know im.
+func (im *Image) switchHeader(change func(*format.Header)) error {
+	sector := make([]byte, format.SectorSize)
+	if _, err := readFull(im.file, sector, 0); err != nil {
+		return im.poison(fmt.Errorf("read header: %w", err))
+	}
+	im.mu.Lock()
+	h := *im.header
+	im.mu.Unlock()
+	change(&h)
+	h.Put(sector)
+	if _, err := im.file.WriteAt(sector, 0); err != nil {
+		return im.poison(fmt.Errorf("write header: %w", err))
+	}
+	if err := im.file.Sync(); err != nil {
+		return im.poison(fmt.Errorf("sync header: %w", err))
+	}
+	im.mu.Lock()
+	im.header = &h
+	im.mu.Unlock()
+	return nil
+}
+
+// poison latches the first error after which nothing may be reported as
+// written, and returns what every later mutation returns.
+func (im *Image) poison(err error) error {
+	err = fmt.Errorf("image stopped accepting writes: %w", err)
+	if im.poisoned.CompareAndSwap(nil, &err) {
+		im.log.Error("image stopped accepting writes; what was not flushed may be lost: check the storage, then open the image again", "cause", err)
+	}
+	return *im.poisoned.Load()
+}
+
+// enter begins a request; im.requests.RUnlock ends it.
+func (im *Image) enter(mutates bool) error {
+	im.requests.RLock()
+	err := im.usable(mutates)
+	if err != nil {
+		im.requests.RUnlock()
+	}
+	return err
+}
+
+func (im *Image) usable(mutates bool) error {
+	if im.closed.Load() {
+		return block.ErrClosed
+	}
+	if !mutates {
+		return nil
+	}
+	if im.opts.ReadOnly {
+		return block.ErrReadOnly
+	}
+	if err := im.poisoned.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// size of the virtual disk in bytes.
+func (im *Image) size() int64 {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.header.Size
+}
+
+// Info describes the disk.
+func (im *Image) Info() block.DeviceInfo {
+	rw := !im.opts.ReadOnly
+	return block.DeviceInfo{
+		Size:     im.size(),
+		MinBlock: 1, PreferredBlock: int(min(im.geo.ClusterSize(), 64<<10)),
+		ReadOnly: !rw,
+		CanFlush: true, CanFUA: rw, CanDiscard: rw, CanZero: rw, CanFastZero: rw,
+		MultiConn: true,
+	}
+}
+
+// Header is a copy of the image's header.
+func (im *Image) Header() format.Header {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return *im.header
+}
+
+// Stats are the image's figures, bytes unless said otherwise.
+type Stats struct {
+	Virtual  int64 // size of the disk
+	End      int64 // end of the image in its file
+	Reserved int64 // clusters that are ready for use, within End
+	Granted  int64 // size of the file
+	Dirty    int   // L2 slices that the next commit writes
+	Poisoned error // why the image stopped accepting writes, or nil
+}
+
+// Used is what holds data and metadata, up to the highest such byte.
+func (s Stats) Used() int64 { return s.End - s.Reserved }
+
+// Stats returns the figures of this moment.
+func (im *Image) Stats() Stats {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	s := Stats{Virtual: im.header.Size, Granted: im.file.Size(), Dirty: im.l2.dirty}
+	s.End = im.alloc.end << im.geo.ClusterBits
+	s.Reserved = im.alloc.readyClusters() << im.geo.ClusterBits
+	if err := im.poisoned.Load(); err != nil {
+		s.Poisoned = *err
+	}
+	return s
+}
+
+// Close waits for the requests in progress, of which those that wait for space
+// are cancelled, commits, gives reserved space back and shrinks the file to the
+// image's end. It does not close the file.
+func (im *Image) Close() error {
+	if !im.closed.CompareAndSwap(false, true) {
+		return block.ErrClosed
+	}
+	im.cancel()
+	im.requests.Lock()
+	defer im.requests.Unlock()
+	im.tasks.Wait()
+	if im.opts.ReadOnly {
+		return nil
+	}
+	if err := im.poisoned.Load(); err != nil {
+		return *err
+	}
+	if err := im.commit(); err != nil {
+		return err
+	}
+	return im.giveBack()
+}
+
+// readFull reads len(p) bytes; bytes behind the file's end are an error.
+func readFull(f block.File, p []byte, off int64) (int, error) {
+	n, err := f.ReadAt(p, off)
+	if n == len(p) {
+		return n, nil
+	}
+	return n, errors.Join(fmt.Errorf("at offset %d: expected %d bytes, found %d", off, len(p), n), err)
+}
+
+// A semaphore of one that can be waited for with a context.
+type semaphore chan struct{}
+
+func newSemaphore() semaphore { return make(semaphore, 1) }
+
+func (s semaphore) acquire(ctx context.Context) error {
+	select {
+	case s <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return block.SpaceError(ctx)
+	}
+}
+
+func (s semaphore) lock()    { s <- struct{}{} }
+func (s semaphore) release() { <-s }

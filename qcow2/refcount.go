@@ -1,0 +1,282 @@
+package qcow2
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"tidemark/qcow2/format"
+)
+
+// refcounts are the reference counts of the host clusters. The in-memory copy of
+// a block is its next image on disk: a count is lowered in it only when that
+// may be written (rule 3).
+type refcounts struct {
+	table  []format.RefcountTableEntry
+	slices *sliceCache[byte]
+	// metadata lists the clusters that held metadata at open, sorted.
+	metadata []int64
+}
+
+func (im *Image) loadRefcountTable() error {
+	h := im.header
+	b := make([]byte, int64(h.RefcountTableClusters)*im.geo.ClusterSize())
+	if _, err := readFull(im.file, b, h.RefcountTableOffset); err != nil {
+		return fmt.Errorf("read refcount table: %w", err)
+	}
+	im.refs.slices = newSliceCache[byte](im.opts.CacheBytes)
+	im.refs.table = make([]format.RefcountTableEntry, len(b)/8)
+	format.DecodeTable(im.refs.table, b)
+	for i, e := range im.refs.table {
+		if !e.Valid() || !im.inFile(e.Offset()) {
+			return &format.CorruptError{What: fmt.Sprintf("refcount table entry %d", i), Off: h.RefcountTableOffset + int64(i)*8,
+				Want: "the offset of a cluster inside the file", Got: fmt.Sprintf("0x%016x", uint64(e))}
+		}
+	}
+	return nil
+}
+
+// lastCounted returns the cluster behind the last one whose count is not 0.
+func (im *Image) lastCounted() (int64, error) {
+	per := im.geo.RefcountsPerBlock()
+	block := make([]byte, im.geo.ClusterSize())
+	for i, e := range slices.Backward(im.refs.table) {
+		if e == 0 {
+			continue
+		}
+		if _, err := readFull(im.file, block, e.Offset()); err != nil {
+			return 0, fmt.Errorf("read refcount block: %w", err)
+		}
+		for j := per - 1; j >= 0; j-- {
+			if format.Refcount(block, im.geo.RefcountOrder, int(j)) != 0 {
+				return int64(i)*per + j + 1, nil
+			}
+		}
+	}
+	return 0, &format.CorruptError{What: "refcount table", Off: im.header.RefcountTableOffset, Want: "a count for the header", Got: "none"}
+}
+
+// refSliceBytes and refSliceBits are the size of a slice of a refcount block
+// and the binary logarithm of the number of counts in it.
+func (im *Image) refSliceBytes() int64 { return min(im.geo.ClusterSize(), maxSliceBytes) }
+func (im *Image) refSliceBits() uint   { return min(im.geo.ClusterBits, 12) + 3 - im.geo.RefcountOrder }
+
+// hasBlockLocked reports whether there is a refcount block for cluster c.
+func (im *Image) hasBlockLocked(c int64) bool {
+	b := c / im.geo.RefcountsPerBlock()
+	return b < int64(len(im.refs.table)) && im.refs.table[b] != 0
+}
+
+// refSliceLocked returns the slice that counts cluster c, nil if there is no
+// block for it.
+func (im *Image) refSliceLocked(c int64) (*slice[byte], error) {
+	n := c >> im.refSliceBits()
+	if s := im.refs.slices.get(n); s != nil {
+		return s, nil
+	}
+	if !im.hasBlockLocked(c) {
+		return nil, nil
+	}
+	per := im.geo.RefcountsPerBlock()
+	s := &slice[byte]{data: make([]byte, im.refSliceBytes())}
+	s.off = im.refs.table[c/per].Offset() + c%per>>im.refSliceBits()*im.refSliceBytes()
+	if _, err := readFull(im.file, s.data, s.off); err != nil {
+		return nil, fmt.Errorf("read refcount block: %w", err)
+	}
+	im.refs.slices.put(n, s)
+	return s, nil
+}
+
+func (im *Image) refcountLocked(c int64) (uint64, error) {
+	s, err := im.refSliceLocked(c)
+	if s == nil || err != nil {
+		return 0, err
+	}
+	return format.Refcount(s.data, im.geo.RefcountOrder, im.inRefSlice(c)), nil
+}
+
+func (im *Image) inRefSlice(c int64) int { return int(c & (1<<im.refSliceBits() - 1)) }
+
+// setRefcountsLocked sets the counts of a run whose blocks exist.
+func (im *Image) setRefcountsLocked(r run, v uint64) error {
+	for c := r.at; c < r.at+r.n; c++ {
+		s, err := im.refSliceLocked(c)
+		if err != nil {
+			return err
+		}
+		if s == nil {
+			return &format.CorruptError{What: fmt.Sprintf("refcount block of cluster %d", c), Off: -1, Want: "one", Got: "none"}
+		}
+		format.SetRefcount(s.data, im.geo.RefcountOrder, im.inRefSlice(c), v)
+		im.refs.slices.markDirty(s)
+	}
+	return nil
+}
+
+// writeRefcounts writes the dirty slices, without a Sync. One at a time, so
+// that an older copy never overwrites a newer one.
+func (im *Image) writeRefcounts() error {
+	im.refcountIO.Lock()
+	defer im.refcountIO.Unlock()
+	im.mu.Lock()
+	writes, done := im.refs.slices.stage(func(b []byte) []byte { return slices.Clone(b) })
+	im.mu.Unlock()
+	err := writeStaged(im.file, writes)
+	im.mu.Lock()
+	done() // reading them again finds what was written
+	im.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("write reference counts: %w", err)
+	}
+	return nil
+}
+
+// addBlock makes cluster c, which is zeroed and lies at the image's end, the
+// refcount block for block number b: the block, Sync, its entry, Sync (R3). The
+// block counts itself, or is counted by a block that exists.
+func (im *Image) addBlock(b, c int64) error {
+	per, cs := im.geo.RefcountsPerBlock(), im.geo.ClusterSize()
+	data := make([]byte, cs)
+	if c/per == b {
+		format.SetRefcount(data, im.geo.RefcountOrder, int(c%per), 1)
+	} else if err := im.countRun(run{at: c, n: 1}); err != nil {
+		return err
+	}
+	if _, err := im.file.WriteAt(data, c*cs); err != nil {
+		return fmt.Errorf("write refcount block: %w", err)
+	}
+	if err := im.file.Sync(); err != nil {
+		return im.poison(err)
+	}
+	im.mu.Lock()
+	tableOff := im.header.RefcountTableOffset
+	sectorAt := b * 8 / format.SectorSize * format.SectorSize
+	per8 := int64(format.SectorSize / 8)
+	entries := slices.Clone(im.refs.table[sectorAt/8 : sectorAt/8+per8])
+	im.mu.Unlock()
+	entries[b%per8] = format.RefcountTableEntry(c * cs)
+	sector := make([]byte, format.SectorSize)
+	format.EncodeTable(sector, entries)
+	if _, err := im.file.WriteAt(sector, tableOff+sectorAt); err != nil {
+		return im.poison(fmt.Errorf("write refcount table: %w", err))
+	}
+	if err := im.file.Sync(); err != nil {
+		return im.poison(err)
+	}
+	im.mu.Lock()
+	im.refs.table[b] = format.RefcountTableEntry(c * cs)
+	im.alloc.end = max(im.alloc.end, c+1)
+	im.mu.Unlock()
+	return nil
+}
+
+// countRun sets the counts of r to 1, in memory and on disk, without a Sync. If
+// there is no space for that, nothing has changed.
+func (im *Image) countRun(r run) error {
+	im.mu.Lock()
+	err := im.setRefcountsLocked(r, 1)
+	im.mu.Unlock()
+	if err == nil {
+		err = im.writeRefcounts()
+	}
+	if err != nil {
+		im.mu.Lock()
+		undo := im.setRefcountsLocked(r, 0)
+		im.mu.Unlock()
+		if undo != nil {
+			return im.poison(undo)
+		}
+	}
+	return err
+}
+
+// growRefcountTable makes room for block number b: new table, and blocks for
+// what is itself not covered, at the image's end; Sync; switch the header. The
+// caller holds allocating.
+func (im *Image) growRefcountTable(ctx context.Context, b int64) error {
+	cs := im.geo.ClusterSize()
+	im.mu.Lock()
+	at := im.alloc.end
+	old := run{im.header.RefcountTableOffset / cs, int64(im.header.RefcountTableClusters), false}
+	table := slices.Clone(im.refs.table)
+	blocksN, tableN := im.planTableLocked(at, b)
+	im.mu.Unlock()
+
+	area := run{at, blocksN + tableN, false}
+	if err := im.growFile(ctx, area); err != nil {
+		return err
+	}
+	return im.fatalUnlessNoSpace(im.buildRefcountTable(table, old, at, blocksN, tableN))
+}
+
+// buildRefcountTable writes the new table, a copy of table that is larger, and
+// the new blocks at cluster at, and switches to it.
+func (im *Image) buildRefcountTable(table []format.RefcountTableEntry, old run, at, blocksN, tableN int64) error {
+	per, cs := im.geo.RefcountsPerBlock(), im.geo.ClusterSize()
+	area := run{at, blocksN + tableN, false}
+	table = append(table, make([]format.RefcountTableEntry, tableN*cs/8-int64(len(table)))...)
+	blocks := map[int64][]byte{}
+	next := at
+	for c := area.at; c < area.at+area.n; c++ {
+		i := c / per
+		if table[i] == 0 {
+			table[i] = format.RefcountTableEntry(next * cs)
+			blocks[next] = make([]byte, cs)
+			next++
+		}
+		if data := blocks[table[i].Offset()/cs]; data != nil {
+			format.SetRefcount(data, im.geo.RefcountOrder, int(c%per), 1)
+		} else if err := im.countRun(run{at: c, n: 1}); err != nil {
+			return err
+		}
+	}
+	for c, data := range blocks {
+		if _, err := im.file.WriteAt(data, c*cs); err != nil {
+			return fmt.Errorf("write refcount block: %w", err)
+		}
+	}
+	data := make([]byte, tableN*cs)
+	format.EncodeTable(data, table)
+	tableOff := (at + blocksN) * cs
+	if _, err := im.file.WriteAt(data, tableOff); err != nil {
+		return fmt.Errorf("write refcount table: %w", err)
+	}
+	if err := im.file.Sync(); err != nil {
+		return im.poison(err)
+	}
+	err := im.switchHeader(func(h *format.Header) {
+		h.RefcountTableOffset, h.RefcountTableClusters = tableOff, uint32(tableN)
+	})
+	if err != nil {
+		return err
+	}
+	im.mu.Lock()
+	im.refs.table = table
+	im.alloc.end = area.at + area.n
+	im.gone = append(im.gone, old)
+	im.mu.Unlock()
+	return nil
+}
+
+// planTableLocked returns how many clusters a table takes that has room for
+// block number b and grows by half, and how many blocks must stand beside it so
+// that all of it is counted: a fixed point.
+func (im *Image) planTableLocked(at, b int64) (blocksN, tableN int64) {
+	per := im.geo.RefcountsPerBlock()
+	have := int64(len(im.refs.table))
+	tableN = im.geo.Clusters(max(b+1, have+have/2) * 8)
+	for {
+		last := (at + blocksN + tableN - 1) / per
+		missing := int64(0)
+		for i := at / per; i <= last; i++ {
+			if i >= have || im.refs.table[i] == 0 {
+				missing++
+			}
+		}
+		needed := max(tableN, im.geo.Clusters((last+1)*8))
+		if missing == blocksN && needed == tableN {
+			return blocksN, tableN
+		}
+		blocksN, tableN = missing, needed
+	}
+}

@@ -1,0 +1,132 @@
+package qcow2
+
+import (
+	"context"
+	"fmt"
+
+	"tidemark/qcow2/format"
+)
+
+// Grow makes the disk size bytes large. It waits for space, for a larger L1
+// table, as long as ctx allows. A smaller size is refused; the same one is fine.
+func (im *Image) Grow(ctx context.Context, size int64) error {
+	if err := im.enter(true); err != nil {
+		return err
+	}
+	defer im.requests.RUnlock()
+	if old := im.size(); size < old || size > im.geo.MaxSize() {
+		return fmt.Errorf("grow disk to %d bytes: expected %d to %d bytes", size, old, im.geo.MaxSize())
+	}
+	if err := im.allocating.acquire(ctx); err != nil {
+		return err
+	}
+	defer im.allocating.release()
+	if err := im.growAllocating(ctx, size); err != nil {
+		return fmt.Errorf("grow disk to %d bytes: %w", size, err)
+	}
+	im.mu.Lock()
+	im.alloc.bound = Bound(im.geo, size) >> im.geo.ClusterBits
+	im.mu.Unlock()
+	return nil
+}
+
+// growAllocating does it. The caller holds allocating.
+func (im *Image) growAllocating(ctx context.Context, size int64) error {
+	entries := im.geo.L1Entries(size)
+	im.mu.Lock()
+	have := int64(len(im.l1))
+	im.mu.Unlock()
+	if entries <= have {
+		return im.switchHeader(func(h *format.Header) { h.Size = size })
+	}
+	at, err := im.reserveContiguous(ctx, im.geo.Clusters(entries*8))
+	if err != nil {
+		return fmt.Errorf("space for the L1 table: %w", err)
+	}
+	return im.switchL1(at, entries, size)
+}
+
+// switchL1 moves the L1 table, with room for entries, to cluster at. It keeps
+// the commit away, so that sectors that are dirty when the table is copied are
+// still dirty afterwards and reach the new place with the next commit. L2 tables
+// that the copy names and the old table does not are fresh and read zero.
+func (im *Image) switchL1(at, entries, size int64) error {
+	im.commits.token.lock()
+	defer im.commits.token.release()
+	cs := im.geo.ClusterSize()
+	im.mu.Lock()
+	table := make([]format.L1Entry, entries)
+	copy(table, im.l1)
+	old := run{at: im.header.L1Offset / cs, n: im.geo.Clusters(int64(im.header.L1Size) * 8)}
+	im.mu.Unlock()
+	b := make([]byte, im.geo.Clusters(entries*8)*cs)
+	format.EncodeTable(b, table)
+	if _, err := im.file.WriteAt(b, at*cs); err != nil {
+		return im.fatalUnlessNoSpace(fmt.Errorf("write L1 table: %w", err))
+	}
+	if err := im.file.Sync(); err != nil {
+		return im.poison(err)
+	}
+	err := im.switchHeader(func(h *format.Header) {
+		h.Size, h.L1Offset, h.L1Size = size, at*cs, uint32(entries)
+	})
+	if err != nil {
+		return err
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	copy(table, im.l1) // with what was added meanwhile
+	im.l1 = table
+	if old.n > 0 {
+		im.gone = append(im.gone, old)
+	}
+	return nil
+}
+
+// reserveContiguous counts n neighbouring clusters at the image's end, durably,
+// and returns the first. The caller holds allocating.
+func (im *Image) reserveContiguous(ctx context.Context, n int64) (int64, error) {
+	per := im.geo.RefcountsPerBlock()
+	for {
+		im.mu.Lock()
+		at, have := im.alloc.end, int64(len(im.refs.table))
+		missing := int64(-1)
+		for b := at / per; b <= (at+n-1)/per && missing < 0; b++ {
+			if !im.hasBlockLocked(b * per) {
+				missing = b
+			}
+		}
+		im.mu.Unlock()
+		switch {
+		case missing >= have:
+			if err := im.growRefcountTable(ctx, missing); err != nil {
+				return 0, err
+			}
+		case missing >= 0:
+			if err := im.growFile(ctx, run{at: at, n: 1}); err != nil {
+				return 0, err
+			}
+			if err := im.addBlock(missing, at); err != nil {
+				return 0, im.fatalUnlessNoSpace(err)
+			}
+		default:
+			return at, im.countAtEnd(ctx, run{at: at, n: n})
+		}
+	}
+}
+
+func (im *Image) countAtEnd(ctx context.Context, r run) error {
+	if err := im.growFile(ctx, r); err != nil {
+		return err
+	}
+	if err := im.countRun(r); err != nil {
+		return im.fatalUnlessNoSpace(err)
+	}
+	if err := im.file.Sync(); err != nil {
+		return im.poison(err)
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.alloc.end = r.at + r.n
+	return nil
+}

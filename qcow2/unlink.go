@@ -1,0 +1,151 @@
+package qcow2
+
+import (
+	"context"
+	"fmt"
+
+	"tidemark/internal/block"
+)
+
+// unlinkChunk bounds how many clusters one hold of region clears: a discard of
+// a huge range must not stop everything else (rule 12).
+const unlinkChunk = 1024
+
+// Discard drops the clusters that lie in n bytes at off as a whole; they read
+// zero afterwards. What is left of the range at its ends is not touched.
+func (im *Image) Discard(_ context.Context, off, n int64, f block.Flags) error {
+	return im.mutate(off, n, f, "discard", func() error {
+		if im.opts.IgnoreDiscard {
+			return nil
+		}
+		first, end := im.wholeClusters(off, n)
+		return im.unlink(first, end)
+	})
+}
+
+// WriteZeroes makes n bytes at off read zero. With MayUnmap whole clusters are
+// dropped; what has no cluster stays without one in either case.
+func (im *Image) WriteZeroes(_ context.Context, off, n int64, f block.Flags) error {
+	return im.mutate(off, n, f, "zero", func() error {
+		first, end := im.wholeClusters(off, n)
+		if !f.Has(block.MayUnmap) {
+			end = first
+		}
+		bits := im.geo.ClusterBits
+		if f.Has(block.Fast) && !im.file.Info().ZeroCheap && (first<<bits > off || min(end<<bits, im.size()) < off+n) {
+			return block.ErrNotFast
+		}
+		if first >= end {
+			return im.zeroInPlace(off, n)
+		}
+		if err := im.zeroInPlace(off, first<<bits-off); err != nil {
+			return err
+		}
+		if err := im.unlink(first, end); err != nil {
+			return err
+		}
+		if tail := end << bits; tail < off+n {
+			return im.zeroInPlace(tail, off+n-tail)
+		}
+		return nil
+	})
+}
+
+// wholeClusters returns the clusters that lie in the range as a whole; the
+// disk's last cluster may be incomplete. end < first is possible.
+func (im *Image) wholeClusters(off, n int64) (first, end int64) {
+	first = im.geo.Clusters(off)
+	end = (off + n) >> im.geo.ClusterBits
+	if off+n == im.size() {
+		end = im.geo.Clusters(off + n)
+	}
+	return first, end
+}
+
+// zeroInPlace zeroes the bytes of the range that have a host cluster. That is a
+// data write: no entry changes.
+func (im *Image) zeroInPlace(off, n int64) error {
+	for end := off + n; off < end; {
+		done, err := im.zeroSome(off, end-off)
+		if err != nil {
+			return fmt.Errorf("zero at %d: %w", off, err)
+		}
+		off += done
+	}
+	return nil
+}
+
+func (im *Image) zeroSome(off, n int64) (int64, error) {
+	im.region.RLock()
+	defer im.region.RUnlock()
+	im.mu.Lock()
+	ext, err := im.extentLocked(off, n)
+	if err != nil {
+		im.mu.Unlock()
+		return 0, err
+	}
+	gc := off >> im.geo.ClusterBits
+	e, err := im.entryLocked(gc)
+	kind := e.Kind(im.geo)
+	act := decideZero(kind, e.Copied())
+	if act == actInPlace {
+		ext.Len = im.ownedLocked(gc, ext)
+	}
+	im.mu.Unlock()
+	switch {
+	case err != nil:
+		return 0, err
+	case act == actRefuse:
+		return 0, refusal(kind, e.Copied())
+	case act == actNothing:
+		return ext.Len, nil
+	}
+	return ext.Len, im.file.WriteZeroes(ext.Host, ext.Len)
+}
+
+// unlink clears the entries of the guest clusters from first to end (D1), a
+// chunk at a time.
+func (im *Image) unlink(first, end int64) error {
+	for first < end {
+		next, err := im.unlinkSome(first, end)
+		if err != nil {
+			return fmt.Errorf("unlink cluster at %d: %w", first<<im.geo.ClusterBits, err)
+		}
+		first = next
+	}
+	return nil
+}
+
+func (im *Image) unlinkSome(gc, end int64) (next int64, err error) {
+	im.region.Lock()
+	defer im.region.Unlock()
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	before := len(im.gone)
+	for budget := unlinkChunk; gc < end && budget > 0; budget-- {
+		s, err := im.l2SliceLocked(gc)
+		if err != nil {
+			return gc, err
+		}
+		if s == nil {
+			tableBits := im.geo.ClusterBits - 3
+			gc = (gc>>tableBits + 1) << tableBits
+			continue
+		}
+		i := gc & (1<<im.sliceBits() - 1)
+		e := s.data[i]
+		switch decideUnlink(e.Kind(im.geo), e.Copied()) {
+		case actUnlink:
+			s.data[i] = 0
+			im.l2.markDirty(s)
+			im.gone = appendRun(im.gone, run{at: e.Offset() >> im.geo.ClusterBits, n: 1})
+		case actRefuse:
+			return gc, refusal(e.Kind(im.geo), e.Copied())
+		}
+		gc++
+	}
+	if len(im.gone) > before {
+		im.freedLocked()
+	}
+	return gc, nil
+}
