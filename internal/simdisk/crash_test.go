@@ -1,0 +1,244 @@
+package simdisk_test
+
+import (
+	"bytes"
+	"errors"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/block"
+	"tidemark/internal/simdisk"
+	"tidemark/internal/testenv"
+)
+
+const sector = simdisk.SectorSize
+
+func rep(b byte, n int) []byte { return bytes.Repeat([]byte{b}, n) }
+
+func write(t *testing.T, d *simdisk.Disk, off int64, p []byte) {
+	t.Helper()
+	_, err := d.WriteAt(p, off)
+	require.NoError(t, err)
+}
+
+func read(t *testing.T, d *simdisk.Disk, off int64, n int) []byte {
+	t.Helper()
+	p := make([]byte, n)
+	_, err := d.ReadAt(p, off)
+	require.NoError(t, err)
+	return p
+}
+
+func TestCrashKeepsAnySubsetOfSectors(t *testing.T) {
+	d := simdisk.New(64<<10, simdisk.Options{})
+	write(t, d, 0, rep('a', 8192))
+	require.NoError(t, d.Sync())
+	write(t, d, 3072, rep('b', 2048)) // sectors 6..9, across a page
+	require.Len(t, d.Pending(), 1)
+	for set := range 16 {
+		c := d.Crash(func(_ simdisk.Op, s int64) bool { return set>>(s-6)&1 == 1 })
+		want := rep('a', 8192)
+		for s := range 4 {
+			if set>>s&1 == 1 {
+				copy(want[(6+s)*sector:], rep('b', sector))
+			}
+		}
+		require.Equal(t, want, read(t, c, 0, 8192), "subset %04b", set)
+		require.Empty(t, c.Pending())
+	}
+	require.Equal(t, rep('b', 2048), read(t, d, 3072, 2048), "the disk itself goes on")
+}
+
+func TestCrashPartOfASectorLandsWithItsSector(t *testing.T) {
+	d := simdisk.New(4096, simdisk.Options{})
+	write(t, d, 0, rep('1', 100))
+	write(t, d, 100, rep('2', 100))
+	second := d.Crash(simdisk.KeepOps(func(op simdisk.Op) bool { return op.ID == 2 }))
+	require.Equal(t, append(rep('1', 100), rep('2', 100)...), read(t, second, 0, 200), "the cache writes whole sectors")
+	first := d.Crash(simdisk.KeepOps(func(op simdisk.Op) bool { return op.ID == 1 }))
+	require.Equal(t, append(rep('1', 100), rep(0, 100)...), read(t, first, 0, 200))
+}
+
+func TestFUAIsDurableAlone(t *testing.T) {
+	d := simdisk.New(8192, simdisk.Options{})
+	write(t, d, 0, rep('a', 4096))
+	_, err := d.WriteAtSync(rep('b', sector), sector)
+	require.NoError(t, err)
+	c := d.Crash(simdisk.DropAll)
+	require.Equal(t, append(rep(0, sector), rep('b', sector)...), read(t, c, 0, 2*sector))
+	c = d.Crash(simdisk.KeepAll) // the older pending write does not come back over it
+	require.Equal(t, append(rep('a', sector), rep('b', sector)...), read(t, c, 0, 2*sector))
+}
+
+func TestZeroesAndDiscardsArePending(t *testing.T) {
+	d := simdisk.New(64<<10, simdisk.Options{DiscardForeign: true})
+	write(t, d, 0, rep('a', 64<<10))
+	require.NoError(t, d.Sync())
+	require.NoError(t, d.WriteZeroes(0, 16<<10))
+	require.NoError(t, d.Discard(32<<10, 16<<10))
+	require.Equal(t, rep('a', 64<<10), read(t, d.Crash(simdisk.DropAll), 0, 64<<10))
+	kept := d.Crash(simdisk.KeepAll)
+	require.Equal(t, rep(0, 16<<10), read(t, kept, 0, 16<<10))
+	require.True(t, simdisk.HasForeign(read(t, kept, 32<<10, 16<<10)))
+	require.Equal(t, rep('a', 16<<10), read(t, kept, 48<<10, 16<<10))
+}
+
+func TestGrowthIsDurableButNotItsZeroes(t *testing.T) {
+	for _, old := range []int64{0, 4096, 5000} { // at a page and inside one
+		d := simdisk.New(old, simdisk.Options{})
+		write(t, d, 0, rep('a', int(old)))
+		require.NoError(t, d.Sync())
+		_, err := d.Grow(t.Context(), 1<<20, 1<<20)
+		require.NoError(t, err)
+		require.Equal(t, rep(0, int(1<<20-old)), read(t, d, old, int(1<<20-old)))
+		write(t, d, 512<<10, rep('b', 100)) // the rest of its sector is fresh
+
+		c := d.Crash(simdisk.DropAll)
+		require.EqualValues(t, 1<<20, c.Size())
+		require.Equal(t, rep('a', int(old)), read(t, c, 0, int(old)))
+		fresh := read(t, c, old, int(1<<20-old))
+		require.NotContains(t, string(fresh), "\x00", "all of the fresh space is foreign")
+
+		c = d.Crash(func(op simdisk.Op, _ int64) bool { return op.Kind == simdisk.Fresh })
+		require.Equal(t, rep(0, int(1<<20-old)), read(t, c, old, int(1<<20-old)))
+
+		require.NoError(t, d.Sync())
+		c = d.Crash(simdisk.DropAll)
+		require.Equal(t, rep(0, 4096), read(t, c, old, 4096))
+		require.Equal(t, append(rep('b', 100), rep(0, 1000)...), read(t, c, 512<<10, 1100))
+	}
+}
+
+func TestForeignSpace(t *testing.T) {
+	d := simdisk.New(4096, simdisk.Options{Foreign: true, MaxSize: 1 << 20})
+	_, err := d.Grow(t.Context(), 64<<10, 8<<20)
+	require.NoError(t, err)
+	require.EqualValues(t, 1<<20, d.Size(), "as far as it goes")
+	require.True(t, simdisk.HasForeign(read(t, d, 4096, 4096)))
+	require.False(t, simdisk.HasForeign(read(t, d, 0, 4096)))
+	_, err = d.Grow(t.Context(), 1<<20+1, 1<<20+1)
+	require.ErrorIs(t, err, block.ErrNoSpace)
+	d.SetMaxSize(2 << 20)
+	_, err = d.Grow(t.Context(), 1<<20+1, 1<<20+1)
+	require.NoError(t, err)
+
+	require.NoError(t, d.WriteZeroes(4096, 4096))
+	require.True(t, simdisk.HasForeign(read(t, d.Crash(simdisk.DropAll), 4096, 4096)))
+	require.NoError(t, d.Sync())
+	require.False(t, simdisk.HasForeign(read(t, d.Crash(simdisk.DropAll), 4096, 4096)))
+}
+
+func TestShrinkForgets(t *testing.T) {
+	d := simdisk.New(16<<10, simdisk.Options{})
+	write(t, d, 0, rep(0xaa, 16<<10))
+	require.NoError(t, d.Shrink(t.Context(), 16<<10, 6000))
+	_, err := d.Grow(t.Context(), 16<<10, 16<<10)
+	require.NoError(t, err)
+	for _, keep := range []simdisk.Keep{simdisk.KeepAll, simdisk.DropAll} {
+		require.Negative(t, bytes.IndexByte(read(t, d.Crash(keep), 6000, 16<<10-6000), 0xaa))
+	}
+	require.Equal(t, rep(0xaa, 6000), read(t, d.Crash(simdisk.KeepAll), 0, 6000))
+	require.Equal(t, rep(0, 16<<10-6000), read(t, d, 6000, 16<<10-6000))
+}
+
+func TestFailedSyncLies(t *testing.T) {
+	boom := errors.New("boom")
+	for name, sync := range map[string]func(d *simdisk.Disk) error{
+		"Sync":        (*simdisk.Disk).Sync,
+		"WriteAtSync": func(d *simdisk.Disk) error { _, err := d.WriteAtSync(rep('f', sector), 8192); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := simdisk.New(16<<10, simdisk.Options{})
+			write(t, d, 0, rep('a', 4096))
+			require.NoError(t, d.Sync())
+			write(t, d, 0, rep('b', 4096))
+			d.FailSync(boom, nil)
+			require.ErrorIs(t, sync(d), boom)
+			require.NoError(t, d.Sync(), "the next one succeeds")
+			require.Equal(t, rep('b', 4096), read(t, d, 0, 4096), "and reads see the new bytes")
+			require.Equal(t, rep('a', 4096), read(t, d.Crash(simdisk.KeepAll), 0, 4096), "which are lost")
+			write(t, d, 2*sector, rep('c', sector)) // a neighbour does not bring them back
+			require.NoError(t, d.Sync())
+			d.Evict()
+			want := rep('a', 4096)
+			copy(want[2*sector:], rep('c', sector))
+			require.Equal(t, want, read(t, d, 0, 4096))
+		})
+	}
+}
+
+func TestExportImport(t *testing.T) {
+	_, rng := testenv.Seed(t)
+	d := simdisk.New(100_000, simdisk.Options{Foreign: true})
+	_, err := d.Grow(t.Context(), 300_001, 300_001)
+	require.NoError(t, err)
+	for range 20 {
+		write(t, d, rng.Int64N(290_000), rep('x', 1+rng.IntN(9000)))
+	}
+	path := filepath.Join(t.TempDir(), "disk")
+	require.NoError(t, d.Export(path))
+	back, err := simdisk.Import(path, simdisk.Options{})
+	require.NoError(t, err)
+	require.True(t, simdisk.Equal(d, back))
+	write(t, back, 300_000, []byte{'y'})
+	require.False(t, simdisk.Equal(d, back))
+}
+
+// TestCrashAgainstPlainModel compares with a model that keeps a whole array of
+// bytes per operation.
+func TestCrashAgainstPlainModel(t *testing.T) {
+	_, rng := testenv.Seed(t)
+	const size = 40 << 10
+	for range 60 {
+		d := simdisk.New(size, simdisk.Options{})
+		durable, now := make([]byte, size), make([]byte, size)
+		type op struct {
+			off, n int
+			after  []byte
+		}
+		var ops []op
+		for i := range 30 {
+			off := rng.IntN(size - 1)
+			n := 1 + rng.IntN(min(6000, size-off))
+			b := byte(i + 1)
+			switch rng.IntN(8) {
+			case 0:
+				require.NoError(t, d.Sync())
+				durable, ops = bytes.Clone(now), nil
+				continue
+			case 1:
+				require.NoError(t, d.WriteZeroes(int64(off), int64(n)))
+				b = 0
+			case 2:
+				require.NoError(t, d.Discard(int64(off), int64(n)))
+				b = 0
+			default:
+				write(t, d, int64(off), rep(b, n))
+			}
+			copy(now[off:], rep(b, n))
+			ops = append(ops, op{off, n, bytes.Clone(now)})
+		}
+		kept := map[[2]int64]bool{}
+		c := d.Crash(func(o simdisk.Op, s int64) bool {
+			k := rng.IntN(2) == 0
+			kept[[2]int64{int64(o.ID), s}] = k
+			return k
+		})
+		want := bytes.Clone(durable)
+		pending := d.Pending()
+		require.Len(t, pending, len(ops))
+		for i, o := range ops {
+			for s := o.off / sector; s*sector < o.off+o.n; s++ {
+				k, asked := kept[[2]int64{int64(pending[i].ID), int64(s)}]
+				require.True(t, asked)
+				if k {
+					copy(want[s*sector:(s+1)*sector], o.after[s*sector:])
+				}
+			}
+		}
+		require.True(t, bytes.Equal(want, read(t, c, 0, size)))
+		require.True(t, bytes.Equal(now, read(t, d.Crash(simdisk.KeepAll), 0, size)))
+	}
+}
