@@ -1,0 +1,204 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"tidemark/internal/block"
+)
+
+// serve executes one request and answers it. The error that it returns is the
+// connection's, not the request's.
+func (s *session) serve(rq *request) error {
+	if rq.failure != nil {
+		return s.replyError(rq, rq.failure)
+	}
+	if mayWait(rq.header.cmd) {
+		rq.space = newSpaceContext(s.ctx, rq.received, s.srv.opts.Patience)
+	}
+	switch rq.header.cmd {
+	case cmdRead:
+		return s.read(rq)
+	case cmdBlockStatus:
+		return s.blockStatus(rq)
+	}
+	if err := s.execute(rq.context(), rq); err != nil {
+		return s.replyError(rq, translate(rq.header, err))
+	}
+	return s.replyDone(rq)
+}
+
+// execute does what has no data to answer.
+func (s *session) execute(ctx context.Context, rq *request) error {
+	d, a := s.export.Device, rq.action
+	if a.n == 0 && rq.header.cmd != cmdFlush {
+		return nil
+	}
+	switch rq.header.cmd {
+	case cmdWrite:
+		return s.transfer(rq.buf.data, a.off, func(p []byte, off int64) error { return d.WriteAt(ctx, p, off, a.flags) })
+	case cmdFlush:
+		return d.Flush(ctx)
+	case cmdTrim:
+		return d.Discard(ctx, a.off, a.n, a.flags)
+	case cmdWriteZeroes:
+		return d.WriteZeroes(ctx, a.off, a.n, a.flags)
+	case cmdCache:
+		return s.cache(ctx, a)
+	}
+	return fmt.Errorf("command %d was accepted but not implemented", rq.header.cmd)
+}
+
+// transfer calls f for pieces of p that the Device is able to take at once. A
+// client that did not ask for the sizes may send more than that.
+func (s *session) transfer(p []byte, off int64, f func([]byte, int64) error) error {
+	limit := len(p)
+	if m := s.export.maxTransfer; m > 0 {
+		limit = min(limit, m)
+	}
+	for len(p) > 0 {
+		n := min(limit, len(p))
+		if err := f(p[:n], off); err != nil {
+			return err
+		}
+		p, off = p[n:], off+int64(n)
+	}
+	return nil
+}
+
+// cache reads and forgets, so that the page cache has it. More than the largest
+// payload is not prefetched; the command promises nothing.
+func (s *session) cache(ctx context.Context, a action) error {
+	n := min(a.n, payloadBytesMax)
+	buf := s.srv.buffers.get(int(min(n, cachePiece)))
+	defer s.srv.buffers.put(buf)
+	for end := a.off + n; a.off < end; {
+		p := buf.data[:min(int64(len(buf.data)), end-a.off)]
+		if err := s.readDevice(ctx, p, a); err != nil {
+			return err
+		}
+		a.off += int64(len(p))
+	}
+	return nil
+}
+
+func (s *session) readDevice(ctx context.Context, p []byte, a action) error {
+	return s.transfer(p, a.off, func(p []byte, off int64) error {
+		return s.export.Device.ReadAt(ctx, p, off, 0)
+	})
+}
+
+func (s *session) read(rq *request) error {
+	a := rq.action
+	if a.n == 0 {
+		return s.replyNothing(rq)
+	}
+	rq.buf = s.srv.buffers.get(int(a.n))
+	if err := s.readDevice(s.ctx, rq.buf.data, a); err != nil {
+		return s.replyError(rq, translate(rq.header, err))
+	}
+	return s.replyData(rq)
+}
+
+func (s *session) blockStatus(rq *request) error {
+	ds, err := s.describe(rq.action)
+	if err != nil {
+		return s.replyError(rq, translate(rq.header, err))
+	}
+	b := make([]byte, 0, chunkBytes+statusIDBytes+descriptorBytes*len(ds))
+	return s.write(appendStatusChunk(b, rq.header.cookie, allocationID, ds), nil)
+}
+
+// describe asks the Device for extents until the request is covered or the
+// reply is long enough.
+func (s *session) describe(a action) ([]descriptor, error) {
+	d := describer{pos: a.off, end: a.off + a.n, min: s.terms.minBlock, limit: extentsMax}
+	if a.one {
+		d.limit = 1
+	}
+	extents := make([]block.Extent, 0, extentBatch)
+	for next, batch, more := a.off, 0, true; more && batch < extentBatchesMax; batch++ {
+		var err error
+		extents, err = s.export.Device.AppendExtents(s.ctx, extents[:0], next, d.end-next)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range extents {
+			if e.Off != next || e.Len <= 0 {
+				return nil, fmt.Errorf("the device describes %d bytes at %d where %d was next", e.Len, e.Off, next)
+			}
+			next = e.End()
+			if more = d.add(e); !more {
+				break
+			}
+		}
+		if len(extents) == 0 {
+			return nil, errors.New("the device knows no extent here")
+		}
+	}
+	if len(d.ds) == 0 { // all batches within one block
+		d.ds = append(d.ds, descriptor{uint32(min(d.min, a.n)), 0})
+	}
+	return d.ds, nil
+}
+
+// ---- Replies --------------------------------------------------------------
+
+func (s *session) replyError(rq *request, e *Error) error {
+	s.srv.counters.failures.Add(1)
+	if s.terms.structured {
+		return s.write(appendErrorChunk(nil, rq.header.cookie, e.Errno, cleanText(e.Text)), nil)
+	}
+	return s.write(appendSimple(nil, rq.header.cookie, e.Errno), nil)
+}
+
+func (s *session) replyDone(rq *request) error {
+	return s.write(appendSimple(make([]byte, 0, simpleBytes), rq.header.cookie, 0), nil)
+}
+
+// replyNothing answers a read of no bytes, which must be structured if that was
+// agreed.
+func (s *session) replyNothing(rq *request) error {
+	if !s.terms.structured {
+		return s.replyDone(rq)
+	}
+	return s.write(chunkHeader{chunkDone, chunkNone, rq.header.cookie, 0}.append(nil), nil)
+}
+
+func (s *session) replyData(rq *request) error {
+	b := make([]byte, 0, chunkBytes+offsetDataBytes)
+	if s.terms.structured {
+		b = appendDataChunk(b, rq.header.cookie, rq.header.offset, rq.header.length)
+	} else {
+		b = appendSimple(b, rq.header.cookie, 0)
+	}
+	if err := s.write(b, rq.buf.data); err != nil {
+		return err
+	}
+	s.srv.counters.bytesOut.Add(uint64(len(rq.buf.data)))
+	return nil
+}
+
+// write sends one message, header and payload together.
+func (s *session) write(header, payload []byte) error {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	if s.dead.Load() {
+		return errGone
+	}
+	bufs := net.Buffers{header}
+	if len(payload) > 0 {
+		bufs = append(bufs, payload)
+	}
+	limit := s.srv.opts.WriteTimeout + time.Duration(len(payload))*time.Second/writeRateMin
+	if err := s.conn.SetWriteDeadline(time.Now().Add(limit)); err != nil {
+		return fmt.Errorf("writing a reply: %w", err)
+	}
+	if _, err := bufs.WriteTo(s.conn); err != nil {
+		return fmt.Errorf("writing a reply: %w", err)
+	}
+	return nil
+}

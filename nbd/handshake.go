@@ -1,0 +1,301 @@
+package nbd
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// handshake is the negotiation of one connection, fixed newstyle. Its deadlines
+// are the connection's.
+type handshake struct {
+	srv  *Server
+	conn *connection
+	r    *bufio.Reader
+	log  *slog.Logger
+
+	fixed    bool // the client knows more than EXPORT_NAME
+	noZeroes bool
+	options  int // that may still come
+	deadline time.Time
+
+	structured bool
+	allocation *export // for which base:allocation was selected
+
+	session *session // the result
+}
+
+// allocationID is the id of base:allocation in BLOCK_STATUS replies.
+const allocationID = 1
+
+var (
+	errAborted     = errors.New("the client aborted the handshake")
+	errManyOptions = errors.New("too many options")
+)
+
+// handshake negotiates. It returns the session, already a member of its
+// export, and the reader to go on with; or nil and why there is none.
+func (srv *Server) handshake(c *connection, log *slog.Logger) (_ *session, _ io.Reader, err error) {
+	h := &handshake{
+		srv: srv, conn: c, log: log, r: bufio.NewReaderSize(c, handshakeReaderBytes),
+		options: optionsMax, deadline: time.Now().Add(srv.opts.HandshakeTimeout),
+	}
+	err = h.negotiate()
+	if err != nil && h.session != nil { // it entered, but cannot go on
+		h.session.kill(err)
+		h.session.export.leave(h.session)
+		close(h.session.done)
+		h.session = nil
+	}
+	return h.session, h.r, err
+}
+
+func (h *handshake) negotiate() (err error) {
+	defer recoverTo(&err, h.srv, h.log)
+	if err := h.greet(); err != nil {
+		return err
+	}
+	for h.session == nil {
+		if err := h.option(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *handshake) greet() error {
+	if _, err := h.conn.Write(appendGreeting(nil, flagFixedNewstyle|flagNoZeroes)); err != nil {
+		return err
+	}
+	var b [clientFlagsBytes]byte
+	if _, err := io.ReadFull(h.r, b[:]); err != nil {
+		return err
+	}
+	flags := be.Uint32(b[:])
+	if unknown := flags &^ (flagFixedNewstyle | flagNoZeroes); unknown != 0 {
+		return fmt.Errorf("unknown client flags %#x", unknown)
+	}
+	h.fixed, h.noZeroes = flags&flagFixedNewstyle != 0, flags&flagNoZeroes != 0
+	return nil
+}
+
+// option reads one option completely and answers it. An error ends the
+// connection.
+func (h *handshake) option() error {
+	if h.options--; h.options < 0 {
+		return errManyOptions
+	}
+	var b [optionHeaderBytes]byte
+	if _, err := io.ReadFull(h.r, b[:]); err != nil {
+		return err
+	}
+	o, n, err := parseOption(b[:])
+	if err != nil {
+		return err
+	}
+	if n > optionBytesMax {
+		return fmt.Errorf("option %d has %d bytes of data, expected at most %d", o, n, optionBytesMax)
+	}
+	data := make([]byte, n)
+	if _, err := io.ReadFull(h.r, data); err != nil {
+		return err
+	}
+	if !h.fixed && o != optExportName {
+		return fmt.Errorf("option %d of a client without fixed newstyle", o)
+	}
+	return h.answer(o, data)
+}
+
+func (h *handshake) answer(o option, data []byte) error {
+	if h.srv.isStopping() && o != optAbort {
+		if o == optExportName {
+			return ErrShutdown
+		}
+		return h.refuse(o, repErrShutdown, ErrShutdown.Error())
+	}
+	switch o {
+	case optExportName:
+		return h.exportName(string(data))
+	case optAbort:
+		_ = h.reply(o, repAck, nil) // the client may have gone already
+		return errAborted
+	case optList:
+		return h.list(data)
+	case optInfo, optGo:
+		return h.infoOrGo(o, data)
+	case optStructuredReply:
+		if len(data) != 0 {
+			return h.refuse(o, repErrInvalid, "this option has no data")
+		}
+		h.structured = true
+		return h.reply(o, repAck, nil)
+	case optListMeta, optSetMeta:
+		return h.metaContext(o, data)
+	}
+	return h.refuse(o, repErrUnsup, "this option is not supported")
+}
+
+func (h *handshake) reply(o option, t repType, data []byte) error {
+	_, err := h.conn.Write(appendOptionReply(nil, o, t, data))
+	return err
+}
+
+func (h *handshake) refuse(o option, t repType, text string) error {
+	return h.reply(o, t, []byte(cleanText(text)))
+}
+
+// refuseSyntax answers data that could not be decoded.
+func (h *handshake) refuseSyntax(o option, err error) error {
+	if errors.Is(err, errTooLong) {
+		return h.refuse(o, repErrTooBig, err.Error())
+	}
+	return h.refuse(o, repErrInvalid, err.Error())
+}
+
+func (h *handshake) list(data []byte) error {
+	if len(data) != 0 {
+		return h.refuse(optList, repErrInvalid, "this option has no data")
+	}
+	exports := h.srv.listExports()
+	h.options += optionsMax * len(exports)
+	var b []byte
+	for _, e := range exports {
+		b = appendOptionReply(b, optList, repServer, appendServerReply(nil, e.Name, e.Description))
+	}
+	b = appendOptionReply(b, optList, repAck, nil)
+	_, err := h.conn.Write(b)
+	return err
+}
+
+// exportName has no way to say no but to hang up.
+func (h *handshake) exportName(name string) error {
+	if len(name) > stringBytesMax {
+		return fmt.Errorf("export name of %d bytes: %w", len(name), errTooLong)
+	}
+	e := h.srv.findExport(name)
+	if e == nil {
+		return fmt.Errorf("there is no export %q", name)
+	}
+	t, sizes := h.termsOf(e)
+	if sizes.min > minBlockAssumed {
+		return fmt.Errorf("export %q needs blocks of %d bytes, which EXPORT_NAME cannot tell", name, sizes.min)
+	}
+	if err := h.enter(e, t); err != nil {
+		return err
+	}
+	_, err := h.conn.Write(appendExportNameReply(nil, uint64(t.size), uint16(t.flags), !h.noZeroes))
+	return err
+}
+
+func (h *handshake) infoOrGo(o option, data []byte) error {
+	g, err := parseGoRequest(data)
+	if err != nil {
+		return h.refuseSyntax(o, err)
+	}
+	e := h.srv.findExport(g.name)
+	if e == nil {
+		return h.refuse(o, repErrUnknown, fmt.Sprintf("there is no export %q", g.name))
+	}
+	t, sizes := h.termsOf(e)
+	if sizes.min > minBlockAssumed && !g.wants(infoBlockSize) {
+		if err := h.reply(o, repInfo, appendInfoBlockSize(nil, sizes)); err != nil {
+			return err
+		}
+		return h.refuse(o, repErrBlockSize, fmt.Sprintf("requests must be multiples of %d bytes", sizes.min))
+	}
+	if o == optGo {
+		if err := h.enter(e, t); errors.Is(err, ErrShutdown) {
+			return h.refuse(o, repErrShutdown, err.Error())
+		} else if err != nil {
+			return err
+		}
+	}
+	_, err = h.conn.Write(appendGoReplies(o, e, g, t, sizes))
+	return err
+}
+
+// appendGoReplies is the successful answer to INFO or GO: what was asked for.
+func appendGoReplies(o option, e *export, g goRequest, t terms, sizes blockSizes) []byte {
+	b := appendOptionReply(nil, o, repInfo, appendInfoExport(nil, uint64(t.size), uint16(t.flags)))
+	if g.wants(infoName) {
+		b = appendOptionReply(b, o, repInfo, appendInfoString(nil, infoName, e.Name))
+	}
+	if g.wants(infoDescription) {
+		b = appendOptionReply(b, o, repInfo, appendInfoString(nil, infoDescription, e.Description))
+	}
+	if g.wants(infoBlockSize) {
+		b = appendOptionReply(b, o, repInfo, appendInfoBlockSize(nil, sizes))
+	}
+	return appendOptionReply(b, o, repAck, nil)
+}
+
+// termsOf is what transmission with e would be like.
+func (h *handshake) termsOf(e *export) (terms, blockSizes) {
+	multi := !e.NoMultiConn && h.srv.opts.MaxConnections > 1
+	f, s, size := offer(e.Device.Info(), e.ReadOnly, multi, h.structured)
+	return terms{
+		size: size, minBlock: int64(s.min), flags: f,
+		structured: h.structured, allocation: h.structured && h.allocation == e,
+	}, s
+}
+
+// enter makes the session a member of its export, when no request of a dead
+// connection is left.
+func (h *handshake) enter(e *export, t terms) error {
+	ctx, cancel := context.WithDeadline(context.Background(), h.deadline)
+	defer cancel()
+	s := newSession(h.srv, e, h.conn.Conn, h.log, t)
+	if err := e.enter(ctx, s); err != nil {
+		return err
+	}
+	if err := h.srv.promote(h.conn, s); err != nil {
+		e.leave(s)
+		close(s.done)
+		return err
+	}
+	h.session = s
+	return nil
+}
+
+func (h *handshake) metaContext(o option, data []byte) error {
+	if o == optSetMeta {
+		h.allocation = nil // also when the option fails
+	}
+	if !h.structured {
+		return h.refuse(o, repErrInvalid, "structured replies must be negotiated first")
+	}
+	m, err := parseMetaRequest(data)
+	if err != nil {
+		return h.refuseSyntax(o, err)
+	}
+	e := h.srv.findExport(m.name)
+	if e == nil {
+		return h.refuse(o, repErrUnknown, fmt.Sprintf("there is no export %q", m.name))
+	}
+	var b []byte
+	if selectsAllocation(m.queries, o == optListMeta) {
+		id := uint32(0)
+		if o == optSetMeta {
+			h.allocation, id = e, allocationID
+		}
+		b = appendOptionReply(b, o, repMetaContext, appendMetaContext(nil, id, contextAllocation))
+	}
+	_, err = h.conn.Write(appendOptionReply(b, o, repAck, nil))
+	return err
+}
+
+// selectsAllocation matches queries with the only context there is. Other
+// namespaces and leaves are ignored. A list without queries wants everything.
+func selectsAllocation(queries []string, list bool) bool {
+	for _, q := range queries {
+		if q == contextAllocation || list && q == strings.TrimSuffix(contextAllocation, "allocation") {
+			return true
+		}
+	}
+	return list && len(queries) == 0
+}

@@ -1,0 +1,114 @@
+package nbd
+
+import "time"
+
+// Every number that bounds what the other side is able to make us do.
+const (
+	// optionBytesMax bounds the data of one option. The largest legal one is a
+	// list of metadata queries; 64 KiB hold a name and more than a dozen queries
+	// of the longest kind. A longer option ends the connection: draining up to
+	// 4 GiB for somebody who has named no export yet is not worth an answer.
+	optionBytesMax = 64 << 10
+
+	// stringBytesMax is the specification's limit for every string.
+	stringBytesMax = 4096
+
+	// optionsMax bounds the options of one handshake, so that nobody keeps a
+	// connection busy with them. Real clients send fewer than ten. LIST adds
+	// optionsMax for each export, because the client may then ask about all.
+	optionsMax = 32
+
+	// handshakeDefault is the time for the whole handshake, as QEMU's
+	// --handshake-limit.
+	handshakeDefault = 10 * time.Second
+
+	// handshakeGrace is how long a handshake may go on, to be told
+	// ERR_SHUTDOWN, after Shutdown was called.
+	handshakeGrace = 250 * time.Millisecond
+
+	// connectionsDefault is QEMU's limit for its NBD server.
+	connectionsDefault = 100
+
+	// payloadBytesMax is the payload that every server should accept without
+	// negotiation, and the most that QEMU and Linux send.
+	payloadBytesMax = 32 << 20
+
+	// inFlightBytesMax bounds the buffers of one connection: two of the largest
+	// requests, or nbdcopy's 64 requests of 256 KiB four times over.
+	inFlightBytesMax = 64 << 20
+
+	// inFlightMax bounds the requests (and goroutines) of one connection. QEMU
+	// has 16 in flight, nbdcopy 64, the Linux client up to its queue depth of 128.
+	inFlightMax = 128
+
+	// heldDefault is half of QEMU's 16 slots on a connection: with all of them
+	// waiting for space no read or flush could get through.
+	heldDefault = 8
+
+	// patienceDefault: SCSI and NVMe guests give up at 30 s, so they are told
+	// ENOSPC well before.
+	patienceDefault = 20 * time.Second
+
+	// extentsMax bounds the descriptors of one BLOCK_STATUS reply (64 KiB of
+	// payload). The client asks again from where the reply ends.
+	extentsMax = 8192
+
+	// extentBatch is how many extents the Device is asked for at a time, and
+	// extentBatchesMax how often for one reply: neighbours that look the same
+	// through the protocol are joined, so few descriptors may stand for many
+	// extents.
+	extentBatch      = 512
+	extentBatchesMax = 64
+
+	// cachePiece is the read size of CACHE, which throws the data away.
+	cachePiece = 256 << 10
+
+	// errorTextMax bounds the text of an error chunk: QEMU drops the connection
+	// when a chunk without data is longer than 1000 bytes.
+	errorTextMax = 980
+
+	// writeTimeoutDefault and writeRateMin bound the time a reply may take:
+	// a client that reads slower than 1 MiB/s after 30 s is gone or hostile.
+	writeTimeoutDefault = 30 * time.Second
+	writeRateMin        = 1 << 20 // bytes per second
+
+	// lingerMax is how long a connection is read from after its last reply, so
+	// that closing it does not destroy that reply on its way (TCP resets a
+	// connection that is closed with unread data).
+	lingerMax = 250 * time.Millisecond
+
+	// readerBytes is the buffer of a connection in transmission: many headers,
+	// or a header and a typical payload, in one system call.
+	readerBytes = 64 << 10
+	// handshakeReaderBytes is the same before an export was chosen.
+	handshakeReaderBytes = 4 << 10
+
+	// minBlockMax is the specification's limit for the minimum block size, and
+	// minBlockAssumed what a client that has not asked may be expected to keep.
+	minBlockMax     = 64 << 10
+	minBlockAssumed = 512
+
+	// preferredDefault is the specification's default.
+	preferredDefault = 4096
+)
+
+// The client's limits: what it believes of a server.
+const (
+	// clientListMax bounds the exports of a LIST.
+	clientListMax = 10000
+	// clientReplyBytesMax bounds one option reply: two strings and lengths.
+	clientReplyBytesMax = 2*stringBytesMax + 64
+	// clientRepliesMax bounds the replies to one option other than LIST.
+	clientRepliesMax = 64
+	// clientChunksMax bounds the chunks of one read: 512-byte pieces of the
+	// largest payload.
+	clientChunksMax = payloadBytesMax / 512
+	// clientDescriptorsMax is the specification's limit for one reply.
+	clientDescriptorsMax = 1 << 20
+	// clientExtentsMax bounds the extents that one AppendExtents collects.
+	clientExtentsMax = 1 << 20
+	// clientGoodbye is how long Close tries to tell the server.
+	clientGoodbye = time.Second
+	// clientInFlightDefault is the number of requests on their way at a time.
+	clientInFlightDefault = 64
+)
