@@ -1,0 +1,69 @@
+// Package spm is the storage pool manager: the one process that changes a pool.
+// It creates, lists, extends and removes the volumes of a pool in a directory,
+// and answers over JSON-RPC on a unix socket or, in the same process, through
+// the same methods ([API]).
+//
+// It reads no image and knows no format: what is inside a volume is made by an
+// [Images], and whether somebody holds a volume is asked of a [Holder]. It does
+// not know who writes to a volume either; a writer asks for a size, and the
+// manager admits or holds the request.
+//
+// # Layout
+//
+// One LOCALFS data domain in VDSM's V5 layout:
+//
+//	<dir>/spm.lock                              flock: one manager per directory
+//	<dir>/<domain>/dom_md/metadata              key=value, sealed by _SHA_CKSUM
+//	<dir>/<domain>/dom_md/{ids,leases,inbox,outbox,xleases}
+//	<dir>/<domain>/images/<image>/<volume>      its length is its granted size
+//	<dir>/<domain>/images/<image>/<volume>.meta
+//	<dir>/<domain>/images/<image>/<volume>.lease
+//
+// The domain's metadata holds what VDSM keeps there for a master domain: the
+// pool's UUID, and as POOL_SPM_LVER the epoch, raised at every start. One key is
+// ours: TIDEMARK_CAPACITY. The name of a volume is the alias of its image,
+// DiskAlias in the JSON of DESCRIPTION, and unique in the pool.
+//
+// # Durability
+//
+// Metadata files are replaced: temporary file, fsync, rename, fsync of the
+// directory. What a crash leaves:
+//
+//	create: 1 build images/.new-<image> complete  -> removed at the next start
+//	        2 fsync files and directory           -> the same
+//	        3 rename to images/<image>            -> commit point, absent or complete
+//	        4 fsync images
+//	remove: 1 rename to images/_remove_me_<image> -> commit point, there or gone
+//	        2 fsync images
+//	        3 unlink the files                    -> finished at the next start
+//	extend: 1 truncate the file                   -> larger or not, both are valid
+//	        2 fsync, then reply
+//
+// A volume without .meta in a directory with its final name was not made by this
+// package; it is reported, not counted and not touched.
+//
+// # Invariants
+//
+//   - The sum of the granted sizes never exceeds the capacity, including those
+//     of requests in progress: space is reserved before a file is touched.
+//   - A grant is one that the host's file system can carry: the free space must
+//     cover what is granted but not allocated yet, of all volumes.
+//   - Sizes only grow, and are absolute. Any request may be repeated.
+//   - No volume is larger than its bound, which the manager computes itself.
+//
+// # A full pool
+//
+// A request that cannot be met queues, one place per volume, and is answered
+// when there is space or when the wait that it allows is over; then its place is
+// kept for a moment, so that a client that repeats a long poll keeps it. Places
+// are served strictly in order: a small request does not pass a large one, or
+// the large one would starve. Nobody gets headroom while somebody waits.
+//
+// # Locks
+//
+//	volume.sem     one change of a volume at a time; held across file I/O
+//	Manager.mu     everything in memory; never held across file I/O but statfs
+//	               and stat, on which an admission depends
+//
+// in this order. Nobody waits for space with either.
+package spm

@@ -1,0 +1,120 @@
+package spm
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// How long one request to extend may be held by the manager before it is
+// repeated, and the pauses between attempts while there is no manager.
+const (
+	extendPoll     = 30 * time.Second
+	reconnectFirst = 20 * time.Millisecond
+	reconnectLast  = 500 * time.Millisecond
+)
+
+// A VolumeHandle is a volume of a pool as its writer sees it: where its file is,
+// and who makes it larger. It is a thin.Extender.
+type VolumeHandle struct {
+	api   API
+	info  Volume
+	epoch atomic.Int64 // the newest manager that has answered
+}
+
+// Volume looks a volume up by its name, its image's UUID or its own.
+func (c *Client) Volume(ctx context.Context, nameOrUUID string) (*VolumeHandle, error) {
+	return openVolume(ctx, c, nameOrUUID)
+}
+
+// Volume looks a volume up by its name, its image's UUID or its own.
+func (m *Manager) Volume(ctx context.Context, nameOrUUID string) (*VolumeHandle, error) {
+	return openVolume(ctx, m, nameOrUUID)
+}
+
+func openVolume(ctx context.Context, api API, nameOrUUID string) (*VolumeHandle, error) {
+	r, err := api.GetVolumeInfo(ctx, VolumeInfoRequest{VolumeRef: VolumeRef{Volume: nameOrUUID}})
+	if err != nil {
+		return nil, err
+	}
+	h := &VolumeHandle{api: api, info: r.Volume}
+	h.epoch.Store(r.SPMEpoch)
+	return h, nil
+}
+
+// Info is what the pool knew of the volume when it was looked up.
+func (h *VolumeHandle) Info() Volume { return h.info }
+
+// Path is the volume's file.
+func (h *VolumeHandle) Path() string { return h.info.Path }
+
+// Bound is the size in bytes that the volume is never extended beyond.
+func (h *VolumeHandle) Bound() int64 { return h.info.Bound }
+
+// Extend makes the volume at least need bytes long and, as far as the pool has
+// the space, want bytes. While the pool is full, or its manager is dead or
+// restarting, it waits as long as ctx allows. An error that is final says so by
+// a method Final() bool.
+func (h *VolumeHandle) Extend(ctx context.Context, need, want int64) (int64, error) {
+	r := VolumeExtendRequest{
+		Header:    Header{RequestID: uuid.NewString()},
+		VolumeRef: VolumeRef{Volume: h.info.VolumeUUID, Generation: &h.info.Generation},
+		Need:      need, Want: want, WaitMS: extendPoll.Milliseconds(),
+	}
+	for pause := reconnectFirst; ; pause = min(2*pause, reconnectLast) {
+		asked := time.Now()
+		size, err := h.extendOnce(ctx, r)
+		switch code := CodeOf(err); {
+		case err == nil:
+			return size, nil
+		case ctx.Err() != nil:
+			return 0, fmt.Errorf("extend %s to %d bytes: %w", h.info.Name, need, context.Cause(ctx))
+		case code == CodePoolFull && time.Since(asked) > reconnectLast:
+			pause = 0 // it has been held: come back at once, to keep its place
+		case code != CodePoolFull && code != CodeStopping:
+			return 0, err
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return 0, fmt.Errorf("extend %s to %d bytes: %w", h.info.Name, need, err)
+		}
+		pause = max(pause, reconnectFirst/2)
+	}
+}
+
+// extendOnce asks once. The answer of a manager that a newer one has replaced is
+// dropped.
+func (h *VolumeHandle) extendOnce(ctx context.Context, r VolumeExtendRequest) (int64, error) {
+	r.SPMEpoch = h.epoch.Load()
+	reply, err := h.api.ExtendVolume(ctx, r)
+	if err != nil {
+		return 0, err
+	}
+	for {
+		seen := h.epoch.Load()
+		switch {
+		case reply.SPMEpoch < seen:
+			return 0, errorf(CodeStopping, "extend %s: the answer is from epoch %d, and a manager of epoch %d has answered before",
+				h.info.Name, reply.SPMEpoch, seen)
+		case reply.SPMEpoch == seen || h.epoch.CompareAndSwap(seen, reply.SPMEpoch):
+			return reply.Size, nil
+		}
+	}
+}
+
+// sleep waits for d, or for the end of ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,186 @@
+package spm
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+)
+
+// The names in a domain's directory. A name that begins with a dot is invisible
+// to VDSM's patterns.
+const (
+	dirMeta       = "dom_md"
+	dirImages     = "images"
+	fileMetadata  = "metadata"
+	extMeta       = ".meta"
+	extLease      = ".lease"
+	extNew        = ".new"
+	prefixNew     = ".new-"
+	prefixRemoved = "_remove_me_"
+
+	modeDir  = 0o775
+	modeFile = 0o660
+)
+
+// specialFiles are the files beside metadata, with their sizes in bytes. Sanlock
+// allocates the leases as it uses them; a local domain needs none.
+var specialFiles = map[string]int64{
+	"ids": 0, "leases": 0, "xleases": 0,
+	"inbox": 16 << 20, "outbox": 16 << 20,
+}
+
+// A domainDir is the directory of a domain.
+type domainDir string
+
+func (d domainDir) metadata() string { return filepath.Join(string(d), dirMeta, fileMetadata) }
+func (d domainDir) images() string   { return filepath.Join(string(d), dirImages) }
+func (d domainDir) image(id uuid.UUID) string {
+	return filepath.Join(d.images(), id.String())
+}
+func (d domainDir) newImage(id uuid.UUID) string {
+	return filepath.Join(d.images(), prefixNew+id.String())
+}
+func (d domainDir) removedImage(id uuid.UUID) string {
+	return filepath.Join(d.images(), prefixRemoved+id.String())
+}
+
+// findDomain returns the only domain below dir, or "" if there is none.
+func findDomain(dir string) (domainDir, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, e := range entries {
+		if _, err := uuid.Parse(e.Name()); err != nil || !e.IsDir() {
+			continue
+		}
+		if _, err := os.Stat(domainDir(filepath.Join(dir, e.Name())).metadata()); err == nil {
+			found = append(found, filepath.Join(dir, e.Name()))
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+	}
+	switch len(found) {
+	case 0:
+		return "", nil
+	case 1:
+		return domainDir(found[0]), nil
+	}
+	return "", fmt.Errorf("%s holds %d domains (%s), expected one: move the others elsewhere",
+		dir, len(found), strings.Join(found, ", "))
+}
+
+// makeDomain builds a domain beside its final name and renames it.
+func makeDomain(dir string, m domainMeta) (domainDir, error) {
+	final := domainDir(filepath.Join(dir, m[keySDUUID]))
+	tmp := domainDir(filepath.Join(dir, prefixNew+m[keySDUUID]))
+	for _, sub := range []string{dirMeta, dirImages} {
+		if err := os.MkdirAll(filepath.Join(string(tmp), sub), modeDir); err != nil {
+			return "", err
+		}
+	}
+	for name, size := range specialFiles {
+		if err := makeFile(filepath.Join(string(tmp), dirMeta, name), size); err != nil {
+			return "", err
+		}
+	}
+	if err := replaceFile(tmp.metadata(), m.encode()); err != nil {
+		return "", err
+	}
+	if err := errors.Join(syncPath(tmp.images()), syncPath(string(tmp))); err != nil {
+		return "", err
+	}
+	if err := os.Rename(string(tmp), string(final)); err != nil {
+		return "", err
+	}
+	return final, syncPath(dir)
+}
+
+// readDomain reads the metadata of a domain.
+func readDomain(d domainDir) (domainMeta, domainState, error) {
+	b, err := os.ReadFile(d.metadata())
+	if err != nil {
+		return nil, domainState{}, err
+	}
+	m, err := parseDomainMeta(b)
+	if err != nil {
+		return nil, domainState{}, fmt.Errorf("%s: %w", d.metadata(), err)
+	}
+	s, err := m.state()
+	if err != nil {
+		return nil, s, fmt.Errorf("%s: %w", d.metadata(), err)
+	}
+	if filepath.Base(string(d)) != s.domain.String() {
+		return nil, s, fmt.Errorf("%s: %s is %s, expected the name of the directory", d.metadata(), keySDUUID, s.domain)
+	}
+	return m, s, nil
+}
+
+// makeFile makes a file of size bytes that does not exist, durably but for its
+// name.
+func makeFile(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, modeFile)
+	if err != nil {
+		return err
+	}
+	err = f.Truncate(size)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// replaceFile writes a file so that a crash leaves the old or the new content.
+func replaceFile(path string, content []byte) error {
+	tmp := path + extNew
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, modeFile)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	return syncPath(filepath.Dir(path))
+}
+
+// syncPath makes a file, or the names in a directory, durable.
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// removePrefixed removes what a crash left half made or half removed in dir, and
+// returns the names.
+func removePrefixed(dir string, prefixes ...string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var gone []string
+	for _, e := range entries {
+		for _, p := range prefixes {
+			id, ours := strings.CutPrefix(e.Name(), p)
+			if _, err := uuid.Parse(id); !ours || err != nil {
+				continue
+			}
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return gone, err
+			}
+			gone = append(gone, e.Name())
+		}
+	}
+	if len(gone) > 0 {
+		return gone, syncPath(dir)
+	}
+	return nil, nil
+}

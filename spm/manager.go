@@ -1,0 +1,387 @@
+package spm
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// While there is one host, it is this one.
+const (
+	localHostID         = 1
+	localHostGeneration = 1
+)
+
+// API is what a pool can be asked for, of a [Manager] in the same process or of
+// a [Client].
+type API interface {
+	CreateVolume(context.Context, VolumeCreateRequest) (VolumeReply, error)
+	ListVolumes(context.Context, VolumeListRequest) (VolumeListReply, error)
+	GetVolumeInfo(context.Context, VolumeInfoRequest) (VolumeReply, error)
+	ExtendVolume(context.Context, VolumeExtendRequest) (VolumeExtendReply, error)
+	RemoveVolume(context.Context, VolumeRemoveRequest) (VolumeRemoveReply, error)
+	GetPoolInfo(context.Context, PoolInfoRequest) (PoolReply, error)
+}
+
+var (
+	_ API = (*Manager)(nil)
+	_ API = (*Client)(nil)
+)
+
+// CreateImage describes the image that a new volume holds.
+type CreateImage struct {
+	Size   int64  // virtual, bytes
+	Format string // FormatQCOW2 or FormatRaw
+}
+
+// Images makes images. The manager itself knows no format.
+type Images interface {
+	// Create makes the image in the file at path, which exists, reads zero
+	// and is as long as the volume is granted; it must not become longer.
+	Create(ctx context.Context, path string, o CreateImage) error
+	// Bound is the size in bytes that the file of such an image never needs
+	// to exceed.
+	Bound(o CreateImage) int64
+}
+
+// Options of a pool. The zero value opens one that exists.
+type Options struct {
+	// Capacity is the sum of the granted sizes, in bytes, that the pool never
+	// exceeds. It is kept; given again it may only be larger. A new pool needs
+	// it.
+	Capacity int64
+	// Images makes qcow2 images; without it there are raw volumes only.
+	Images Images
+	// Holder tells who holds a volume. Default: by QEMU's image locks.
+	Holder Holder
+	// HostFree returns the bytes that the file system of dir has left.
+	// Default: statfs.
+	HostFree func(dir string) (int64, error)
+	// Poll is how often the host's space is read again while a request waits.
+	// Default: 0.5 s.
+	Poll time.Duration
+	// Grace is how long the place of a client is kept between two requests.
+	// Default: 1 s.
+	Grace time.Duration
+	// Now is the clock for latencies and times of creation. Default: time.Now.
+	Now func() time.Time
+	// Log gets one line per change of state. Default: none.
+	Log *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	if o.Holder == nil {
+		o.Holder = imageLocks{}
+	}
+	if o.HostFree == nil {
+		o.HostFree = statfsFree
+	}
+	o.Poll = cmp.Or(o.Poll, 500*time.Millisecond)
+	o.Grace = cmp.Or(o.Grace, time.Second)
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// A Manager manages the pool in one directory.
+type Manager struct {
+	dir    string
+	domain domainDir
+	ident  domainState // the capacity in it is the one at start
+	o      Options
+	lock   *poolLock
+	began  time.Time
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+
+	mu       sync.Mutex
+	closed   bool
+	capacity int64
+	granted  int64 // of all volumes, and what is reserved for requests in progress
+	volumes  map[uuid.UUID]*volume
+	names    map[string]*volume
+	queue    []*place
+	changed  chan struct{} // closed and replaced when a waiting request should look again
+	servers  []*http.Server
+
+	extensions   int64
+	lastLatency  time.Duration
+	lastExtended string
+}
+
+// A volume in memory. sem is held by whoever changes it; the other fields are
+// guarded by Manager.mu, but for those that never change.
+type volume struct {
+	id, image  uuid.UUID
+	name, path string
+	createID   string // the request that made it, if this manager did
+	meta       volumeMeta
+
+	sem chan struct{} // capacity 1
+
+	size       int64 // granted; of the file, unless reserved is more
+	bound      int64
+	gone       bool
+	ready      bool // false while it is being made: it has a name and space only
+	extensions int64
+}
+
+// Open opens the pool in dir, or makes one if there is none, and takes its lock.
+func Open(dir string, o Options) (*Manager, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, modeDir); err != nil {
+		return nil, fmt.Errorf("pool directory: %w", err)
+	}
+	lock, err := lockPool(dir)
+	if err != nil {
+		return nil, err
+	}
+	m := &Manager{
+		dir: dir, o: o.withDefaults(), lock: lock,
+		volumes: map[uuid.UUID]*volume{}, names: map[string]*volume{},
+		changed: make(chan struct{}),
+	}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	if err := m.load(); err != nil {
+		m.cancel()
+		return nil, errors.Join(fmt.Errorf("pool %s: %w", dir, err), lock.release())
+	}
+	return m, nil
+}
+
+// load reads the domain, raises the epoch and finds the volumes.
+func (m *Manager) load() error {
+	if _, err := removePrefixed(m.dir, prefixNew); err != nil {
+		return err
+	}
+	domain, err := findDomain(m.dir)
+	if err != nil {
+		return err
+	}
+	if domain == "" {
+		if domain, err = m.make(); err != nil {
+			return err
+		}
+	}
+	m.domain, m.began = domain, m.o.Now()
+	if err := m.start(); err != nil {
+		return err
+	}
+	if err := m.scan(); err != nil {
+		return err
+	}
+	m.o.Log.Info("pool opened", "dir", m.dir, "pool", m.ident.pool, "epoch", m.ident.epoch,
+		"volumes", len(m.volumes), "capacity", m.capacity, "granted", m.granted)
+	if m.granted > m.capacity {
+		m.o.Log.Warn("the volumes are larger than the capacity: nothing is granted until some are removed or the capacity is raised",
+			"capacity", m.capacity, "granted", m.granted)
+	}
+	return nil
+}
+
+func (m *Manager) make() (domainDir, error) {
+	if m.o.Capacity <= 0 {
+		return "", errors.New("there is no pool in it, and a new one needs a capacity: give --capacity SIZE")
+	}
+	return makeDomain(m.dir, newDomainMeta(uuid.New(), uuid.New(), m.dir, m.o.Capacity))
+}
+
+// start raises the epoch, and the capacity if asked to, durably.
+func (m *Manager) start() error {
+	meta, state, err := readDomain(m.domain)
+	if err != nil {
+		return err
+	}
+	if state.epoch++; m.o.Capacity > state.capacity {
+		state.capacity = m.o.Capacity
+	}
+	switch {
+	case m.o.Capacity > 0 && m.o.Capacity < state.capacity:
+		return fmt.Errorf("its capacity is %d bytes and may only be raised, not set to %d: give that much or leave it out",
+			state.capacity, m.o.Capacity)
+	case state.capacity == 0:
+		return errors.New("it has no capacity yet: give --capacity SIZE")
+	}
+	meta[keyPoolSPMLver] = strconv.FormatInt(state.epoch, 10)
+	meta[keyPoolSPMID] = strconv.Itoa(localHostID)
+	meta[keyCapacity] = strconv.FormatInt(state.capacity, 10)
+	if err := replaceFile(m.domain.metadata(), meta.encode()); err != nil {
+		return err
+	}
+	m.ident, m.capacity = state, state.capacity
+	return nil
+}
+
+// scan cleans up after a crash and reads the metadata of every volume.
+func (m *Manager) scan() error {
+	gone, err := removePrefixed(m.domain.images(), prefixNew, prefixRemoved)
+	if err != nil {
+		return err
+	}
+	for _, name := range gone {
+		m.o.Log.Warn("removed what a crash left", "image", name)
+	}
+	images, err := os.ReadDir(m.domain.images())
+	if err != nil {
+		return err
+	}
+	for _, e := range images {
+		if image, err := uuid.Parse(e.Name()); err == nil && e.IsDir() {
+			if err := m.scanImage(image); err != nil {
+				return fmt.Errorf("image %s: %w", image, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (m *Manager) scanImage(image uuid.UUID) error {
+	files, err := os.ReadDir(m.domain.image(image))
+	if err != nil {
+		return err
+	}
+	for _, e := range files {
+		id, err := uuid.Parse(e.Name())
+		if err != nil || !e.Type().IsRegular() {
+			continue
+		}
+		v, err := m.readVolume(image, id)
+		if errors.Is(err, fs.ErrNotExist) {
+			m.o.Log.Warn("volume without metadata is ignored", "image", image, "volume", id)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("volume %s: %w", id, err)
+		}
+		if err := m.addLocked(v); err != nil {
+			return err
+		}
+		m.granted += v.size
+	}
+	return nil
+}
+
+func (m *Manager) readVolume(image, id uuid.UUID) (*volume, error) {
+	path := filepath.Join(m.domain.image(image), id.String())
+	b, err := os.ReadFile(path + extMeta)
+	if err != nil {
+		return nil, err
+	}
+	meta, err := parseVolumeMeta(b)
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	v := m.newVolume(image, id, meta)
+	if v.name = cmp.Or(meta.alias(), image.String()); meta.VolType != "LEAF" {
+		v.name = id.String() // the alias is the leaf's
+	}
+	v.size, v.ready = info.Size(), true
+	v.bound = max(v.bound, v.size)
+	return v, nil
+}
+
+func (m *Manager) newVolume(image, id uuid.UUID, meta volumeMeta) *volume {
+	return &volume{
+		id: id, image: image, name: meta.alias(), meta: meta,
+		path:  filepath.Join(m.domain.image(image), id.String()),
+		sem:   make(chan struct{}, 1),
+		bound: m.bound(CreateImage{Size: meta.Capacity, Format: meta.wireFormat()}),
+	}
+}
+
+// bound is computed here and nowhere else, whatever a client says. Without
+// Images it is VDSM's: a tenth more than the virtual size.
+func (m *Manager) bound(o CreateImage) int64 {
+	switch {
+	case o.Format == FormatRaw:
+		return o.Size
+	case m.o.Images != nil:
+		return roundUp(m.o.Images.Bound(o), sizeUnit)
+	}
+	return roundUp(o.Size+o.Size/10, sizeUnit)
+}
+
+// addLocked gives a volume its places in the maps.
+func (m *Manager) addLocked(v *volume) error {
+	if other := m.names[v.name]; other != nil {
+		return fmt.Errorf("volumes %s and %s have the same name %q, which is unique in a pool: change DiskAlias in one's %s",
+			other.id, v.id, v.name, extMeta)
+	}
+	m.volumes[v.id], m.names[v.name] = v, v
+	return nil
+}
+
+// Close ends the requests that wait, stops serving and releases the pool.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return errorf(CodeStopping, "pool %s: closed already", m.dir)
+	}
+	m.closed = true
+	servers := m.servers
+	m.mu.Unlock()
+	m.cancel()
+	err := shutDown(servers)
+	for _, v := range m.sorted() {
+		v.sem <- struct{}{} // a change in progress ends first
+	}
+	m.o.Log.Info("pool closed", "dir", m.dir)
+	return errors.Join(err, m.lock.release())
+}
+
+// sorted returns the volumes in the order of their names.
+func (m *Manager) sorted() []*volume {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := make([]*volume, 0, len(m.volumes))
+	for _, v := range m.volumes {
+		all = append(all, v)
+	}
+	slices.SortFunc(all, func(a, b *volume) int { return cmp.Compare(a.name, b.name) })
+	return all
+}
+
+// RaiseCapacity makes the pool larger, durably, and lets what waits go on.
+func (m *Manager) RaiseCapacity(capacity int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if capacity < m.capacity {
+		return errorf(CodeInvalid, "capacity is %d bytes and may only be raised, not set to %d", m.capacity, capacity)
+	}
+	meta, _, err := readDomain(m.domain)
+	if err != nil {
+		return internal(err, "read the domain's metadata")
+	}
+	meta[keyCapacity] = strconv.FormatInt(capacity, 10)
+	if err := replaceFile(m.domain.metadata(), meta.encode()); err != nil {
+		return internal(err, "write the domain's metadata")
+	}
+	m.o.Log.Info("capacity raised", "dir", m.dir, "from", m.capacity, "to", capacity)
+	m.capacity = capacity
+	m.wakeLocked()
+	return nil
+}

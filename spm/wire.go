@@ -1,0 +1,152 @@
+package spm
+
+import "time"
+
+// WireVersion is the version of the structs in this file. A newer one is refused
+// by saying so; 0, which is what a request made by hand has, means 1.
+const WireVersion = 1
+
+// The names of the methods.
+const (
+	MethodVolumeCreate  = "Volume.create"
+	MethodVolumeList    = "Volume.list"
+	MethodVolumeGetInfo = "Volume.getInfo"
+	MethodVolumeExtend  = "Volume.extend"
+	MethodVolumeRemove  = "Volume.remove"
+	MethodPoolGetInfo   = "Pool.getInfo"
+)
+
+// Header identifies the parties of a request or reply. While there is one host
+// its host id and generation are constants. What is left out is not checked.
+type Header struct {
+	Version        int    `json:"version"`
+	RequestID      string `json:"request_id,omitempty"`
+	PoolUUID       string `json:"pool_uuid,omitempty"`
+	SPMEpoch       int64  `json:"spm_epoch,omitempty"`
+	HostID         int    `json:"host_id,omitempty"`
+	HostGeneration int64  `json:"host_generation,omitempty"`
+}
+
+// VolumeRef names a volume in a request: by a name, an image UUID (then its leaf
+// is meant) or a volume UUID. Generation, if given, must be the volume's.
+type VolumeRef struct {
+	Volume     string `json:"volume"`
+	Generation *int   `json:"volume_generation,omitempty"`
+}
+
+// A VolumeCreateRequest asks for a volume of virtual size Size. Format is
+// "qcow2", the default, or "raw".
+type VolumeCreateRequest struct {
+	Header
+	Name   string `json:"name"`
+	Size   int64  `json:"size"`
+	Format string `json:"format,omitempty"`
+}
+
+// A VolumeListRequest asks for all volumes.
+type VolumeListRequest struct {
+	Header
+}
+
+// A VolumeInfoRequest asks for one volume.
+type VolumeInfoRequest struct {
+	Header
+	VolumeRef
+}
+
+// A VolumeExtendRequest asks that the volume be at least Need bytes and, as far
+// as the pool has the space, Want bytes long. Both are absolute. WaitMS bounds
+// how long a full pool may hold the request; 0 asks for an answer at once.
+type VolumeExtendRequest struct {
+	Header
+	VolumeRef
+	Need   int64 `json:"need"`
+	Want   int64 `json:"want,omitempty"`
+	WaitMS int64 `json:"wait_ms,omitempty"`
+}
+
+// A VolumeRemoveRequest asks that the volume be removed.
+type VolumeRemoveRequest struct {
+	Header
+	VolumeRef
+}
+
+// A PoolInfoRequest asks for the state of the pool.
+type PoolInfoRequest struct {
+	Header
+}
+
+// A Volume is what the pool knows of a volume. Sizes are in bytes.
+type Volume struct {
+	Name       string    `json:"name"`
+	ImageUUID  string    `json:"image_uuid"`
+	VolumeUUID string    `json:"volume_uuid"`
+	Generation int       `json:"volume_generation"`
+	DomainUUID string    `json:"domain_uuid"`
+	Format     string    `json:"format"`
+	Size       int64     `json:"size"`      // virtual
+	Granted    int64     `json:"granted"`   // the length of the file
+	Bound      int64     `json:"bound"`     // Granted never exceeds it
+	Allocated  int64     `json:"allocated"` // what the host's file system has allocated
+	Path       string    `json:"path"`
+	Created    time.Time `json:"created"`
+	Extensions int64     `json:"extensions"` // since the manager started
+}
+
+// A VolumeReply is about one volume.
+type VolumeReply struct {
+	Header
+	Volume
+}
+
+// A VolumeListReply holds all volumes, in the order of their names.
+type VolumeListReply struct {
+	Header
+	Volumes []Volume `json:"volumes"`
+}
+
+// A VolumeExtendReply tells the durable size of the volume.
+type VolumeExtendReply struct {
+	Header
+	VolumeUUID string `json:"volume_uuid"`
+	Generation int    `json:"volume_generation"`
+	Size       int64  `json:"size"`
+	Bound      int64  `json:"bound"`
+}
+
+// A VolumeRemoveReply tells what has been removed, and the bytes that are free
+// again.
+type VolumeRemoveReply struct {
+	Header
+	VolumeUUID string `json:"volume_uuid"`
+	Freed      int64  `json:"freed"`
+}
+
+// A PoolReply is the state of the pool. Sizes are in bytes.
+type PoolReply struct {
+	Header
+	DomainUUID string `json:"domain_uuid"`
+	Dir        string `json:"dir"`
+	Volumes    int    `json:"volumes"`
+	Capacity   int64  `json:"capacity"`
+	Granted    int64  `json:"granted"`
+	Free       int64  `json:"free"`      // Capacity - Granted, not below 0
+	HostFree   int64  `json:"host_free"` // what the host's file system could carry beyond Granted
+
+	Waiting []Waiting `json:"waiting"`
+
+	Extensions    int64   `json:"extensions"`     // since the manager started
+	LastExtension float64 `json:"last_extension"` // seconds it took
+	LastExtended  string  `json:"last_extended"`  // the name of its volume
+	SPMStarted    string  `json:"spm_started"`    // RFC 3339, UTC
+	SPMPID        int     `json:"spm_process_id"`
+}
+
+// Waiting is a place in the queue of a full pool: a volume, how many bytes more
+// it needs, and since when.
+type Waiting struct {
+	Name       string    `json:"name"`
+	VolumeUUID string    `json:"volume_uuid"`
+	Bytes      int64     `json:"bytes"`
+	Since      time.Time `json:"since"`
+}
