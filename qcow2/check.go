@@ -108,7 +108,8 @@ func (c *checker) refer(off, n int64, what string) {
 	for cl := off >> c.geo.ClusterBits; cl <= (off+n-1)>>c.geo.ClusterBits; cl++ {
 		block := c.refs[cl/per]
 		if block == nil {
-			block = make([]uint32, per)
+			// No more than the file has clusters; one may be incomplete.
+			block = make([]uint32, min(per, c.geo.Clusters(c.file.Size())+1-cl/per*per))
 			c.refs[cl/per] = block
 		}
 		block[cl%per]++
@@ -117,7 +118,7 @@ func (c *checker) refer(off, n int64, what string) {
 
 func (c *checker) references(cl int64) uint64 {
 	per := c.geo.RefcountsPerBlock()
-	if block := c.refs[cl/per]; block != nil {
+	if block := c.refs[cl/per]; cl%per < int64(len(block)) {
 		return uint64(block[cl%per])
 	}
 	return 0
@@ -274,7 +275,7 @@ func (c *checker) compareBlock(b, off int64) error {
 		return nil
 	}
 	changed := false
-	for i := range per {
+	for i := range max(format.Counted(data, order), int64(len(c.refs[b]))) {
 		cl := b*per + i
 		count, found := format.Refcount(data, order, int(i)), c.references(cl)
 		if count > 0 {

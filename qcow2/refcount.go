@@ -47,10 +47,8 @@ func (im *Image) lastCounted() (int64, error) {
 		if _, err := readFull(im.file, block, e.Offset()); err != nil {
 			return 0, fmt.Errorf("read refcount block: %w", err)
 		}
-		for j := per - 1; j >= 0; j-- {
-			if format.Refcount(block, im.geo.RefcountOrder, int(j)) != 0 {
-				return int64(i)*per + j + 1, nil
-			}
+		if n := format.Counted(block, im.geo.RefcountOrder); n > 0 {
+			return int64(i)*per + n, nil
 		}
 	}
 	return 0, &format.CorruptError{What: "refcount table", Off: im.header.RefcountTableOffset, Want: "a count for the header", Got: "none"}

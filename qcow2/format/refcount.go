@@ -1,6 +1,9 @@
 package format
 
-import "encoding/binary"
+import (
+	"bytes"
+	"encoding/binary"
+)
 
 // Refcount returns count number i of a refcount block, or of a part of one that
 // starts at a count (specification, section "Host cluster management"). Counts
@@ -40,6 +43,18 @@ func SetRefcount(block []byte, order uint, i int, v uint64) {
 	default:
 		binary.BigEndian.PutUint64(block[i*8:], v)
 	}
+}
+
+// Counted is the index behind the last count of a refcount block that is not 0.
+func Counted(block []byte, order uint) int64 {
+	n := int64(len(bytes.TrimRight(block, "\x00"))) * 8 >> order
+	if order > 3 { // the last count may end in bytes that are 0
+		n = min(n+1, int64(len(block))*8>>order)
+	}
+	for n > 0 && Refcount(block, order, int(n-1)) == 0 {
+		n--
+	}
+	return n
 }
 
 // DecodeTable turns a table of 8-byte words into entries.
