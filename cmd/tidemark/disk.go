@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"tidemark/internal/block"
+	"tidemark/internal/hostfile"
+	"tidemark/internal/thin"
+	"tidemark/qcow2"
+	"tidemark/spm"
+)
+
+// volumes is where the volumes of a pool are looked up: an spm.Client, or the
+// spm.Manager of the same process.
+type volumes interface {
+	Volume(ctx context.Context, nameOrUUID string) (*spm.VolumeHandle, error)
+}
+
+// A diskSpec says which image to serve and how. The zero value of everything but
+// Image works.
+type diskSpec struct {
+	// Image is the path of a file, or with Pool the name or UUID of a volume.
+	Image string
+	// Pool is where a volume is looked up, and who makes it larger; nil for a
+	// file. It must outlive the disk.
+	Pool volumes
+
+	ReadOnly bool
+	// IgnoreDiscard keeps the space of what the guest discards.
+	IgnoreDiscard bool
+	// Policy of a volume's headroom; the zero value is the default one.
+	Policy thin.Policy
+	// Log gets one line per change of state; nil discards them.
+	Log *slog.Logger
+}
+
+// A disk is an image that is being served, with everything below it. What is
+// opened is closed again in the reverse order:
+//
+//	qcow2.Image -> thin.File (a volume only) -> hostfile.File
+type disk struct {
+	spec  diskSpec
+	image *qcow2.Image
+	file  block.File // below the image
+	thin  *thin.File // file, if it is a volume that may grow; else nil
+	path  string
+}
+
+// openDisk opens the image that spec names, and nothing else. ctx bounds the
+// opening.
+func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
+	if spec.Log == nil {
+		spec.Log = slog.New(slog.DiscardHandler)
+	}
+	d := &disk{spec: spec, path: spec.Image}
+	if err := d.openFile(ctx); err != nil {
+		return nil, err
+	}
+	image, err := qcow2.Open(ctx, d.file, qcow2.Options{
+		ReadOnly: spec.ReadOnly, IgnoreDiscard: spec.IgnoreDiscard, Logger: spec.Log,
+	})
+	if err != nil {
+		err = d.whatItIs(err)
+		return nil, errors.Join(fmt.Errorf("%s: %w", d.path, err), d.file.Close())
+	}
+	d.image = image
+	return d, nil
+}
+
+// openFile opens what is below the image: a file that grows by itself, or a
+// volume that the pool makes larger.
+func (d *disk) openFile(ctx context.Context) error {
+	var handle *spm.VolumeHandle
+	if d.spec.Pool != nil {
+		h, err := d.spec.Pool.Volume(ctx, d.spec.Image)
+		if err != nil {
+			return fmt.Errorf("open volume %s: %w", d.spec.Image, err)
+		}
+		if format := h.Info().Format; format != spm.FormatQCOW2 {
+			return fmt.Errorf("open volume %s: its format is %s: %w; use a volume of format qcow2",
+				d.spec.Image, format, block.ErrUnsupported)
+		}
+		handle, d.path = h, h.Path()
+	}
+	file, err := hostfile.Open(d.path, hostfile.Options{ReadOnly: d.spec.ReadOnly, Fixed: handle != nil})
+	if err != nil {
+		return err
+	}
+	d.file = file
+	if handle != nil && !d.spec.ReadOnly {
+		d.thin = thin.New(file, handle, thin.Options{
+			Policy: d.spec.Policy, Bound: handle.Bound(), Name: handle.Info().Name, Log: d.spec.Log,
+		})
+		d.file = d.thin
+	}
+	return nil
+}
+
+// whatItIs adds to an error of the image engine what to do about it.
+func (d *disk) whatItIs(err error) error {
+	if errors.Is(err, qcow2.ErrNotQCOW2) {
+		return fmt.Errorf("%w; tidemark serves QCOW2 images only: make one of it with qemu-img convert -O qcow2", err)
+	}
+	return err
+}
+
+// Device is the disk for a front end. It stays the disk's.
+func (d *disk) Device() block.Device { return d.image }
+
+// Path is the file that holds the image.
+func (d *disk) Path() string { return d.path }
+
+// Name is what the disk was asked for as: a path, or a volume's name or UUID.
+func (d *disk) Name() string { return d.spec.Image }
+
+// Close commits, gives reserved space back and closes everything. No request may
+// be in progress in a front end; those that wait for space are cancelled.
+func (d *disk) Close() error {
+	err := d.image.Close()
+	if err != nil {
+		err = fmt.Errorf("close %s: %w", d.path, err)
+	}
+	if ferr := d.file.Close(); ferr != nil {
+		err = errors.Join(err, fmt.Errorf("close %s: %w", d.path, ferr))
+	}
+	return err
+}
+
+// diskStats are the figures of a disk at one moment: the image's, and of a
+// volume those of its space.
+type diskStats struct {
+	qcow2.Stats             // Virtual, End, Reserved, Granted, Dirty, Poisoned, Used()
+	Thin        *thin.Stats // nil for a file
+}
+
+// Headroom is what the storage has beyond what holds data and metadata. Clusters
+// that are reserved ahead of use count as headroom.
+func (s diskStats) Headroom() int64 { return s.Granted - s.Used() }
+
+// Stats returns the figures of this moment.
+func (d *disk) Stats() diskStats {
+	s := diskStats{Stats: d.image.Stats()}
+	if d.thin != nil {
+		t := d.thin.Stats()
+		s.Thin = &t
+	}
+	return s
+}
