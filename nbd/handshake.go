@@ -87,12 +87,12 @@ func (h *handshake) greet() error {
 // option reads one option completely and answers it. An error ends the
 // connection.
 func (h *handshake) option() error {
-	if h.options--; h.options < 0 {
-		return errManyOptions
-	}
 	var b [optionHeaderBytes]byte
 	if _, err := io.ReadFull(h.r, b[:]); err != nil {
 		return err
+	}
+	if h.options--; h.options < 0 {
+		return errManyOptions
 	}
 	o, n, err := parseOption(b[:])
 	if err != nil {

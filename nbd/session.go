@@ -150,7 +150,7 @@ func (s *session) disconnect(reason error) {
 
 // readRequests is the reader. It returns why there is nothing more to read.
 func (s *session) readRequests(r *bufio.Reader) (err error) {
-	defer s.recovered(&err)
+	defer recoverTo(&err, s.srv, s.log)
 	var b [requestBytes]byte
 	for {
 		if _, err := io.ReadFull(r, b[:]); err != nil {
@@ -206,13 +206,23 @@ func (s *session) readPayload(r *bufio.Reader, rq *request) error {
 		return nil
 	}
 	if rq.failure != nil {
-		_, err := io.CopyN(io.Discard, r, int64(n))
-		return err
+		return discard(r, n)
 	}
 	rq.buf = s.srv.buffers.get(int(n))
 	got, err := io.ReadFull(r, rq.buf.data)
 	s.srv.counters.bytesIn.Add(uint64(got))
 	return err
+}
+
+// discard drops n bytes, in pieces because an int may have 32 bits.
+func discard(r *bufio.Reader, n uint32) error {
+	for n > 0 {
+		got, err := r.Discard(int(min(n, 1<<30)))
+		if n -= uint32(got); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // dispatch has the request executed and answered.
@@ -225,7 +235,7 @@ func (s *session) dispatch(rq *request) {
 				s.kill(err)
 			}
 		}()
-		defer s.recovered(&err)
+		defer recoverTo(&err, s.srv, s.log)
 		err = s.serve(rq)
 	})
 }
@@ -259,9 +269,8 @@ func (s *session) finished(rq *request) {
 	}
 }
 
-// recovered turns a panic into an error, which ends this connection only.
-func (s *session) recovered(err *error) { recoverTo(err, s.srv, s.log) }
-
+// recoverTo turns a panic into an error, which ends this connection only. It
+// must be deferred itself.
 func recoverTo(err *error, srv *Server, log *slog.Logger) {
 	if p := recover(); p != nil {
 		srv.counters.panics.Add(1)
