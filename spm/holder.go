@@ -1,17 +1,10 @@
 package spm
 
 import (
-	"errors"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"tidemark/internal/block"
+	"tidemark/internal/hostfile"
 )
 
 // A Holder takes a volume so that nobody else can open it. The manager does so
@@ -23,67 +16,22 @@ type Holder interface {
 	Hold(path string) (release func() error, err error)
 }
 
-// QEMU keeps its permissions as open-file-description locks on single bytes of
-// the image: what a process uses from byte 100 on, what it forbids others from
-// byte 200 on. A write lock on the range excludes whoever has either.
-const (
-	lockFirst = 100
-	lockEnd   = 264
-)
-
-// imageLocks is the Holder that sees QEMU's locks and those of whoever follows
-// its protocol.
+// imageLocks is the Holder that speaks QEMU's locks, as every data server does.
 type imageLocks struct{}
 
 func (imageLocks) Hold(path string) (func() error, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	// Readers that put up with a writer do not put up with a removal, but a
+	// writer's lock would not see them.
+	who, err := hostfile.Holder(path)
 	if err != nil {
 		return nil, err
 	}
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: lockFirst, Len: lockEnd - lockFirst}
-	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock)
-	if err == nil {
-		return f.Close, nil
+	if who != "" {
+		return nil, fmt.Errorf("%s is open in %s: %w", path, who, block.ErrInUse)
 	}
-	f.Close()
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-		return nil, fmt.Errorf("%s is open in %s: %w", path, whoHas(path), block.ErrInUse)
-	}
-	return nil, fmt.Errorf("lock %s: %w", path, err)
-}
-
-// whoHas names the processes that have a file open, as far as /proc shows them.
-// It compares links and stats nothing, which could hang on somebody's dead mount.
-func whoHas(path string) string {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
-	}
-	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	var who []string
-	seen := map[string]bool{}
-	for _, fd := range fds {
-		pid := strings.Split(fd, "/")[2]
-		if seen[pid] {
-			continue
-		}
-		if got, err := os.Readlink(fd); err == nil && got == path {
-			seen[pid] = true
-			who = append(who, processName(pid))
-		}
-	}
-	if len(who) == 0 {
-		return "another process"
-	}
-	return strings.Join(who, ", ")
-}
-
-func processName(pid string) string {
-	if pid == strconv.Itoa(os.Getpid()) {
-		return "this process"
-	}
-	name, err := os.ReadFile(filepath.Join("/proc", pid, "comm"))
+	f, err := hostfile.Open(path, hostfile.Options{Fixed: true})
 	if err != nil {
-		return "process " + pid
+		return nil, err
 	}
-	return fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(name)), pid)
+	return f.Close, nil
 }
