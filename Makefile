@@ -1,0 +1,87 @@
+# Tidemark. "make help" lists the targets.
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := build
+
+GO ?= go
+
+# What `make run` and `make demo` start.
+RUN_ARGS  ?= run --dir .tidemark/pool --capacity 2G --size 10G disk1
+DEMO_ARGS ?= demo
+
+# Packages whose tests drive the built program and outside tools: without -race,
+# which would measure the detector. All others run with it.
+ACCEPTANCE ?= ./cmd/...
+TEST_FLAGS ?=
+
+# The library is portable, the daemon is not.
+PORTABLE := ./qcow2/... ./nbd/...
+
+# The tools are a module of their own. They are built once for each state of it,
+# because the linter takes minutes to compile.
+TOOLS     := .cache/bin/$(shell cat tools/go.mod tools/go.sum | cksum | cut -d' ' -f1)
+GOTESTSUM := $(TOOLS)/gotestsum
+GOLANGCI  := $(TOOLS)/golangci-lint
+BENCHSTAT := $(TOOLS)/benchstat
+
+.PHONY: build run demo test lint fmt deps bench clean help need
+
+build: need ## build bin/tidemark
+	$(GO) build -o bin/tidemark ./cmd/tidemark
+
+run: build deps ## a 10 GiB disk in a 2 GiB pool under .tidemark/, served until Ctrl-C
+	exec bin/tidemark $(RUN_ARGS)
+
+demo: build deps ## the same unattended: write, watch it grow, read back, check
+	exec bin/tidemark $(DEMO_ARGS)
+
+test: need deps $(GOTESTSUM) ## all tests; what had to be skipped is named at the end
+	@rc=0
+	all=$$($(GO) list ./...)
+	slow=$$($(GO) list $(ACCEPTANCE) 2>/dev/null || true)
+	fast=$$(comm -23 <(sort <<<"$$all") <(sort <<<"$$slow"))
+	$(GOTESTSUM) --format pkgname -- -race -count=1 -timeout 10m $(TEST_FLAGS) $$fast || rc=1
+	if [ -n "$$slow" ]; then
+	  $(GOTESTSUM) --format pkgname -- -count=1 -timeout 30m $(TEST_FLAGS) $$slow || rc=1
+	fi
+	exit $$rc
+
+lint: need $(GOLANGCI) ## format, vet (other systems too), import law, go.mod
+	@rc=0
+	bad=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')) || rc=1
+	[ -z "$$bad" ] || { echo "gofmt -w is needed for:" $$bad; rc=1; }
+	$(GO) vet ./... || rc=1
+	portable=$$($(GO) list $(PORTABLE) 2>/dev/null || true)
+	for target in darwin/arm64 windows/amd64 linux/arm64 linux/386; do
+	  [ -z "$$portable" ] || GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) vet $$portable || { echo "go vet for $$target failed"; rc=1; }
+	done
+	$(GOLANGCI) run ./... || rc=1
+	$(GO) mod tidy -diff || { echo "go mod tidy is needed"; rc=1; }
+	exit $$rc
+
+fmt: ## gofmt everything
+	gofmt -w $$(git ls-files --cached --others --exclude-standard '*.go')
+
+deps: ## install the Debian packages that tests and demonstrations use (as root), or name them
+	@tools/deps
+
+bench: need $(BENCHSTAT) ## benchmarks of the hot write path
+	@if [ ! -d bench ]; then echo "there are no benchmarks yet"; exit 0; fi
+	mkdir -p .cache
+	$(GO) test -run '^$$' -bench . -count 6 ./bench/... | tee .cache/bench.txt
+	$(BENCHSTAT) .cache/bench.txt
+
+clean: ## remove what was built; the pool under .tidemark/ stays
+	rm -rf bin .cache
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+need:
+	@tools/need
+
+$(TOOLS)/%: | need
+	@echo "building $* (once)"
+	@mkdir -p $(TOOLS)
+	@cd tools && $(GO) build -o ../$@ "$$($(GO) list -f '{{.ImportPath}}' tool | grep '/$*$$')"
