@@ -1,0 +1,385 @@
+package qcow2_test
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/faultfile"
+	"tidemark/internal/simdisk"
+	"tidemark/internal/testenv"
+	"tidemark/qcow2"
+	"tidemark/qcow2/format"
+)
+
+const sector = 512
+
+// An oracle knows what each sector of the disk may hold after a power cut: its
+// last flushed version or one that was submitted later. A version is the number
+// of the request that wrote it, 0 for zeroes.
+type oracle struct {
+	mu      sync.Mutex
+	flushed []uint64
+	later   [][]uint64
+}
+
+func newOracle(size int64) *oracle {
+	return &oracle{flushed: make([]uint64, size/sector), later: make([][]uint64, size/sector)}
+}
+
+// submit adds a version of n sectors from first, before the request is made.
+func (o *oracle) submit(first, n int64, version uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for s := first; s < first+n; s++ {
+		o.later[s] = append(slices.Clip(o.later[s]), version)
+	}
+}
+
+// flush makes the last versions the flushed ones, after a flush was
+// acknowledged that nothing else ran beside.
+func (o *oracle) flush() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for s, l := range o.later {
+		if len(l) > 0 {
+			o.flushed[s], o.later[s] = l[len(l)-1], nil
+		}
+	}
+}
+
+func (o *oracle) snapshot() *oracle {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return &oracle{flushed: slices.Clone(o.flushed), later: slices.Clone(o.later)}
+}
+
+// judge returns what is wrong with the content p.
+func (o *oracle) judge(p []byte) error {
+	for s := range o.flushed {
+		b := p[s*sector : (s+1)*sector]
+		if simdisk.HasForeign(b) {
+			return fmt.Errorf("sector %d: another tenant's bytes", s)
+		}
+		v, err := versionOf(b)
+		if err != nil {
+			return fmt.Errorf("sector %d: %w", s, err)
+		}
+		if v != o.flushed[s] && !slices.Contains(o.later[s], v) {
+			return fmt.Errorf("sector %d: version %d; flushed was %d, later %d", s, v, o.flushed[s], o.later[s])
+		}
+	}
+	return nil
+}
+
+// stamp fills p with a version.
+func stamp(p []byte, version uint64) {
+	for i := 0; i < len(p); i += 8 {
+		binary.BigEndian.PutUint64(p[i:], version)
+	}
+}
+
+func versionOf(b []byte) (uint64, error) {
+	v := binary.BigEndian.Uint64(b)
+	for i := 8; i < len(b); i += 8 {
+		if w := binary.BigEndian.Uint64(b[i:]); w != v {
+			return 0, fmt.Errorf("a mix of versions %d and %d", v, w)
+		}
+	}
+	return v, nil
+}
+
+// A crashed disk, and what it may hold.
+type crashed struct {
+	disk  *simdisk.Disk
+	legal *oracle
+	what  string
+}
+
+// A crasher is a random workload on an image over a simulated disk that is
+// crashed at random operations of the file.
+type crasher struct {
+	t       *testing.T
+	rng     *rand.Rand
+	disk    *simdisk.Disk
+	image   *qcow2.Image
+	oracle  *oracle
+	version uint64
+	size    int64
+
+	mu     sync.Mutex // guards what the hook uses
+	every  bool       // crash at every operation
+	next   int        // operations until the next crash
+	hrng   *rand.Rand
+	states []crashed
+}
+
+func newCrasher(t *testing.T, rng *rand.Rand, c qcow2.CreateOptions, o simdisk.Options) *crasher {
+	ctx := context.Background()
+	d := simdisk.New(0, o)
+	require.NoError(t, qcow2.Create(ctx, d, c))
+	k := &crasher{t: t, rng: rng, hrng: testenv.Rand(rng.Uint64()), disk: d, oracle: newOracle(c.Size), size: c.Size}
+	k.open()
+	return k
+}
+
+func (k *crasher) open() {
+	f := faultfile.New(k.disk, faultfile.Fault{})
+	f.Hook(func(op faultfile.Op) { k.maybeCrash(fmt.Sprintf("before %v", op)) }, nil)
+	im, err := qcow2.Open(context.Background(), f, qcow2.Options{ReserveBytes: 256 << 10, CacheBytes: 32 << 10})
+	require.NoError(k.t, err)
+	k.image = im
+}
+
+func (k *crasher) maybeCrash(what string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.next--; k.next > 0 && !k.every {
+		return
+	}
+	k.next = 1 + k.hrng.IntN(30)
+	legal := k.oracle.snapshot()
+	lastOp := 0
+	if pending := k.disk.Pending(); len(pending) > 0 {
+		lastOp = pending[len(pending)-1].ID
+	}
+	for name, keep := range map[string]simdisk.Keep{
+		"nothing": simdisk.DropAll,
+		"half":    func(simdisk.Op, int64) bool { return k.hrng.IntN(2) == 0 },
+		"most":    func(simdisk.Op, int64) bool { return k.hrng.IntN(8) != 0 },
+		"last":    func(op simdisk.Op, _ int64) bool { return op.ID == lastOp },
+	} {
+		k.states = append(k.states, crashed{k.disk.Crash(keep), legal, fmt.Sprintf("%s, %s of what was pending landed", what, name)})
+	}
+}
+
+// step does one random request.
+func (k *crasher) step() {
+	ctx := context.Background()
+	first := k.rng.Int64N(k.size / sector)
+	n := min(1+k.rng.Int64N(1+k.rng.Int64N(300)), k.size/sector-first)
+	p := make([]byte, n*sector)
+	switch k.rng.IntN(10) {
+	case 0:
+		k.oracle.submit(first, n, 0)
+		require.NoError(k.t, k.image.WriteZeroes(ctx, first*sector, n*sector, qcow2.MayUnmap))
+	case 1:
+		k.oracle.submit(first, n, 0)
+		require.NoError(k.t, k.image.WriteZeroes(ctx, first*sector, n*sector, 0))
+	case 2:
+		// The content afterwards is the old one or zero; both stay legal, and
+		// what is read is what a flush makes durable.
+		k.oracle.submit(first, n, 0)
+		require.NoError(k.t, k.image.Discard(ctx, first*sector, n*sector, 0))
+		require.NoError(k.t, k.image.ReadAt(ctx, p, first*sector, 0))
+		for i := range n {
+			v, err := versionOf(p[i*sector : (i+1)*sector])
+			require.NoError(k.t, err)
+			k.oracle.submit(first+i, 1, v)
+		}
+	case 3, 4:
+		require.NoError(k.t, k.image.Flush(ctx))
+		k.oracle.flush()
+	case 5:
+		k.version++
+		stamp(p, k.version)
+		k.oracle.submit(first, n, k.version)
+		require.NoError(k.t, k.image.WriteAt(ctx, p, first*sector, qcow2.FUA))
+		k.oracle.flush() // FUA commits everything here
+	default:
+		k.version++
+		stamp(p, k.version)
+		k.oracle.submit(first, n, k.version)
+		require.NoError(k.t, k.image.WriteAt(ctx, p, first*sector, 0))
+	}
+}
+
+// judge reopens every crashed disk: it must open by itself, have leaks at
+// worst, hold legal content, take writes, and be clean after the leaks are
+// mended.
+func (k *crasher) judge() int {
+	t, ctx := k.t, context.Background()
+	for i, c := range k.states {
+		res, err := qcow2.Check(ctx, c.disk, qcow2.CheckOptions{})
+		require.NoError(t, err, c.what)
+		require.Zero(t, res.Corruptions+res.CheckErrors, "%s: %q", c.what, res.Problems)
+		im, err := qcow2.Open(ctx, c.disk, qcow2.Options{ReserveBytes: 128 << 10})
+		require.NoError(t, err, c.what)
+		p := make([]byte, k.size)
+		require.NoError(t, im.ReadAt(ctx, p, 0, 0), c.what)
+		require.NoError(t, c.legal.judge(p), c.what)
+		if i%3 == 0 { // it goes on, and nothing that was leaked or stale comes up
+			w := make([]byte, 40*sector)
+			stamp(w, 1<<40)
+			at := k.rng.Int64N(k.size/sector-40) * sector
+			require.NoError(t, im.WriteAt(ctx, w, at, 0), c.what)
+			copy(p[at:], w)
+			got := make([]byte, k.size)
+			require.NoError(t, im.ReadAt(ctx, got, 0, 0), c.what)
+			require.True(t, slices.Equal(p, got), c.what)
+		}
+		require.NoError(t, im.Close(), c.what)
+		res, err = qcow2.Check(ctx, c.disk, qcow2.CheckOptions{RepairLeaks: true})
+		require.NoError(t, err, c.what)
+		require.True(t, res.Clean(), "%s: %q", c.what, res.Problems)
+		res, err = qcow2.Check(ctx, c.disk, qcow2.CheckOptions{})
+		require.NoError(t, err, c.what)
+		require.True(t, res.Clean() && res.Leaks == 0, "%s: %q", c.what, res.Problems)
+	}
+	return len(k.states)
+}
+
+// crashGeometries are the images that are crashed.
+func crashGeometries() []qcow2.CreateOptions {
+	return []qcow2.CreateOptions{
+		{Size: 2<<20 + 3*sector},
+		{Size: 2 << 20, ClusterSize: 512, RefcountBits: 64},
+		{Size: 1 << 20, ClusterSize: 512, RefcountBits: 1},
+		{Size: 2 << 20, ClusterSize: 4096, Version: 2},
+		{Size: 2<<20 + sector, ClusterSize: 4096, RefcountBits: 8},
+		{Size: 4 << 20, ClusterSize: 32768, RefcountBits: 32},
+	}
+}
+
+// TestCrash cuts the power at random operations of the file and judges what is
+// left, on storage whose fresh and discarded space is another tenant's.
+func TestCrash(t *testing.T) {
+	_, rng := testenv.Seed(t)
+	total := 0
+	for _, c := range crashGeometries() {
+		for _, foreign := range []bool{false, true} {
+			k := newCrasher(t, rng, c, simdisk.Options{Foreign: foreign, DiscardForeign: foreign})
+			for i := range 80 {
+				k.step()
+				if i%40 == 39 { // also through a clean end and a new beginning
+					require.NoError(t, k.image.Close())
+					k.oracle.flush()
+					k.open()
+				}
+			}
+			require.NoError(t, k.image.Close())
+			total += k.judge()
+		}
+	}
+	t.Logf("%d crashed states judged", total)
+}
+
+// write writes n sectors from first.
+func (k *crasher) write(first, n int64) {
+	k.version++
+	p := make([]byte, n*sector)
+	stamp(p, k.version)
+	k.oracle.submit(first, n, k.version)
+	require.NoError(k.t, k.image.WriteAt(context.Background(), p, first*sector, 0))
+}
+
+func (k *crasher) flush() {
+	require.NoError(k.t, k.image.Flush(context.Background()))
+	k.oracle.flush()
+}
+
+// TestCrashWhileTablesGrow cuts the power at every operation while the refcount
+// table and the L1 table move.
+func TestCrashWhileTablesGrow(t *testing.T) {
+	_, rng := testenv.Seed(t)
+	// One cluster of refcount table is good for 2 MiB here.
+	k := newCrasher(t, rng, qcow2.CreateOptions{Size: 3 << 20, ClusterSize: 512, RefcountBits: 64}, simdisk.Options{Foreign: true, DiscardForeign: true})
+	k.next = 1 << 30
+	table := k.image.Header().RefcountTableOffset
+	at := int64(0)
+	for ; k.image.Stats().End < 2<<20-128<<10; at += 16 {
+		k.write(at, 16)
+	}
+	k.flush()
+	k.every = true
+	for ; k.image.Header().RefcountTableOffset == table; at += 16 {
+		k.write(at, 16)
+	}
+	k.flush()
+	l1 := k.image.Header().L1Offset
+	k.write(3, 1)
+	require.NoError(t, k.image.Grow(context.Background(), 8<<20))
+	require.NotEqual(t, l1, k.image.Header().L1Offset)
+	k.write(5, 1)
+	k.flush()
+	require.NoError(t, k.image.Close())
+	t.Logf("%d crashed states judged", k.judge())
+}
+
+// TestCrashZeroAllocated cuts the power while clusters that are marked zero but
+// have a host cluster, full of old bytes, are written to.
+func TestCrashZeroAllocated(t *testing.T) {
+	_, rng := testenv.Seed(t)
+	k := newCrasher(t, rng, qcow2.CreateOptions{Size: 1 << 20, ClusterSize: 4096}, simdisk.Options{Foreign: true, DiscardForeign: true})
+	k.next = 1 << 30
+	k.write(0, k.size/sector)
+	require.NoError(t, k.image.Close())
+	markZero(t, k.disk)
+	k.oracle.submit(0, k.size/sector, 0)
+	k.oracle.flush()
+	k.open()
+	k.every = true
+	for range 40 {
+		k.write(k.rng.Int64N(k.size/sector-9), 1+k.rng.Int64N(9))
+		if k.rng.IntN(4) == 0 {
+			k.flush()
+		}
+	}
+	require.NoError(t, k.image.Close())
+	t.Logf("%d crashed states judged", k.judge())
+}
+
+// markZero sets the zero mark of every data cluster of an image, as QEMU does
+// when it zeroes a cluster without unmapping it.
+func markZero(t *testing.T, d *simdisk.Disk) {
+	h, err := qcow2.ReadHeader(d)
+	require.NoError(t, err)
+	l1 := make([]byte, int64(h.L1Size)*8)
+	_, err = d.ReadAt(l1, h.L1Offset)
+	require.NoError(t, err)
+	tables := make([]format.L1Entry, h.L1Size)
+	format.DecodeTable(tables, l1)
+	for _, e := range tables {
+		b := make([]byte, h.ClusterSize())
+		_, err := d.ReadAt(b, e.Offset())
+		require.NoError(t, err)
+		entries := make([]format.L2Entry, h.L2Entries())
+		format.DecodeTable(entries, b)
+		for i := range entries {
+			if entries[i] != 0 {
+				entries[i] |= format.ZeroEntry
+			}
+		}
+		format.EncodeTable(b, entries)
+		_, err = d.WriteAt(b, e.Offset())
+		require.NoError(t, err)
+	}
+	require.NoError(t, d.Sync())
+}
+
+// TestCrashQEMU lets QEMU judge some of the crashed states too.
+func TestCrashQEMU(t *testing.T) {
+	img := testenv.Tool(t, "qemu-img")
+	_, rng := testenv.Seed(t)
+	for _, c := range crashGeometries()[:3] {
+		k := newCrasher(t, rng, c, simdisk.Options{Foreign: true, DiscardForeign: true})
+		for range 60 {
+			k.step()
+		}
+		rng.Shuffle(len(k.states), func(i, j int) { k.states[i], k.states[j] = k.states[j], k.states[i] })
+		for _, s := range k.states[:min(12, len(k.states))] {
+			path := filepath.Join(t.TempDir(), "crashed.qcow2")
+			require.NoError(t, s.disk.Export(path))
+			r := testenv.Try(t, img, "check", "-f", "qcow2", path)
+			require.Contains(t, []int{0, 3}, r.ExitCode, "%s: %s", s.what, r)
+		}
+		require.NoError(t, k.image.Close())
+	}
+}
