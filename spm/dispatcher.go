@@ -113,7 +113,11 @@ func (d dispatcher) call(ctx context.Context, p *jrpc2.ParsedRequest) (out reply
 		return out, true
 	}
 	h := d.methods.Assign(ctx, p.Method)
-	if h == nil {
+	switch {
+	case p.Method == "":
+		out.Error = jrpc2.Errorf(jrpc2.InvalidRequest, "the request names no method")
+		return out, true
+	case h == nil:
 		out.Error = jrpc2.Errorf(jrpc2.MethodNotFound, "there is no method %q", p.Method)
 		return out, p.ID != ""
 	}
