@@ -1,15 +1,13 @@
-//go:build unix
-
 package testenv
 
 import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -27,7 +25,7 @@ func Command(t testing.TB, name string, args ...string) *exec.Cmd {
 
 func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	ownGroup(cmd)
 	cmd.Cancel = func() error { return killGroup(cmd) }
 	cmd.WaitDelay = 5 * time.Second // a grandchild that left the group may keep the pipes open
 	return cmd
@@ -108,10 +106,7 @@ func Start(t testing.TB, cmd *exec.Cmd) *Process {
 	if cmd.Stderr == nil {
 		cmd.Stderr = &p.output
 	}
-	if cmd.SysProcAttr == nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{}
-	}
-	cmd.SysProcAttr.Setpgid = true
+	ownGroup(cmd)
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("start %s: %v", strings.Join(cmd.Args, " "), err)
 	}
@@ -135,7 +130,7 @@ func (p *Process) Kill() {
 }
 
 // Signal sends a signal to the process alone.
-func (p *Process) Signal(sig syscall.Signal) error { return p.Cmd.Process.Signal(sig) }
+func (p *Process) Signal(sig os.Signal) error { return p.Cmd.Process.Signal(sig) }
 
 // Wait waits until the process has ended by itself and returns how; a process
 // that takes longer than limit fails the test.
@@ -168,13 +163,6 @@ func Eventually(t testing.TB, limit time.Duration, what string, cond func() bool
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-}
-
-func killGroup(cmd *exec.Cmd) error {
-	if cmd.Process == nil {
-		return nil
-	}
-	return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 }
 
 // tail keeps the end of long output, where the reason usually stands.
