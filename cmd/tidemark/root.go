@@ -25,6 +25,7 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().StringVar(&g.logLevel, "log-level", "info", "debug, info, warn or error")
 	root.PersistentFlags().StringVar(&g.logFormat, "log-format", "text", "text or json")
 	root.AddCommand(
+		newSPM(g), newVolume(), newRun(g),
 		newVersion(),
 	)
 	return root

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"tidemark/internal/block"
+	"tidemark/internal/hostfile"
+	"tidemark/qcow2"
+	"tidemark/spm"
+)
+
+// images makes the images of a pool's new volumes, with the default geometry.
+// It is what the pool manager knows of QCOW2.
+type images struct{}
+
+var _ spm.Images = images{}
+
+// Create makes an empty image in the file at path. The file's size is the
+// pool's: an image that does not fit is refused.
+func (images) Create(ctx context.Context, path string, o spm.CreateImage) error {
+	if o.Format != spm.FormatQCOW2 {
+		return fmt.Errorf("make an image of format %q: %w: expected %s", o.Format, block.ErrUnsupported, spm.FormatQCOW2)
+	}
+	f, err := hostfile.Open(path, hostfile.Options{Fixed: true})
+	if err != nil {
+		return err
+	}
+	return errors.Join(qcow2.Create(ctx, f, qcow2.CreateOptions{Size: o.Size}), f.Close())
+}
+
+// Bound is the size in bytes that such an image never needs to exceed. For a
+// size that no image can have it is that size: Create says what is wrong.
+func (images) Bound(o spm.CreateImage) int64 {
+	g, err := qcow2.CreateOptions{Size: o.Size}.Geometry()
+	if err != nil {
+		return o.Size
+	}
+	return qcow2.Bound(g, o.Size)
+}

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidemark/internal/size"
+	"tidemark/spm"
+)
+
+// newVolume is the group of verbs that speak to a running pool manager.
+func newVolume() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "volume",
+		Short: "Create, list, extend and remove the volumes of a pool",
+		Long: `Create, list, extend and remove the volumes of a pool, through the socket of
+its manager ("tidemark spm", or "tidemark run").
+
+NAME is a volume's name, the UUID of its image, or its own.`,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("volume: there is no verb %q: expected create, list, info, extend or remove", args[0])
+			}
+			return c.Help()
+		},
+	}
+	socket := c.PersistentFlags().String("spm", "", "socket of the pool manager (default $TIDEMARK_SPM)")
+	dial := func() (*spm.Client, error) { return dialSPM(*socket) }
+	c.AddCommand(
+		newVolumeCreate(dial), newVolumeList(dial), newVolumeInfo(dial), newVolumeExtend(dial), newVolumeRemove(dial),
+		newVolumeRefused("resize", "changing the virtual size of a volume"),
+		newVolumeRefused("snapshot", "snapshots of volumes"),
+	)
+	return c
+}
+
+// A dialer connects to the manager that the options name.
+type dialer func() (*spm.Client, error)
+
+// dialSPM connects to the manager at path, or at the one of the environment.
+func dialSPM(path string) (*spm.Client, error) {
+	if path = cmp.Or(path, os.Getenv("TIDEMARK_SPM")); path == "" {
+		return nil, errors.New("which pool? give --spm PATH, the socket of its manager, or set TIDEMARK_SPM; start a manager with: tidemark spm --dir DIR --capacity SIZE")
+	}
+	return spm.Dial(path)
+}
+
+// names makes an argument check that says what it expects.
+func names(what ...string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(what):
+			return fmt.Errorf("%s: %s is missing; usage: %s", c.CommandPath(), what[len(args)], c.UseLine())
+		case len(args) > len(what):
+			return fmt.Errorf("%s: too many arguments: %q; usage: %s", c.CommandPath(), args[len(what)], c.UseLine())
+		}
+		return nil
+	}
+}
+
+func newVolumeCreate(dial dialer) *cobra.Command {
+	var virtual bytesFlag
+	var format string
+	c := &cobra.Command{Use: "create --size SIZE NAME", Short: "Create a volume", Args: names("NAME")}
+	c.Flags().Var(&virtual, "size", "virtual size, such as 10G")
+	c.Flags().StringVar(&format, "format", spm.FormatQCOW2, "qcow2, which begins small and grows, or raw, which is granted in full")
+	out := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if virtual == 0 {
+			return fmt.Errorf("how large is %s to be? give --size SIZE, such as --size 10G", args[0])
+		}
+		m, err := dial()
+		if err != nil {
+			return err
+		}
+		defer m.Close() //nolint:errcheck // returns nil
+		v, err := m.CreateVolume(c.Context(), spm.VolumeCreateRequest{Name: args[0], Size: int64(virtual), Format: format})
+		if err != nil {
+			return adviseFull(c.Context(), m, err)
+		}
+		return out.print(c.OutOrStdout(), v.Volume, func(w io.Writer) error {
+			_, err := fmt.Fprintf(w, "created %s: %s, %s granted; serve it with: tidemark nbd --spm PATH -k SOCKET %s\n",
+				v.Name, size.Format(v.Size), size.Format(v.Granted), shellQuote(v.Name))
+			return err
+		})
+	}
+	return c
+}
+
+func newVolumeList(dial dialer) *cobra.Command {
+	c := &cobra.Command{Use: "list", Short: "List the volumes", Args: noArguments}
+	out := outputFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		m, err := dial()
+		if err != nil {
+			return err
+		}
+		defer m.Close() //nolint:errcheck // returns nil
+		l, err := m.ListVolumes(c.Context(), spm.VolumeListRequest{})
+		if err != nil {
+			return err
+		}
+		p, err := m.GetPoolInfo(c.Context(), spm.PoolInfoRequest{})
+		if err != nil {
+			return err
+		}
+		return out.print(c.OutOrStdout(), l.Volumes, func(w io.Writer) error { return writeVolumes(w, l.Volumes, p) })
+	}
+	return c
+}
+
+// writeVolumes writes the volumes and their pool as a table.
+func writeVolumes(w io.Writer, volumes []spm.Volume, p spm.PoolReply) error {
+	if len(volumes) == 0 {
+		fmt.Fprintln(w, "no volumes yet; make one with: tidemark volume create --size SIZE NAME")
+	} else {
+		t := newTable(w, "NAME", "FORMAT", "VIRTUAL", "GRANTED", "ALLOCATED", "BOUND", "EXTENSIONS")
+		for _, v := range volumes {
+			t.row(v.Name, v.Format, size.Format(v.Size), size.Format(v.Granted), size.Format(v.Allocated), size.Format(v.Bound), v.Extensions)
+		}
+		if err := t.end(); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(w, "pool %s: %s, %s granted, %s free\n", p.Dir, size.Format(p.Capacity), size.Format(p.Granted),
+		size.Format(min(p.Free, p.HostFree)))
+	for _, q := range p.Waiting {
+		_, err = fmt.Fprintf(w, "waiting: %s for %s since %s\n", q.Name, size.Format(q.Bytes), q.Since.Local().Format(time.TimeOnly))
+	}
+	return err
+}
+
+func newVolumeInfo(dial dialer) *cobra.Command {
+	c := &cobra.Command{Use: "info NAME", Short: "Show one volume", Args: names("NAME")}
+	out := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		m, err := dial()
+		if err != nil {
+			return err
+		}
+		defer m.Close() //nolint:errcheck // returns nil
+		v, err := m.GetVolumeInfo(c.Context(), spm.VolumeInfoRequest{VolumeRef: spm.VolumeRef{Volume: args[0]}})
+		if err != nil {
+			return err
+		}
+		return out.print(c.OutOrStdout(), v.Volume, func(w io.Writer) error { return writeVolume(w, v.Volume) })
+	}
+	return c
+}
+
+// writeVolume writes one volume, a property a line.
+func writeVolume(w io.Writer, v spm.Volume) error {
+	t := newTable(w)
+	bytes := func(n int64) string { return fmt.Sprintf("%s (%d bytes)", size.Format(n), n) }
+	t.row("name", v.Name)
+	t.row("format", v.Format)
+	t.row("virtual", bytes(v.Size))
+	t.row("granted", bytes(v.Granted))
+	t.row("allocated", bytes(v.Allocated))
+	t.row("bound", bytes(v.Bound))
+	t.row("extensions", v.Extensions)
+	t.row("image", v.ImageUUID)
+	t.row("volume", v.VolumeUUID)
+	t.row("generation", v.Generation)
+	t.row("domain", v.DomainUUID)
+	t.row("created", v.Created.Format(time.RFC3339))
+	t.row("path", v.Path)
+	return t.end()
+}
+
+func newVolumeExtend(dial dialer) *cobra.Command {
+	c := &cobra.Command{
+		Use: "extend NAME SIZE", Short: "Grant a volume at least SIZE bytes of the pool", Args: names("NAME", "SIZE"),
+		Long: `Grant a volume at least SIZE bytes of the pool. The virtual size stays. A volume
+that is served is extended by itself before it is full; this verb is for those
+that should have their space early. A volume never becomes smaller by it, and
+the answer of a full pool comes at once.`,
+	}
+	out := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		need, err := size.Parse(args[1])
+		if err != nil {
+			return fmt.Errorf("extend %s: %w", args[0], err)
+		}
+		m, err := dial()
+		if err != nil {
+			return err
+		}
+		defer m.Close() //nolint:errcheck // returns nil
+		r, err := m.ExtendVolume(c.Context(), spm.VolumeExtendRequest{VolumeRef: spm.VolumeRef{Volume: args[0]}, Need: need})
+		if err != nil {
+			return adviseFull(c.Context(), m, err)
+		}
+		return out.print(c.OutOrStdout(), r, func(w io.Writer) error {
+			_, err := fmt.Fprintf(w, "%s has %s granted, of at most %s\n", args[0], size.Format(r.Size), size.Format(r.Bound))
+			return err
+		})
+	}
+	return c
+}
+
+func newVolumeRemove(dial dialer) *cobra.Command {
+	c := &cobra.Command{Use: "remove NAME", Short: "Remove a volume that nobody has open, and what is in it", Args: names("NAME")}
+	out := outputFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		m, err := dial()
+		if err != nil {
+			return err
+		}
+		defer m.Close() //nolint:errcheck // returns nil
+		r, err := m.RemoveVolume(c.Context(), spm.VolumeRemoveRequest{VolumeRef: spm.VolumeRef{Volume: args[0]}})
+		if err != nil {
+			return err
+		}
+		return out.print(c.OutOrStdout(), r, func(w io.Writer) error {
+			_, err := fmt.Fprintf(w, "removed %s, %s are free again\n", args[0], size.Format(r.Freed))
+			return err
+		})
+	}
+	return c
+}
+
+// newVolumeRefused is a verb that is known and not there yet.
+func newVolumeRefused(verb, what string) *cobra.Command {
+	return &cobra.Command{
+		Use: verb, Short: "Not available yet: " + what, DisableFlagParsing: true, Hidden: true,
+		RunE: func(*cobra.Command, []string) error {
+			return fmt.Errorf("volume %s: %s: not available yet; nothing was changed", verb, what)
+		},
+	}
+}
+
+// A table aligns its columns.
+type table struct{ w *tabwriter.Writer }
+
+// newTable begins a table, with a row of titles if there are any.
+func newTable(w io.Writer, titles ...any) *table {
+	t := &table{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
+	if len(titles) > 0 {
+		t.row(titles...)
+	}
+	return t
+}
+
+func (t *table) row(cells ...any) {
+	for i, c := range cells {
+		if i > 0 {
+			fmt.Fprint(t.w, "\t")
+		}
+		fmt.Fprint(t.w, c)
+	}
+	fmt.Fprintln(t.w)
+}
+
+func (t *table) end() error { return t.w.Flush() }
