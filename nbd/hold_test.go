@@ -129,6 +129,10 @@ func TestSpaceContext(t *testing.T) {
 		require.ErrorIs(t, c.Err(), context.DeadlineExceeded, "the first reason stays")
 		c.free()
 
+		c = newSpaceContext(t.Context(), time.Now().Add(-time.Hour), time.Second)
+		require.ErrorIs(t, c.Err(), context.DeadlineExceeded, "from receipt, not from now")
+		c.free()
+
 		c = newSpaceContext(t.Context(), time.Now(), -1)
 		_, bounded := c.Deadline()
 		require.False(t, bounded)
