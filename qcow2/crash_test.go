@@ -28,10 +28,13 @@ type oracle struct {
 	mu      sync.Mutex
 	flushed []uint64
 	later   [][]uint64
+	// failed are the sectors of requests that failed: any part of them may be
+	// done, and no flush says which.
+	failed map[int]bool
 }
 
 func newOracle(size int64) *oracle {
-	return &oracle{flushed: make([]uint64, size/sector), later: make([][]uint64, size/sector)}
+	return &oracle{flushed: make([]uint64, size/sector), later: make([][]uint64, size/sector), failed: map[int]bool{}}
 }
 
 // submit adds a version of n sectors from first, before the request is made.
@@ -49,9 +52,18 @@ func (o *oracle) flush() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for s, l := range o.later {
-		if len(l) > 0 {
+		if len(l) > 0 && !o.failed[s] {
 			o.flushed[s], o.later[s] = l[len(l)-1], nil
 		}
+	}
+}
+
+// fail notes that the request of n sectors from first failed.
+func (o *oracle) fail(first, n int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for s := first; s < first+n; s++ {
+		o.failed[int(s)] = true
 	}
 }
 
