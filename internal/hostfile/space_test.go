@@ -44,6 +44,9 @@ func TestFixedTakesOnlyWhatWasGranted(t *testing.T) {
 
 	require.NoError(t, os.Truncate(path, 20480)) // the pool grants
 	require.EqualValues(t, 8192, f.Size(), "not before Grow asked")
+	n, err := f.ReadAt(make([]byte, 4096), 6144)
+	require.ErrorIs(t, err, io.EOF, "what was granted is not there before Grow adopted it")
+	require.Equal(t, 2048, n)
 	size, err = f.Grow(t.Context(), 16384, 65536)
 	require.NoError(t, err)
 	require.EqualValues(t, 20480, size)

@@ -121,3 +121,19 @@ func TestFailedOperations(t *testing.T) {
 	require.EqualValues(t, 4096, d.Size())
 	require.Len(t, d.Pending(), 1, "a failed write may have been done, and is not durable")
 }
+
+// TestInFlightFUAIsNotDurable: a crash before a WriteAtSync has returned may
+// lose it; behind its return it may not.
+func TestInFlightFUAIsNotDurable(t *testing.T) {
+	f := record.New(simdisk.New(4096, simdisk.Options{}), record.Options{})
+	_, err := f.WriteAtSync([]byte{7}, 0)
+	require.NoError(t, err)
+	for n, want := range []byte{0, 0, 7} { // nothing, submitted, completed
+		d := simdisk.New(4096, simdisk.Options{})
+		require.NoError(t, f.Log().Replay(t.Context(), d, n))
+		p := make([]byte, 1)
+		_, err := d.Crash(simdisk.DropAll).ReadAt(p, 0)
+		require.NoError(t, err)
+		require.Equal(t, want, p[0], "%d events", n)
+	}
+}

@@ -131,16 +131,22 @@ func TestForeignSpace(t *testing.T) {
 }
 
 func TestShrinkForgets(t *testing.T) {
-	d := simdisk.New(16<<10, simdisk.Options{})
-	write(t, d, 0, rep(0xaa, 16<<10))
-	require.NoError(t, d.Shrink(t.Context(), 16<<10, 6000))
-	_, err := d.Grow(t.Context(), 16<<10, 16<<10)
-	require.NoError(t, err)
-	for _, keep := range []simdisk.Keep{simdisk.KeepAll, simdisk.DropAll} {
-		require.Negative(t, bytes.IndexByte(read(t, d.Crash(keep), 6000, 16<<10-6000), 0xaa))
+	for _, synced := range []bool{true, false} {
+		d := simdisk.New(16<<10, simdisk.Options{})
+		write(t, d, 0, rep(0xaa, 16<<10))
+		if synced {
+			require.NoError(t, d.Sync())
+		}
+		require.NoError(t, d.Shrink(t.Context(), 16<<10, 6000))
+		_, err := d.Grow(t.Context(), 16<<10, 16<<10)
+		require.NoError(t, err)
+		writes := simdisk.KeepOps(func(op simdisk.Op) bool { return op.Kind == simdisk.Write })
+		for _, keep := range []simdisk.Keep{simdisk.KeepAll, simdisk.DropAll, writes} {
+			require.Negative(t, bytes.IndexByte(read(t, d.Crash(keep), 6000, 16<<10-6000), 0xaa))
+		}
+		require.Equal(t, rep(0xaa, 6000), read(t, d.Crash(simdisk.KeepAll), 0, 6000))
+		require.Equal(t, rep(0, 16<<10-6000), read(t, d, 6000, 16<<10-6000))
 	}
-	require.Equal(t, rep(0xaa, 6000), read(t, d.Crash(simdisk.KeepAll), 0, 6000))
-	require.Equal(t, rep(0, 16<<10-6000), read(t, d, 6000, 16<<10-6000))
 }
 
 func TestFailedSyncLies(t *testing.T) {
