@@ -256,8 +256,30 @@ func TestExtendOutlivesTheManager(t *testing.T) {
 	requireSum(t, m)
 }
 
-// An answer of a manager that has been replaced is dropped.
-func TestOldEpochIsDropped(t *testing.T) {
+// staleAPI answers as a manager that a newer one has replaced.
+type staleAPI struct{ API }
+
+func (a staleAPI) ExtendVolume(ctx context.Context, r VolumeExtendRequest) (VolumeExtendReply, error) {
+	r.SPMEpoch = 0
+	reply, err := a.API.ExtendVolume(ctx, r)
+	reply.SPMEpoch = 1
+	return reply, err
+}
+
+func TestAnswerOfAnOldEpochIsDropped(t *testing.T) {
+	m := openPool(t, t.TempDir(), testOptions())
+	create(t, m, "a", 10*gib)
+	h, err := openVolume(t.Context(), staleAPI{m}, "a")
+	require.NoError(t, err)
+	h.epoch.Store(9)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = h.Extend(ctx, gib, gib)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+// A manager that a newer one has replaced changes nothing.
+func TestManagerOfAnOldEpochRefuses(t *testing.T) {
 	m := openPool(t, t.TempDir(), testOptions())
 	create(t, m, "a", 10*gib)
 	h, err := m.Volume(t.Context(), "a")

@@ -295,6 +295,7 @@ func TestGrowNeverAsksBeyondTheBound(t *testing.T) {
 
 func TestFinalErrorEndsTheWait(t *testing.T) {
 	thinTest(t, 128*mib, 0, Options{}, func(t *testing.T, f *File, pool *fakePool) {
+		grow(t, f, 1) // from now on the headroom is too small
 		done := growLater(t.Context(), f, 200*mib)
 		waiting(t, done)
 		gone := errors.New("the volume is gone")
