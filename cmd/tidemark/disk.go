@@ -29,6 +29,8 @@ type diskSpec struct {
 	Pool volumes
 
 	ReadOnly bool
+	// ForceShare puts up with a process that writes to the image; read-only.
+	ForceShare bool
 	// IgnoreDiscard keeps the space of what the guest discards.
 	IgnoreDiscard bool
 	// Policy of a volume's headroom; the zero value is the default one.
@@ -63,8 +65,7 @@ func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 		ReadOnly: spec.ReadOnly, IgnoreDiscard: spec.IgnoreDiscard, Logger: spec.Log,
 	})
 	if err != nil {
-		err = d.whatItIs(err)
-		return nil, errors.Join(fmt.Errorf("%s: %w", d.path, err), d.file.Close())
+		return nil, errors.Join(fmt.Errorf("%s: %w", d.path, adviseImage(err)), d.file.Close())
 	}
 	d.image = image
 	return d, nil
@@ -85,7 +86,11 @@ func (d *disk) openFile(ctx context.Context) error {
 		}
 		handle, d.path = h, h.Path()
 	}
-	file, err := hostfile.Open(d.path, hostfile.Options{ReadOnly: d.spec.ReadOnly, Fixed: handle != nil})
+	o := hostfile.Options{ReadOnly: d.spec.ReadOnly, Fixed: handle != nil}
+	if d.spec.ForceShare {
+		o.Lock = hostfile.LockShared
+	}
+	file, err := hostfile.Open(d.path, o)
 	if err != nil {
 		return err
 	}
@@ -97,14 +102,6 @@ func (d *disk) openFile(ctx context.Context) error {
 		d.file = d.thin
 	}
 	return nil
-}
-
-// whatItIs adds to an error of the image engine what to do about it.
-func (d *disk) whatItIs(err error) error {
-	if errors.Is(err, qcow2.ErrNotQCOW2) {
-		return fmt.Errorf("%w; tidemark serves QCOW2 images only: make one of it with qemu-img convert -O qcow2", err)
-	}
-	return err
 }
 
 // Device is the disk for a front end. It stays the disk's.

@@ -26,6 +26,10 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().StringVar(&g.logFormat, "log-format", "text", "text or json")
 	root.AddCommand(
 		newSPM(g), newVolume(), newRun(g),
+		newCreate(),
+		newInfo(),
+		newCheck(),
+		newMap(),
 		newVersion(),
 	)
 	return root
