@@ -32,7 +32,8 @@ func statusOf(name string, s diskStats) status {
 		name: name, virtual: s.Virtual, granted: s.Granted, used: s.Used(), headroom: s.Headroom(),
 		poisoned: s.Poisoned,
 	}
-	if t := s.Thin; t != nil {
+	if t := s.Thin; t != nil { // taken after the image's, and never behind it
+		out.granted, out.headroom = t.Granted, t.Granted-out.used
 		out.extensions, out.latency = t.Extensions, t.LastLatency
 		if t.Waiting {
 			out.waiting, out.since = max(t.WaitingBytes, 1), t.WaitingSince
@@ -148,7 +149,7 @@ type live struct {
 // newLive finds out whether out is a terminal.
 func newLive(out io.Writer) *live {
 	l := &live{out: out}
-	if f, ok := out.(*os.File); ok && isTerminal(f) {
+	if f, ok := out.(*os.File); ok && onTerminal(f) {
 		l.size = func() (int, int) { return terminalSize(f) }
 	}
 	return l
@@ -188,7 +189,7 @@ func (a above) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f, ok := a.w.(*os.File)
-	if l.size == nil || a.w != l.out && (!ok || !isTerminal(f)) {
+	if l.size == nil || a.w != l.out && (!ok || !onTerminal(f)) {
 		return a.w.Write(p)
 	}
 	fmt.Fprint(l.out, l.eraseLocked())
@@ -217,7 +218,7 @@ func rowsOf(lines []string, cols int) int {
 	return n
 }
 
-func isTerminal(f *os.File) bool {
+func onTerminal(f *os.File) bool {
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	return err == nil
 }

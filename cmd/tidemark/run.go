@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -270,8 +272,8 @@ func (s *service) welcome(ctx context.Context) string {
 	for _, c := range connectCommands(absolute(s.socket), s.names[0], uris[0]) {
 		fmt.Fprintf(&b, "  %s\n", c)
 	}
-	fmt.Fprintf(&b, "\nLook at the pool and change it:\n\n  export TIDEMARK_SPM=%s\n  tidemark volume list\n\nCtrl-C ends it.\n\n",
-		shellQuote(absolute(s.pool.socket)))
+	fmt.Fprintf(&b, "\nLook at the pool and change it:\n\n  export TIDEMARK_SPM=%s\n  %s volume list\n\nCtrl-C ends it.\n\n",
+		shellQuote(absolute(s.pool.socket)), self())
 	return b.String()
 }
 
@@ -303,6 +305,21 @@ func shellQuote(s string) string {
 		return s
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// self is how this program is started from any directory.
+func self() string {
+	own, err := os.Executable()
+	if err != nil {
+		return "tidemark"
+	}
+	found, err := exec.LookPath("tidemark")
+	a, aerr := os.Stat(own)
+	b, berr := os.Stat(found)
+	if err == nil && aerr == nil && berr == nil && os.SameFile(a, b) {
+		return "tidemark"
+	}
+	return shellQuote(own)
 }
 
 // absolute is path from the root, so that a command works wherever it is pasted.

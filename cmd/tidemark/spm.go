@@ -48,8 +48,8 @@ may only be larger than before.`,
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(c.OutOrStdout(), "ready: pool of %s in %s; next: tidemark volume create --spm %s --size 10G NAME\n",
-			p.describe(c.Context()), o.dir, shellQuote(p.socket))
+		fmt.Fprintf(c.OutOrStdout(), "ready: pool of %s in %s; next: %s volume create --spm %s --size 10G NAME\n",
+			p.describe(c.Context()), o.dir, self(), shellQuote(absolute(p.socket)))
 		select {
 		case <-c.Context().Done():
 		case err = <-p.failed:

@@ -32,7 +32,7 @@ NAME is a volume's name, the UUID of its image, or its own.`,
 		},
 	}
 	socket := c.PersistentFlags().String("spm", "", "socket of the pool manager (default $TIDEMARK_SPM)")
-	dial := func() (*spm.Client, error) { return dialSPM(*socket) }
+	dial := func() (*manager, error) { return dialSPM(*socket) }
 	c.AddCommand(
 		newVolumeCreate(dial), newVolumeList(dial), newVolumeInfo(dial), newVolumeExtend(dial), newVolumeRemove(dial),
 		newVolumeRefused("resize", "changing the virtual size of a volume"),
@@ -41,15 +41,24 @@ NAME is a volume's name, the UUID of its image, or its own.`,
 	return c
 }
 
-// A dialer connects to the manager that the options name.
-type dialer func() (*spm.Client, error)
+// A manager is a connection to the one that the options name.
+type manager struct {
+	*spm.Client
+	path string
+}
 
-// dialSPM connects to the manager at path, or at the one of the environment.
-func dialSPM(path string) (*spm.Client, error) {
+type dialer func() (*manager, error)
+
+// dialSPM connects to the manager at path, or to that of the environment.
+func dialSPM(path string) (*manager, error) {
 	if path = cmp.Or(path, os.Getenv("TIDEMARK_SPM")); path == "" {
 		return nil, errors.New("which pool? give --spm PATH, the socket of its manager, or set TIDEMARK_SPM; start a manager with: tidemark spm --dir DIR --capacity SIZE")
 	}
-	return spm.Dial(path)
+	c, err := spm.Dial(path)
+	if err != nil {
+		return nil, err
+	}
+	return &manager{c, path}, nil
 }
 
 // names makes an argument check that says what it expects.
@@ -86,8 +95,8 @@ func newVolumeCreate(dial dialer) *cobra.Command {
 			return adviseFull(c.Context(), m, err)
 		}
 		return out.print(c.OutOrStdout(), v.Volume, func(w io.Writer) error {
-			_, err := fmt.Fprintf(w, "created %s: %s, %s granted; serve it with: tidemark nbd --spm PATH -k SOCKET %s\n",
-				v.Name, size.Format(v.Size), size.Format(v.Granted), shellQuote(v.Name))
+			_, err := fmt.Fprintf(w, "created %s: %s, %s granted; serve it with: %s nbd --spm %s -k SOCKET %s\n",
+				v.Name, size.Format(v.Size), size.Format(v.Granted), self(), shellQuote(absolute(m.path)), shellQuote(v.Name))
 			return err
 		})
 	}

@@ -1,0 +1,371 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"tidemark/internal/hostfile"
+	"tidemark/internal/size"
+	"tidemark/internal/thin"
+	"tidemark/nbd"
+	"tidemark/qcow2"
+)
+
+// What the demonstration does: demoConnections connections of demoDepth requests
+// of demoBlock bytes each, which suffices to keep the server busy.
+const (
+	demoConnections = 4
+	demoDepth       = 2
+	demoBlock       = 1 << 20
+	demoDefault     = 1 << 30
+	// A disk of the default size starts with one chunk and has to be extended
+	// at least so often.
+	demoExtensions = 4
+)
+
+// demoOptions say what is written, and where.
+type demoOptions struct {
+	dir  string // "" is the system's temporary directory
+	size bytesFlag
+	seed uint64 // 0 is a new one
+}
+
+func newDemo(g *global) *cobra.Command {
+	o := &demoOptions{size: demoDefault}
+	c := &cobra.Command{
+		Use:   "demo",
+		Short: "Watch a disk grow: write through NBD, read back, check",
+		Long: `Make a pool in a new directory and a disk in it, write pseudo-random data through
+its NBD socket, watch the disk grow, read everything back, compare every byte,
+check the image, and remove the directory. The exit code is 0 only if every byte
+matched and the image is clean.`,
+		Args: noArguments,
+	}
+	c.Flags().StringVar(&o.dir, "dir", "", "where the directory is made (default the system's temporary directory)")
+	c.Flags().Var(&o.size, "size", "how much is written")
+	c.Flags().Uint64Var(&o.seed, "seed", 0, "seed of the data (default a new one)")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		log, err := g.quietLogger(c, c.ErrOrStderr())
+		if err != nil {
+			return err
+		}
+		return o.run(c.Context(), c.OutOrStdout(), log)
+	}
+	return c
+}
+
+// run makes the place, and removes it whatever happens.
+func (o *demoOptions) run(ctx context.Context, out io.Writer, log *slog.Logger) error {
+	if o.size%demoBlock != 0 {
+		return fmt.Errorf("--size %d: expected a multiple of %s", int64(o.size), size.Format(demoBlock))
+	}
+	if o.seed == 0 {
+		o.seed = rand.Uint64()
+	}
+	dir, err := o.makeDir()
+	if err != nil {
+		return err
+	}
+	d := &demo{o: *o, out: out, dir: dir, log: log, began: time.Now()}
+	return errors.Join(d.run(ctx), os.RemoveAll(dir))
+}
+
+// makeDir makes the directory, on a file system that has the room.
+func (o *demoOptions) makeDir() (string, error) {
+	dir, err := os.MkdirTemp(o.dir, "tidemark-demo-")
+	if err != nil {
+		return "", adviseDir(fmt.Errorf("demo: %w", err))
+	}
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return "", errors.Join(err, os.Remove(dir))
+	}
+	if free, need := int64(s.Bavail)*s.Frsize, o.capacity(); free < need {
+		return "", errors.Join(fmt.Errorf("demo: %s has %s free, expected at least %s: free some space there, choose another place with --dir DIR, or write less with --size SIZE",
+			dir, size.Format(free), size.Format(need)), os.Remove(dir))
+	}
+	return dir, nil
+}
+
+// capacity of the pool: what is written, and the most headroom of a volume.
+func (o *demoOptions) capacity() int64 { return int64(o.size) + 512<<20 }
+
+// A demo is one run of the demonstration.
+type demo struct {
+	o     demoOptions
+	out   io.Writer
+	dir   string
+	log   *slog.Logger
+	began time.Time
+
+	volume              string // its file
+	writing, reading    time.Duration
+	extensions          int64
+	latency, latencyMax time.Duration
+	headroomMax         int64
+}
+
+func (d *demo) say(format string, args ...any) {
+	fmt.Fprintf(d.out, "%6.2fs  %s\n", time.Since(d.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func (d *demo) run(ctx context.Context) error {
+	if err := d.serve(ctx); err != nil {
+		return err
+	}
+	if err := d.check(ctx); err != nil {
+		return err
+	}
+	if least := d.leastExtensions(); d.extensions < least {
+		return fmt.Errorf("demo: the disk was extended %d times, expected at least %d", d.extensions, least)
+	}
+	return d.summary()
+}
+
+// leastExtensions is how often the disk has to grow: for the default size as
+// promised, for a smaller one as often as its first chunk does not do.
+func (d *demo) leastExtensions() int64 {
+	if d.o.size >= demoDefault {
+		return demoExtensions
+	}
+	return int64(d.o.size) / (2 * thin.DefaultChunk)
+}
+
+// serve has the disk served for as long as data is written and read.
+func (d *demo) serve(ctx context.Context) (err error) {
+	o := &runOptions{
+		pool: poolOptions{dir: d.dir, capacity: bytesFlag(d.o.capacity())},
+		size: max(10<<30, 2*d.o.size), name: "demo", patience: 20 * time.Second,
+	}
+	s, err := startService(ctx, o, d.log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	disk := s.disks[0]
+	d.volume = disk.Path()
+	d.say("pool of %s in %s; disk of %s, %s granted, on %s", size.Format(d.o.capacity()), d.dir,
+		size.Format(disk.Stats().Virtual), size.Format(disk.Stats().Granted), s.socket)
+	clients, err := dialAll(ctx, s.socket)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, c := range clients {
+			err = errors.Join(err, c.Close())
+		}
+	}()
+	if err := d.write(ctx, clients, disk); err != nil {
+		return err
+	}
+	return d.compare(ctx, clients)
+}
+
+func dialAll(ctx context.Context, socket string) ([]*nbd.Client, error) {
+	var clients []*nbd.Client
+	for range demoConnections {
+		c, err := nbd.Dial(ctx, "unix", socket, nbd.ClientOptions{})
+		if err != nil {
+			for _, c := range clients {
+				c.Close() //nolint:errcheck // the first error counts
+			}
+			return nil, err
+		}
+		clients = append(clients, c)
+	}
+	return clients, nil
+}
+
+// write writes everything, flushes, and shows the growth.
+func (d *demo) write(ctx context.Context, clients []*nbd.Client, disk *disk) error {
+	d.say("writing %s with seed %d over %d connections", size.Format(int64(d.o.size)), d.o.seed, len(clients))
+	began := time.Now()
+	stop := d.observe(disk)
+	err := each(ctx, clients, int64(d.o.size), func(ctx context.Context, c *nbd.Client, p []byte, off int64) error {
+		pattern(p, d.o.seed, off)
+		return c.WriteAt(ctx, p, off, 0)
+	})
+	if err == nil {
+		err = clients[0].Flush(ctx)
+	}
+	stop()
+	if err != nil {
+		return fmt.Errorf("demo: write: %w", err)
+	}
+	d.writing = time.Since(began)
+	d.say("written and flushed: %s", perSecond(int64(d.o.size), d.writing))
+	return nil
+}
+
+// observeEvery is short enough to see every extension of its own on any storage
+// that has to do something for one.
+const observeEvery = 2 * time.Millisecond
+
+// observe says when the disk has grown, until stop is called.
+func (d *demo) observe(disk *disk) (stop func()) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(observeEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				d.note(statusOf("demo", disk.Stats()))
+			case <-quit:
+				d.note(statusOf("demo", disk.Stats()))
+				return
+			}
+		}
+	}()
+	return func() { close(quit); <-done }
+}
+
+func (d *demo) note(s status) {
+	d.headroomMax = max(d.headroomMax, s.headroom)
+	if s.extensions == d.extensions {
+		return
+	}
+	d.extensions = s.extensions
+	d.latency += s.latency
+	d.latencyMax = max(d.latencyMax, s.latency)
+	d.say("extension %2d: granted %5d MiB  used %5d MiB  headroom %4d MiB  latency %8s", s.extensions,
+		s.granted>>20, s.used>>20, s.headroom>>20, s.lastExtension())
+}
+
+// compare reads everything back.
+func (d *demo) compare(ctx context.Context, clients []*nbd.Client) error {
+	began := time.Now()
+	buffers := sync.Pool{New: func() any { return new([demoBlock]byte) }}
+	err := each(ctx, clients, int64(d.o.size), func(ctx context.Context, c *nbd.Client, p []byte, off int64) error {
+		if err := c.ReadAt(ctx, p, off, 0); err != nil {
+			return err
+		}
+		want := buffers.Get().(*[demoBlock]byte)
+		defer buffers.Put(want)
+		pattern(want[:], d.o.seed, off)
+		return firstDifference(p, want[:], off)
+	})
+	if err != nil {
+		return fmt.Errorf("demo: read back: %w", err)
+	}
+	d.reading = time.Since(began)
+	d.say("read back, every byte is what was written: %s", perSecond(int64(d.o.size), d.reading))
+	return nil
+}
+
+var errMismatch = errors.New("the data read is not what was written")
+
+// firstDifference compares what was read at off with what was written there.
+func firstDifference(got, want []byte, off int64) error {
+	if bytes.Equal(got, want) {
+		return nil
+	}
+	for i := range got {
+		if got[i] != want[i] {
+			return fmt.Errorf("%w: first at byte %d: expected %#02x, found %#02x", errMismatch, off+int64(i), want[i], got[i])
+		}
+	}
+	return nil
+}
+
+// each does something with every block of [0, n), on all connections, and
+// returns the first error.
+func each(ctx context.Context, clients []*nbd.Client, n int64, do func(context.Context, *nbd.Client, []byte, int64) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for i := range demoDepth * len(clients) {
+		wg.Go(func() {
+			p := make([]byte, demoBlock)
+			for off := next.Add(demoBlock) - demoBlock; off < n && ctx.Err() == nil; off = next.Add(demoBlock) - demoBlock {
+				if err := do(ctx, clients[i%len(clients)], p, off); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// pattern fills p with what belongs at off, a multiple of 8: every word is a
+// function of the seed and of its place (SplitMix64), so that a block in the
+// wrong place is found like a wrong byte.
+func pattern(p []byte, seed uint64, off int64) {
+	state := seed + uint64(off/8)*0x9e3779b97f4a7c15
+	for i := 0; i+8 <= len(p); i += 8 {
+		state += 0x9e3779b97f4a7c15
+		z := (state ^ state>>30) * 0xbf58476d1ce4e5b9
+		z = (z ^ z>>27) * 0x94d049bb133111eb
+		binary.LittleEndian.PutUint64(p[i:], z^z>>31)
+	}
+}
+
+// check checks the closed image, with the engine and with QEMU.
+func (d *demo) check(ctx context.Context) error {
+	f, err := hostfile.Open(d.volume, hostfile.Options{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	r, err := qcow2.Check(ctx, f, qcow2.CheckOptions{})
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("demo: check: %w", err)
+	}
+	if !r.Clean() {
+		return fmt.Errorf("demo: check: %d corruptions, %d leaks, expected none: %s", r.Corruptions, r.Leaks, strings.Join(r.Problems, "; "))
+	}
+	d.say("tidemark check: clean")
+	return d.checkQEMU(ctx)
+}
+
+func (d *demo) checkQEMU(ctx context.Context) error {
+	tool, err := exec.LookPath("qemu-img")
+	if err != nil {
+		d.say("qemu-img check: skipped, qemu-img is not installed (on Debian: apt-get install qemu-utils)")
+		return nil
+	}
+	text, err := exec.CommandContext(ctx, tool, "check", "-f", "qcow2", d.volume).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("demo: qemu-img check: %w: %s", err, bytes.TrimSpace(text))
+	}
+	first, _, _ := strings.Cut(string(text), "\n")
+	d.say("qemu-img check: %s", first)
+	return nil
+}
+
+// summary says what was done, as a table.
+func (d *demo) summary() error {
+	fmt.Fprintln(d.out)
+	t := newTable(d.out)
+	t.row("written", size.Format(int64(d.o.size)), perSecond(int64(d.o.size), d.writing))
+	t.row("read and compared", size.Format(int64(d.o.size)), perSecond(int64(d.o.size), d.reading))
+	t.row("extensions", d.extensions)
+	if d.extensions > 0 {
+		t.row("extension latency", shortDuration(d.latency/time.Duration(d.extensions))+" mean", shortDuration(d.latencyMax)+" longest")
+	}
+	t.row("largest headroom", size.Format(d.headroomMax))
+	t.row("time", shortDuration(time.Since(d.began)))
+	t.row("result", "every byte matched, the image is clean")
+	return t.end()
+}
+
+func perSecond(n int64, d time.Duration) string {
+	return fmt.Sprintf("%s, %.0f MB/s", shortDuration(d), float64(n)/1e6/max(d.Seconds(), 1e-9))
+}
