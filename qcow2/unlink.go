@@ -12,14 +12,15 @@ import (
 const unlinkChunk = 1024
 
 // Discard drops the clusters that lie in n bytes at off as a whole; they read
-// zero afterwards. What is left of the range at its ends is not touched.
+// zero afterwards. It is a hint: what is left of the range at its ends, and
+// clusters that cannot be dropped yet, keep their content.
 func (im *Image) Discard(_ context.Context, off, n int64, f block.Flags) error {
 	return im.mutate(off, n, f, "discard", func() error {
 		if im.opts.IgnoreDiscard {
 			return nil
 		}
 		first, end := im.wholeClusters(off, n)
-		return im.unlink(first, end)
+		return im.unlink(first, end, func(error) error { return nil })
 	})
 }
 
@@ -41,7 +42,7 @@ func (im *Image) WriteZeroes(_ context.Context, off, n int64, f block.Flags) err
 		if err := im.zeroInPlace(off, first<<bits-off); err != nil {
 			return err
 		}
-		if err := im.unlink(first, end); err != nil {
+		if err := im.unlink(first, end, func(err error) error { return err }); err != nil {
 			return err
 		}
 		if tail := end << bits; tail < off+n {
@@ -104,10 +105,11 @@ func (im *Image) zeroSome(off, n int64) (int64, error) {
 }
 
 // unlink clears the entries of the guest clusters from first to end (D1), a
-// chunk at a time.
-func (im *Image) unlink(first, end int64) error {
+// chunk at a time. It asks refused what to make of a cluster that cannot be
+// dropped: nil leaves it as it is.
+func (im *Image) unlink(first, end int64, refused func(error) error) error {
 	for first < end {
-		next, err := im.unlinkSome(first, end)
+		next, err := im.unlinkSome(first, end, refused)
 		if err != nil {
 			return fmt.Errorf("unlink cluster at %d: %w", first<<im.geo.ClusterBits, err)
 		}
@@ -116,7 +118,7 @@ func (im *Image) unlink(first, end int64) error {
 	return nil
 }
 
-func (im *Image) unlinkSome(gc, end int64) (next int64, err error) {
+func (im *Image) unlinkSome(gc, end int64, refused func(error) error) (next int64, err error) {
 	im.region.Lock()
 	defer im.region.Unlock()
 	im.mu.Lock()
@@ -140,7 +142,9 @@ func (im *Image) unlinkSome(gc, end int64) (next int64, err error) {
 			im.l2.markDirty(s)
 			im.gone = appendRun(im.gone, run{at: e.Offset() >> im.geo.ClusterBits, n: 1})
 		case actRefuse:
-			return gc, refusal(e.Kind(im.geo), e.Copied())
+			if err := refused(refusal(e.Kind(im.geo), e.Copied())); err != nil {
+				return gc, err
+			}
 		}
 		gc++
 	}
