@@ -77,8 +77,9 @@ func client(ctx context.Context, im *qcow2.Image, rng *rand.Rand, number, client
 		if err := im.ReadAt(ctx, p, off, 0); err != nil {
 			return err
 		}
-		if v, err := versionOf(p); err != nil || v != versions[look] {
-			return fmt.Errorf("client %d, piece %d: version %d, %v; expected %d", number, look, v, err, versions[look])
+		v, err := versionOf(p)
+		if err != nil || v != versions[look] {
+			return fmt.Errorf("client %d, piece %d: version %d; expected %d (%w)", number, look, v, versions[look], err)
 		}
 	}
 	return nil

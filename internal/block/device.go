@@ -42,8 +42,9 @@ type Device interface {
 
 	// AppendExtents appends the extents that cover n bytes at off to dst, in
 	// order and without gaps; the last one ends at off+n. Neighbours that
-	// differ in nothing are one extent. It may stop early when len(dst)
-	// reaches cap(dst), but it always makes progress.
+	// differ in nothing are one extent. Extents keep the Device's own
+	// granularity, which may be finer than MinBlock. It may stop early when
+	// len(dst) reaches cap(dst), but it always makes progress.
 	AppendExtents(ctx context.Context, dst []Extent, off, n int64) ([]Extent, error)
 
 	// Flush makes every write, zeroing and discard that returned before Flush

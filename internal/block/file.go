@@ -10,8 +10,9 @@ import (
 //
 // Offsets and lengths are bytes. ReadAt and WriteAt are all or error, as
 // [io.ReaderAt] and [io.WriterAt] say; a read that passes Size returns what
-// there is and [io.EOF]. A write or zeroing that passes Size is [ErrRange]: a
-// File grows by Grow only.
+// there is and [io.EOF]. A write, zeroing or discard that passes Size is
+// [ErrRange]: a File grows by Grow only. After Close every method returns
+// [ErrClosed].
 type File interface {
 	io.ReaderAt
 	io.WriterAt
@@ -42,8 +43,9 @@ type File interface {
 	// Shrink reduces the file from exactly from bytes to to bytes: compare
 	// and set, so that a late duplicate does nothing but fail with ErrStale.
 	// Only the holder of the file may call it, after everything beyond to has
-	// become unreferenced durably. A file that keeps its space, such as a
-	// volume whose size belongs to a pool, refuses with ErrUnsupported.
+	// become unreferenced durably. The new size is durable when it returns. A
+	// file that keeps its space, such as a volume whose size belongs to a
+	// pool, refuses with ErrUnsupported.
 	Shrink(ctx context.Context, from, to int64) error
 
 	// Size is the number of bytes that may be used now.
