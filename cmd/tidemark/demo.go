@@ -59,6 +59,7 @@ matched and the image is clean.`,
 	c.Flags().StringVar(&o.dir, "dir", "", "where the directory is made (default the system's temporary directory)")
 	c.Flags().Var(&o.size, "size", "how much is written")
 	c.Flags().Uint64Var(&o.seed, "seed", 0, "seed of the data (default a new one)")
+	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		log, err := g.quietLogger(c, c.ErrOrStderr())
 		if err != nil {

@@ -56,7 +56,7 @@ func (s status) note() string {
 	case s.poisoned != nil:
 		return "stopped accepting writes: " + s.poisoned.Error()
 	case s.waiting > 0:
-		return fmt.Sprintf("waiting for %s since %s: the pool is full, free some of it",
+		return fmt.Sprintf("waiting for %s since %s: the pool is full, remove a volume",
 			size.Format(s.waiting), s.since.Local().Format(time.TimeOnly))
 	}
 	return ""
@@ -149,7 +149,7 @@ type live struct {
 // newLive finds out whether out is a terminal.
 func newLive(out io.Writer) *live {
 	l := &live{out: out}
-	if f, ok := out.(*os.File); ok && onTerminal(f) {
+	if f, ok := out.(*os.File); ok && isTerminal(f) {
 		l.size = func() (int, int) { return terminalSize(f) }
 	}
 	return l
@@ -175,6 +175,13 @@ func (l *live) Show(all []status) {
 	l.shown = lines
 }
 
+// End leaves the block where it is: what is written next goes below it.
+func (l *live) End() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.shown = nil
+}
+
 // Above returns a writer to w, which may be the same terminal: whatever is
 // written appears above the block. A write is whole lines.
 func (l *live) Above(w io.Writer) io.Writer { return above{l, w} }
@@ -188,8 +195,7 @@ func (a above) Write(p []byte) (int, error) {
 	l := a.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f, ok := a.w.(*os.File)
-	if l.size == nil || a.w != l.out && (!ok || !onTerminal(f)) {
+	if l.size == nil || a.w != l.out && !isTerminal(a.w) {
 		return a.w.Write(p)
 	}
 	fmt.Fprint(l.out, l.eraseLocked())

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -54,6 +55,7 @@ later ("tidemark volume create") are served after a restart.`,
 	c.Flags().Var(&o.size, "size", "virtual size of the volume, if it has to be made")
 	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of NBD (default DIR/nbd.sock)")
 	c.Flags().DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC")
+	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) == 1 {
 			o.name = args[0]
@@ -87,6 +89,7 @@ func (o *runOptions) run(ctx context.Context, screen *live, log *slog.Logger) er
 	out := screen.Above(screen.out)
 	fmt.Fprint(out, s.welcome(ctx))
 	err = s.watch(ctx, screen)
+	screen.End()
 	fmt.Fprintln(out, "stopping: ending connections, committing, giving reserved space back")
 	if err = errors.Join(err, s.Close()); err != nil {
 		return err
@@ -106,6 +109,7 @@ type service struct {
 	server *nbd.Server
 	socket string
 	failed chan error // the NBD socket does not answer any more
+	served sync.WaitGroup
 }
 
 // check finds the mistakes that need no look at the disk.
@@ -164,7 +168,7 @@ func (s *service) start(ctx context.Context, o *runOptions, log *slog.Logger) er
 	if err != nil {
 		return err
 	}
-	go s.serve(l)
+	s.served.Go(func() { s.serve(l) })
 	return nil
 }
 
@@ -226,6 +230,7 @@ func (s *service) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
 	defer cancel()
 	errs := []error{s.server.Shutdown(ctx)}
+	s.served.Wait()
 	for _, d := range s.disks {
 		errs = append(errs, d.Close())
 	}

@@ -36,9 +36,14 @@ may only be larger than before.`,
 	addPoolFlags(c.Flags(), o)
 	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of the API (default DIR/spm.sock)")
 	c.Flags().String("state", "", "directory for a cache; a pool in a directory needs none")
-	refuseFlag(c, "vg", "a pool on a volume group is not available yet; use --dir DIR --capacity SIZE")
-	refuseFlag(c, "devices", "it belongs to a pool on a volume group, which is not available yet; use --dir DIR --capacity SIZE")
-	refuseFlag(c, "patience", "how long a write waits for space is the front end's to say; use tidemark nbd --patience D, or tidemark run --patience D")
+	const noGroup = "a pool on a volume group is not available yet; use --dir DIR --capacity SIZE"
+	refuse(
+		c,
+		refusal{"vg", "", true, noGroup},
+		refusal{"devices", "", true, noGroup},
+		refusal{"patience", "", true, "how long a write waits for space is for the front end to say; use tidemark nbd --patience D, or tidemark run --patience D"},
+	)
+	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		log, err := g.logger(c.ErrOrStderr())
 		if err != nil {
@@ -87,7 +92,8 @@ func (o *poolOptions) check() error {
 type pool struct {
 	*spm.Manager
 	socket string
-	failed chan error // the socket does not answer any more
+	failed chan error    // the socket does not answer any more
+	served chan struct{} // closed when nothing answers on it
 }
 
 // openPool opens the pool, or makes it, and then its socket.
@@ -99,17 +105,26 @@ func openPool(o *poolOptions, log *slog.Logger) (*pool, error) {
 	if err != nil {
 		return nil, adviseDir(err)
 	}
-	p := &pool{Manager: m, socket: cmp.Or(o.socket, filepath.Join(o.dir, "spm.sock")), failed: make(chan error, 1)}
+	p := &pool{Manager: m, socket: cmp.Or(o.socket, filepath.Join(o.dir, "spm.sock")), failed: make(chan error, 1), served: make(chan struct{})}
 	l, err := spm.Listen(p.socket)
 	if err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	go func() {
+		defer close(p.served)
 		if err := m.Serve(l); err != nil {
 			p.failed <- fmt.Errorf("socket %s: %w", p.socket, err)
 		}
 	}()
 	return p, nil
+}
+
+// Close ends the manager; requests that it holds are answered. The socket is
+// gone when it returns.
+func (p *pool) Close() error {
+	err := p.Manager.Close()
+	<-p.served
+	return err
 }
 
 // describe says how large the pool is and how much of it is taken.
@@ -171,18 +186,6 @@ func (b *bytesFlag) Set(s string) error {
 	*b = bytesFlag(n)
 	return err
 }
-
-// refuseFlag makes an option that is known, and refused with a reason.
-func refuseFlag(c *cobra.Command, name, why string) {
-	c.Flags().Var(refusedFlag(why), name, "refused: "+why)
-	c.Flags().Lookup(name).Hidden = true
-}
-
-type refusedFlag string
-
-func (r refusedFlag) String() string   { return "" }
-func (r refusedFlag) Type() string     { return "VALUE" }
-func (r refusedFlag) Set(string) error { return errors.New(string(r)) }
 
 // noArguments refuses arguments by saying that options were expected.
 func noArguments(c *cobra.Command, args []string) error {

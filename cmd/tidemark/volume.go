@@ -31,6 +31,7 @@ NAME is a volume's name, the UUID of its image, or its own.`,
 			return c.Help()
 		},
 	}
+	c.SetFlagErrorFunc(flagError)
 	socket := c.PersistentFlags().String("spm", "", "socket of the pool manager (default $TIDEMARK_SPM)")
 	dial := func() (*manager, error) { return dialSPM(*socket) }
 	c.AddCommand(
@@ -61,23 +62,10 @@ func dialSPM(path string) (*manager, error) {
 	return &manager{c, path}, nil
 }
 
-// names makes an argument check that says what it expects.
-func names(what ...string) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
-		switch {
-		case len(args) < len(what):
-			return fmt.Errorf("%s: %s is missing; usage: %s", c.CommandPath(), what[len(args)], c.UseLine())
-		case len(args) > len(what):
-			return fmt.Errorf("%s: too many arguments: %q; usage: %s", c.CommandPath(), args[len(what)], c.UseLine())
-		}
-		return nil
-	}
-}
-
 func newVolumeCreate(dial dialer) *cobra.Command {
 	var virtual bytesFlag
 	var format string
-	c := &cobra.Command{Use: "create --size SIZE NAME", Short: "Create a volume", Args: names("NAME")}
+	c := &cobra.Command{Use: "create --size SIZE NAME", Short: "Create a volume", Args: operands("NAME")}
 	c.Flags().Var(&virtual, "size", "virtual size, such as 10G")
 	c.Flags().StringVar(&format, "format", spm.FormatQCOW2, "qcow2, which begins small and grows, or raw, which is granted in full")
 	out := outputFlag(c)
@@ -147,7 +135,7 @@ func writeVolumes(w io.Writer, volumes []spm.Volume, p spm.PoolReply) error {
 }
 
 func newVolumeInfo(dial dialer) *cobra.Command {
-	c := &cobra.Command{Use: "info NAME", Short: "Show one volume", Args: names("NAME")}
+	c := &cobra.Command{Use: "info NAME", Short: "Show one volume", Args: operands("NAME")}
 	out := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		m, err := dial()
@@ -186,7 +174,7 @@ func writeVolume(w io.Writer, v spm.Volume) error {
 
 func newVolumeExtend(dial dialer) *cobra.Command {
 	c := &cobra.Command{
-		Use: "extend NAME SIZE", Short: "Grant a volume at least SIZE bytes of the pool", Args: names("NAME", "SIZE"),
+		Use: "extend NAME SIZE", Short: "Grant a volume at least SIZE bytes of the pool", Args: operands("NAME", "SIZE"),
 		Long: `Grant a volume at least SIZE bytes of the pool. The virtual size stays. A volume
 that is served is extended by itself before it is full; this verb is for those
 that should have their space early. A volume never becomes smaller by it, and
@@ -216,7 +204,7 @@ the answer of a full pool comes at once.`,
 }
 
 func newVolumeRemove(dial dialer) *cobra.Command {
-	c := &cobra.Command{Use: "remove NAME", Short: "Remove a volume that nobody has open, and what is in it", Args: names("NAME")}
+	c := &cobra.Command{Use: "remove NAME", Short: "Remove a volume that nobody has open, and what is in it", Args: operands("NAME")}
 	out := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		m, err := dial()
