@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"tidemark/internal/unixsock"
+	"tidemark/nbd"
+	"tidemark/spm"
+)
+
+// listTimeout bounds the questions of -L.
+const listTimeout = 10 * time.Second
+
+// An nbdService serves what a plan says. What is opened is closed again in the
+// reverse order, also when the start fails half way:
+//
+//	pid file -> listener -> server -> disks, the last first -> pool
+type nbdService struct {
+	plan   nbdPlan
+	log    *slog.Logger
+	pool   *spm.Client // nil without volumes
+	disks  []*disk
+	server *nbd.Server
+	gate   *gate
+	closes []func() error // in the order of opening
+}
+
+// serveNBD serves until ctx ends, the last client has gone, or the listener
+// fails.
+func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
+	// A reader of our log that goes away must not end the disks.
+	signal.Ignore(syscall.SIGPIPE)
+	s := &nbdService{plan: p, log: log}
+	if err := s.start(ctx); err != nil {
+		return errors.Join(err, s.close())
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- s.server.Serve(s.gate) }()
+	var err error
+	select {
+	case <-ctx.Done():
+		log.Info("stopping: asked to")
+	case <-s.gate.Idle():
+		log.Info("stopping: the last client has gone (-t would go on)")
+	case err = <-failed:
+		err = fmt.Errorf("accept connections: %w", err)
+	}
+	if err = errors.Join(err, s.close()); err == nil {
+		log.Info("stopped: everything is committed")
+	}
+	return err
+}
+
+// opened remembers how to close what was opened.
+func (s *nbdService) opened(close func() error) { s.closes = append(s.closes, close) }
+
+func (s *nbdService) close() error {
+	var errs []error
+	for i := len(s.closes) - 1; i >= 0; i-- {
+		errs = append(errs, s.closes[i]())
+	}
+	s.closes = nil
+	return errors.Join(errs...)
+}
+
+// start opens everything. The socket comes last: it appears when all is ready.
+func (s *nbdService) start(ctx context.Context) error {
+	if s.plan.spm != "" {
+		c, err := spm.Dial(s.plan.spm)
+		if err != nil {
+			return err
+		}
+		s.pool = c
+		s.opened(c.Close)
+	}
+	o := s.plan.server
+	o.Logger = s.log
+	s.server = nbd.NewServer(o)
+	for _, x := range s.plan.exports {
+		if err := s.export(ctx, x); err != nil {
+			return err
+		}
+	}
+	s.opened(s.drain)
+	return s.listen(ctx)
+}
+
+// export opens one image and offers it.
+func (s *nbdService) export(ctx context.Context, x nbdExport) error {
+	spec := diskSpec{Image: x.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard, Log: s.log}
+	if x.volume {
+		spec.Pool = s.pool
+	}
+	d, err := openDisk(ctx, spec)
+	if err != nil {
+		return s.adviseVolume(x, err)
+	}
+	s.disks = append(s.disks, d)
+	s.opened(d.Close)
+	s.log.Info("export is ready", x.logAttrs(d))
+	return s.server.AddExport(nbd.Export{
+		Name: x.name, Description: x.description, Device: d.Device(),
+		ReadOnly: s.plan.readOnly, NoMultiConn: s.plan.shared == 1,
+	})
+}
+
+// adviseVolume says what to do when a volume is not there that may be a file.
+func (s *nbdService) adviseVolume(x nbdExport, err error) error {
+	if !x.volume || spm.CodeOf(err) != spm.CodeNotFound {
+		return err
+	}
+	return fmt.Errorf("%w; asked the pool manager at %s: see tidemark volume list, or write ./%s if you mean a file",
+		err, s.plan.spm, x.image)
+}
+
+// listen makes the socket and the pid file.
+func (s *nbdService) listen(ctx context.Context) error {
+	var l net.Listener
+	var err error
+	if s.plan.network == "unix" {
+		l, err = unixsock.Listen(s.plan.address, s.plan.socket)
+	} else {
+		var c net.ListenConfig
+		if l, err = c.Listen(ctx, s.plan.network, s.plan.address); err != nil {
+			err = fmt.Errorf("%w: choose another address with -b or port with -p", err)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	s.gate = newGate(l, s.plan.shared, s.plan.persistent)
+	s.opened(func() error { return ignoreClosed(s.gate.Close()) })
+	s.log.Info("listening", s.plan.network, l.Addr().String())
+	return s.writePID()
+}
+
+// writePID writes the pid file in one step, so that who waits for it never reads
+// half a number.
+func (s *nbdService) writePID() error {
+	path := s.plan.pidFile
+	if path == "" {
+		return nil
+	}
+	temporary := fmt.Sprintf("%s.%d", path, os.Getpid())
+	err := os.WriteFile(temporary, fmt.Appendf(nil, "%d\n", os.Getpid()), 0o644)
+	if err == nil {
+		err = os.Rename(temporary, path)
+	}
+	if err != nil {
+		os.Remove(temporary) //nolint:errcheck // it may never have been made
+		return fmt.Errorf("--pid-file: %w", err)
+	}
+	s.opened(func() error { return ignoreMissing(os.Remove(path)) })
+	return nil
+}
+
+// drain lets requests in progress finish, for a bounded time.
+func (s *nbdService) drain() error {
+	ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
+	defer cancel()
+	return s.server.Shutdown(ctx)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// listExports asks a server what it has.
+func listExports(ctx context.Context, w io.Writer, network, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	all, err := nbd.List(ctx, network, address)
+	if err != nil {
+		return fmt.Errorf("list the exports of %s: %w", address, err)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "exports available: %d\n", len(all))
+	for _, x := range all {
+		info, err := nbd.Info(ctx, network, address, x.Name)
+		if err != nil {
+			return fmt.Errorf("ask %s about export %q: %w", address, x.Name, err)
+		}
+		if info.Description == "" {
+			info.Description = x.Description
+		}
+		printExport(&b, info)
+	}
+	_, err = io.WriteString(w, b.String())
+	return err
+}
