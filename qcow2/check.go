@@ -62,15 +62,12 @@ func Check(ctx context.Context, f block.File, o CheckOptions) (CheckResult, erro
 
 // checkable refuses what owns clusters in ways that Check does not follow.
 func checkable(h *format.Header) error {
-	const known = format.IncompatDirty | format.IncompatCorrupt | format.IncompatCompressionType
-	for bit := uint8(0); bit < 64; bit++ {
-		if h.Incompatible&^known&(1<<bit) != 0 {
-			return &format.UnsupportedError{Feature: h.FeatureName(format.Incompatible, bit)}
-		}
+	if err := refuseIncompatible(h); err != nil {
+		return err
 	}
 	switch {
 	case h.CryptMethod != 0:
-		return &format.UnsupportedError{Feature: fmt.Sprintf("encryption (method %d)", h.CryptMethod)}
+		return &format.UnsupportedError{Feature: fmt.Sprintf("encryption (method %d)", h.CryptMethod), Advice: "use qemu-img check"}
 	case h.Snapshots != 0:
 		return &format.UnsupportedError{Feature: "internal snapshots", Advice: "use qemu-img check"}
 	case h.Extension(format.ExtBitmaps) != nil:

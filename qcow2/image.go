@@ -112,21 +112,6 @@ func Open(ctx context.Context, f block.File, o Options) (*Image, error) {
 	return im, nil
 }
 
-// ReadHeader reads and decodes the header of the image in f and checks that
-// its tables lie in the file.
-func ReadHeader(f block.File) (*format.Header, error) {
-	size := f.Size()
-	first := make([]byte, min(size, 1<<format.MaxClusterBits))
-	if _, err := readFull(f, first, 0); err != nil {
-		return nil, fmt.Errorf("read header: %w", err)
-	}
-	h, err := format.DecodeHeader(first)
-	if err != nil {
-		return nil, err
-	}
-	return h, h.CheckLayout(size)
-}
-
 // load decides whether the image can be opened and reads its tables.
 func (im *Image) load(ctx context.Context) error {
 	if err := checkFeatures(im.header, !im.opts.ReadOnly); err != nil {
@@ -149,69 +134,6 @@ func (im *Image) load(ctx context.Context) error {
 		return err
 	}
 	return im.clearAutoclear()
-}
-
-// checkFeatures refuses what is missing here, by its name.
-func checkFeatures(h *format.Header, write bool) error {
-	refuse := func(feature, advice string) error {
-		return &format.UnsupportedError{Feature: feature, Advice: advice}
-	}
-	const known = format.IncompatDirty | format.IncompatCorrupt | format.IncompatCompressionType
-	for bit := uint8(0); bit < 64; bit++ {
-		if h.Incompatible&^known&(1<<bit) != 0 {
-			return refuse(h.FeatureName(format.Incompatible, bit), "open it with the program that made it")
-		}
-	}
-	switch {
-	case h.CryptMethod != 0:
-		return refuse(fmt.Sprintf("encryption (method %d)", h.CryptMethod), "decrypt it with qemu-img convert")
-	case h.BackingFile != "":
-		return refuse(fmt.Sprintf("a backing file (%q)", h.BackingFile), "flatten it with qemu-img convert")
-	case !write:
-		return nil
-	case h.Incompatible&format.IncompatCorrupt != 0:
-		return fmt.Errorf("image is marked corrupt: mend it with qemu-img check -r all, or open it read-only")
-	case h.Incompatible&format.IncompatDirty != 0:
-		return fmt.Errorf("image is marked dirty (its reference counts may be wrong): mend it with qemu-img check -r all, or open it read-only")
-	case h.Snapshots != 0:
-		return refuse(fmt.Sprintf("%d internal snapshots, for writing", h.Snapshots), "open it read-only, or delete them with qemu-img snapshot -d")
-	case h.Extension(format.ExtBitmaps) != nil:
-		return refuse("persistent bitmaps, for writing", "open it read-only, or remove them with qemu-img bitmap --remove")
-	}
-	return nil
-}
-
-// clearAutoclear clears the autoclear bits that this package does not maintain,
-// before anything is written (specification, autoclear_features).
-func (im *Image) clearAutoclear() error {
-	if im.header.Autoclear == 0 {
-		return nil
-	}
-	return im.switchHeader(func(h *format.Header) { h.Autoclear = 0 })
-}
-
-// switchHeader changes the header with one write of its first sector, durably.
-// Its caller holds allocating, or is the only one to know im.
-func (im *Image) switchHeader(change func(*format.Header)) error {
-	sector := make([]byte, format.SectorSize)
-	if _, err := readFull(im.file, sector, 0); err != nil {
-		return im.poison(fmt.Errorf("read header: %w", err))
-	}
-	im.mu.Lock()
-	h := *im.header
-	im.mu.Unlock()
-	change(&h)
-	h.Put(sector)
-	if _, err := im.file.WriteAt(sector, 0); err != nil {
-		return im.poison(fmt.Errorf("write header: %w", err))
-	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(fmt.Errorf("sync header: %w", err))
-	}
-	im.mu.Lock()
-	im.header = &h
-	im.mu.Unlock()
-	return nil
 }
 
 // poison latches the first error after which nothing may be reported as
@@ -276,32 +198,6 @@ func (im *Image) Header() format.Header {
 	return *im.header
 }
 
-// Stats are the image's figures, bytes unless said otherwise.
-type Stats struct {
-	Virtual  int64 // size of the disk
-	End      int64 // end of the image in its file
-	Reserved int64 // clusters that are ready for use, within End
-	Granted  int64 // size of the file
-	Dirty    int   // L2 slices that the next commit writes
-	Poisoned error // why the image stopped accepting writes, or nil
-}
-
-// Used is what holds data and metadata, up to the highest such byte.
-func (s Stats) Used() int64 { return s.End - s.Reserved }
-
-// Stats returns the figures of this moment.
-func (im *Image) Stats() Stats {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	s := Stats{Virtual: im.header.Size, Granted: im.file.Size(), Dirty: im.l2.dirty}
-	s.End = im.alloc.end << im.geo.ClusterBits
-	s.Reserved = im.alloc.readyClusters() << im.geo.ClusterBits
-	if err := im.poisoned.Load(); err != nil {
-		s.Poisoned = *err
-	}
-	return s
-}
-
 // Close waits for the requests in progress, of which those that wait for space
 // are cancelled, commits, gives reserved space back and shrinks the file to the
 // image's end. It does not close the file.
@@ -333,20 +229,3 @@ func readFull(f block.File, p []byte, off int64) (int, error) {
 	}
 	return n, errors.Join(fmt.Errorf("at offset %d: expected %d bytes, found %d", off, len(p), n), err)
 }
-
-// A semaphore of one that can be waited for with a context.
-type semaphore chan struct{}
-
-func newSemaphore() semaphore { return make(semaphore, 1) }
-
-func (s semaphore) acquire(ctx context.Context) error {
-	select {
-	case s <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return block.SpaceError(ctx)
-	}
-}
-
-func (s semaphore) lock()    { s <- struct{}{} }
-func (s semaphore) release() { <-s }
