@@ -295,9 +295,11 @@ func connectCommands(socket, name, uri string) []string {
 	}
 }
 
-// nbdURI is the address of an export on a unix socket.
+// nbdURI is the address of an export on a unix socket. A space becomes %20: not
+// every reader takes a plus sign for one.
 func nbdURI(socket, name string) string {
-	return "nbd+unix:///" + url.PathEscape(name) + "?socket=" + strings.ReplaceAll(url.QueryEscape(socket), "%2F", "/")
+	readable := strings.NewReplacer("%2F", "/", "+", "%20")
+	return "nbd+unix:///" + url.PathEscape(name) + "?socket=" + readable.Replace(url.QueryEscape(socket))
 }
 
 // qemuValue writes a value of a QEMU option, in which a comma is doubled.
