@@ -286,16 +286,17 @@ func firstDifference(got, want []byte, off int64) error {
 }
 
 // each does something with every block of [0, n), on all connections, and
-// returns the first error.
+// returns the first error. Requests on their way are not cancelled by it, which
+// would cost their connection.
 func each(ctx context.Context, clients []*nbd.Client, n int64, do func(context.Context, *nbd.Client, []byte, int64) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+	going, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	for i := range demoDepth * len(clients) {
 		wg.Go(func() {
 			p := make([]byte, demoBlock)
-			for off := next.Add(demoBlock) - demoBlock; off < n && ctx.Err() == nil; off = next.Add(demoBlock) - demoBlock {
+			for off := next.Add(demoBlock) - demoBlock; off < n && going.Err() == nil; off = next.Add(demoBlock) - demoBlock {
 				if err := do(ctx, clients[i%len(clients)], p, off); err != nil {
 					cancel(err)
 				}
@@ -303,7 +304,7 @@ func each(ctx context.Context, clients []*nbd.Client, n int64, do func(context.C
 		})
 	}
 	wg.Wait()
-	return context.Cause(ctx)
+	return context.Cause(going)
 }
 
 // pattern fills p with what belongs at off, a multiple of 8: every word is a
