@@ -289,7 +289,7 @@ func connectCommands(socket, name, uri string) []string {
 	return []string{
 		"nbdinfo " + shellQuote(uri),
 		"qemu-io -f raw -c 'write -P 7 0 300M' -c 'read -P 7 0 300M' " + shellQuote(uri),
-		"fio --name=grow --ioengine=nbd --uri=" + shellQuote(uri) + " --rw=write --bs=1M --iodepth=16 --size=1G --verify=crc32c",
+		"fio --name=grow --ioengine=nbd --uri=" + shellQuote(uri) + " --rw=write --bs=1M --iodepth=16 --size=1G --verify=crc32c --verify_state_save=0",
 		"qemu-system-x86_64 -m 1G -nographic -blockdev " + shellQuote(blockdev) +
 			" -device virtio-blk-pci,drive=tidemark0,werror=stop,rerror=stop",
 	}
