@@ -21,6 +21,7 @@ import (
 type createSpec struct {
 	qcow2.CreateOptions
 	format  string
+	compat  string // as it was given
 	sizeSet bool
 }
 
@@ -172,6 +173,7 @@ func (s *createSpec) setSize(text string) error {
 }
 
 func (s *createSpec) setCompat(value string) error {
+	s.compat = value
 	switch value {
 	case "0.10", "v2":
 		s.Version = 2
@@ -252,8 +254,8 @@ func (s createSpec) describe(path string) string {
 		return err.Error() // it was valid
 	}
 	compat, lazy := "", "off"
-	if g.Version == 2 {
-		compat = " compat=0.10"
+	if s.compat != "" {
+		compat = " compat=" + s.compat
 	}
 	if s.LazyRefcounts {
 		lazy = "on"

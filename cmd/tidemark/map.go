@@ -130,7 +130,7 @@ func (m *mapPrinter) print(x block.Extent) error {
 			return fmt.Errorf("the image has compressed clusters (at %d): use --output=json", x.Off)
 		}
 		if data && !zero {
-			fmt.Fprintf(m.w, "%#-16x%#-16x%#-16x%s\n", x.Off, x.Len, x.Host, m.path)
+			fmt.Fprintf(m.w, "%-16s%-16s%-16s%s\n", hex(x.Off), hex(x.Len), hex(x.Host), m.path)
 		}
 		return nil
 	}
@@ -144,6 +144,14 @@ func (m *mapPrinter) print(x block.Extent) error {
 	}
 	fmt.Fprint(m.w, "}")
 	return nil
+}
+
+// hex is C's %#x, which leaves 0 bare.
+func hex(n int64) string {
+	if n == 0 {
+		return "0"
+	}
+	return fmt.Sprintf("%#x", n)
 }
 
 func (m *mapPrinter) end() {

@@ -158,7 +158,7 @@ func refuseNBD(c *cobra.Command) {
 		refusal{"snapshot", "s", false, noSnapshot}, refusal{"load-snapshot", "l", true, noSnapshot},
 		refusal{"nocache", "n", false, "bypassing the page cache is not supported yet: use --cache=writeback, the default"},
 		refusal{"fork", "", false, "not supported yet: start it from systemd, or in the background (&) and wait for the socket or the --pid-file"},
-		refusal{"trace", "T", true, "there are no trace points: use -v"},
+		refusal{"trace", "T", true, "trace points are not there: use -v"},
 		refusal{"selinux-label", "", true, "not supported: set the label with a policy, or chcon after the start"})
 }
 

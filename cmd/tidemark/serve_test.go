@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/hostfile"
+	"tidemark/internal/testenv"
+	"tidemark/nbd"
+)
+
+const serveLimit = 20 * time.Second
+
+// newImage makes an image with Tidemark's own create.
+func newImage(t testing.TB, size string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk.qcow2")
+	r := cli(t, "create", "-q", path, size)
+	require.Zero(t, r.code, r)
+	return path
+}
+
+// startNBD starts tidemark nbd -k in a process of its own and waits until it
+// serves.
+func startNBD(t testing.TB, args ...string) (p *testenv.Process, socket string) {
+	t.Helper()
+	socket = filepath.Join(t.TempDir(), "s")
+	p = testenv.Start(t, tidemark(t, append([]string{"nbd", "-k", socket}, args...)...))
+	awaitOutput(t, p, "listening")
+	return p, socket
+}
+
+func dialNBD(t testing.TB, socket, export string) *nbd.Client {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), serveLimit)
+	defer cancel()
+	c, err := nbd.Dial(ctx, "unix", socket, nbd.ClientOptions{Export: export})
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func stopped(t testing.TB, p *testenv.Process) {
+	t.Helper()
+	require.NoError(t, p.Signal(syscall.SIGTERM))
+	require.NoError(t, p.Wait(t, serveLimit), p.Output())
+}
+
+// A signal commits, gives reserved space back, removes the socket and the pid
+// file, and is no failure.
+func TestServeEndsCleanly(t *testing.T) {
+	image := newImage(t, "1G")
+	pid := filepath.Join(t.TempDir(), "pid")
+	p, socket := startNBD(t, "-t", "--pid-file", pid, image)
+	require.FileExists(t, pid)
+	c := dialNBD(t, socket, "")
+	require.EqualValues(t, 1<<30, c.Info().Size)
+	data := []byte(strings.Repeat("tide", 1024))
+	require.NoError(t, c.WriteAt(t.Context(), data, 3<<20, 0))
+
+	stopped(t, p)
+	require.Contains(t, p.Output(), "everything is committed")
+	require.NoFileExists(t, socket)
+	require.NoFileExists(t, pid)
+	r := cli(t, "check", image)
+	require.Zero(t, r.code, r)
+	st, err := os.Stat(image)
+	require.NoError(t, err)
+	require.Less(t, st.Size(), int64(1<<20), "reserved space was given back")
+
+	d, err := openDisk(t.Context(), diskSpec{Image: image, ReadOnly: true})
+	require.NoError(t, err)
+	got := make([]byte, len(data))
+	require.NoError(t, d.Device().ReadAt(t.Context(), got, 3<<20, 0))
+	require.Equal(t, data, got, "what was not flushed was committed at the end")
+	require.NoError(t, d.Close())
+}
+
+func TestServeEndsWithTheLastClient(t *testing.T) {
+	p, socket := startNBD(t, newImage(t, "1M"))
+	looker, err := net.Dial("unix", socket)
+	require.NoError(t, err)
+	require.NoError(t, looker.Close(), "who only looks is no client")
+	first, second := dialNBD(t, socket, ""), dialNBD(t, socket, "")
+	require.NoError(t, first.Close())
+	require.NoError(t, second.WriteAt(t.Context(), make([]byte, 512), 0, 0), "one is left")
+	require.NoError(t, second.Close())
+	require.NoError(t, p.Wait(t, serveLimit), p.Output())
+	require.Contains(t, p.Output(), "the last client has gone")
+	require.NoFileExists(t, socket)
+}
+
+func TestServeLimitsClients(t *testing.T) {
+	p, socket := startNBD(t, "-t", "-e", "1", newImage(t, "1M"))
+	first := dialNBD(t, socket, "")
+	require.False(t, first.Info().MultiConn)
+	ctx, cancel := context.WithTimeout(t.Context(), serveLimit)
+	defer cancel()
+	second := make(chan error, 1)
+	go func() {
+		c, err := nbd.Dial(ctx, "unix", socket, nbd.ClientOptions{})
+		if err == nil {
+			err = c.Close()
+		}
+		second <- err
+	}()
+	require.NoError(t, first.WriteAt(t.Context(), make([]byte, 512), 0, 0))
+	select {
+	case err := <-second:
+		t.Fatalf("the second client did not wait: %v", err)
+	case <-time.After(100 * time.Millisecond): // nothing can tell that somebody is not served
+	}
+	require.NoError(t, first.Close())
+	require.NoError(t, <-second, "it is served when the first has gone")
+	stopped(t, p)
+}
+
+func TestServeSeveralExports(t *testing.T) {
+	a, b, c := newImage(t, "1M"), newImage(t, "2M"), newImage(t, "3M")
+	p, socket := startNBD(t, "-t", "-x", "main", "-D", "the first one", "--export", "b="+b, "--export", "c="+c, "--socket-mode", "0660", a)
+	st, err := os.Stat(socket)
+	require.NoError(t, err)
+	require.EqualValues(t, 0o660, st.Mode().Perm())
+	for name, size := range map[string]int64{"": 1 << 20, "main": 1 << 20, "b": 2 << 20, "c": 3 << 20} {
+		require.Equal(t, size, dialNBD(t, socket, name).Info().Size, name)
+	}
+	r := cli(t, "nbd", "-L", "-k", socket)
+	require.Zero(t, r.code, r)
+	require.Contains(t, r.stdout, "exports available: 3\n export: 'main'\n  description: the first one\n  size:  1048576\n")
+	stopped(t, p)
+}
+
+func TestServeReadOnly(t *testing.T) {
+	image := newImage(t, "1M")
+	before := digest(t, image)
+	p, socket := startNBD(t, "-t", "-r", image)
+	c := dialNBD(t, socket, "")
+	require.True(t, c.Info().ReadOnly)
+	require.Error(t, c.WriteAt(t.Context(), make([]byte, 512), 0, 0))
+	stopped(t, p)
+	require.Equal(t, before, digest(t, image))
+}
+
+func TestServeTCP(t *testing.T) {
+	p := testenv.Start(t, tidemark(t, "nbd", "-t", "-p", "0", newImage(t, "1M")))
+	awaitOutput(t, p, "listening")
+	_, address, ok := strings.Cut(p.Output(), "tcp=")
+	require.True(t, ok, p.Output())
+	address = strings.Fields(address)[0]
+	require.True(t, strings.HasPrefix(address, "127.0.0.1:"), address)
+	c, err := nbd.Dial(t.Context(), "tcp", address, nbd.ClientOptions{})
+	require.NoError(t, err)
+	require.NoError(t, c.WriteAt(t.Context(), make([]byte, 512), 0, nbd.FUA))
+	require.NoError(t, c.Close())
+	stopped(t, p)
+}
+
+// A live socket is refused, by its name, and goes on; a stale one is replaced.
+func TestServeSockets(t *testing.T) {
+	p, socket := startNBD(t, "-t", newImage(t, "1M"))
+	c := dialNBD(t, socket, "")
+	other := newImage(t, "1M")
+	before := digest(t, other)
+	r := cli(t, "nbd", "-k", socket, other)
+	require.Equal(t, exitFailure, r.code, r)
+	require.Contains(t, r.stderr, "tidemark: socket "+socket+": in use: another process answers on it: stop that one, or choose another path")
+	require.Empty(t, r.stdout)
+	require.Equal(t, before, digest(t, other), "what was opened for nothing is as it was")
+	require.NoError(t, c.WriteAt(t.Context(), make([]byte, 512), 0, 0))
+
+	p.Kill()
+	require.FileExists(t, socket, "it is stale now")
+	again := testenv.Start(t, tidemark(t, "nbd", "-t", "-k", socket, other))
+	awaitOutput(t, again, "listening")
+	dialNBD(t, socket, "")
+	stopped(t, again)
+
+	plain := filepath.Join(t.TempDir(), "plain")
+	require.NoError(t, os.WriteFile(plain, []byte("dear"), 0o644))
+	r = cli(t, "nbd", "-k", plain, other)
+	require.Equal(t, exitFailure, r.code, r)
+	require.Contains(t, r.stderr, "expected a socket")
+	require.FileExists(t, plain)
+}
+
+// What was opened is closed again when a later step of the start fails.
+func TestServeStartFailsHalfWay(t *testing.T) {
+	good := newImage(t, "1M")
+	before := digest(t, good)
+	for _, args := range [][]string{
+		{"--export", "b=" + good + ".none"},
+		{"--export", "=" + newImage(t, "1M")}, // the name "" is taken
+		{"--pid-file", "/nowhere/pid"},
+	} {
+		socket := filepath.Join(t.TempDir(), "s")
+		r := cli(t, append([]string{"nbd", "-t", "-k", socket, good}, args...)...)
+		require.Equal(t, exitFailure, r.code, r)
+		require.NoFileExists(t, socket)
+		require.Equal(t, before, digest(t, good))
+		holder, err := hostfile.Holder(good)
+		require.NoError(t, err)
+		require.Empty(t, holder, "its lock is gone")
+	}
+}
+
+func TestServeSecondSignalEndsAtOnce(t *testing.T) {
+	image := newImage(t, "1M")
+	p, socket := startNBD(t, "-t", image)
+	c, err := net.Dial("unix", socket)
+	require.NoError(t, err)
+	defer c.Close()
+	// A client in the middle of its handshake keeps the server for a moment.
+	require.NoError(t, p.Signal(syscall.SIGTERM))
+	require.NoError(t, p.Signal(syscall.SIGINT))
+	_ = p.Wait(t, serveLimit) // either is fine: it was fast enough, or was ended
+	require.Zero(t, cli(t, "check", image).code)
+}
+
+func TestServeOptionErrors(t *testing.T) {
+	t.Setenv("TIDEMARK_SPM", "")
+	for _, c := range []struct{ args, text string }{
+		{"", "expected an IMAGE to serve, found none"},
+		{"a b", "expected one IMAGE, found 2 (a b)"},
+		{"--export x a", "expected NAME=IMAGE"},
+		{"-x name --export a=b", "there is none"},
+		{"-k s -p 1 a", "give the one or the other"},
+		{"-p 70000 a", "expected a port"},
+		{"-b 0.0.0.0 a", "add --insecure"},
+		{"-b :: a", "add --insecure"},
+		{"-b example.org a", "add --insecure"},
+		{"-k s --socket-mode 999 a", "expected an octal mode"},
+		{"--socket-mode 0600 a", "belong to a unix socket"},
+		{"-k s --socket-group no-such-group a", "there is no such group"},
+		{"-e -1 a", "no limit"},
+		{"--max-connections 0 a", "expected 1 or more"},
+		{"--patience 0s a", "such as 20s"},
+		{"--patience x a", "--patience x: "},
+		{"--handshake-limit 0 a", "1 second or more"},
+		{"-f raw a", "raw images are not served yet"},
+		{"--cache none a", "not supported yet"},
+		{"--cache writethrough a", "send FUA"},
+		{"--detect-zeroes unmap a", "WRITE_ZEROES"},
+		{"--discard maybe a", "expected unmap, ignore"},
+		{"--spm /nowhere/s ./a", "expected the name or UUID of a volume, found the path ./a"},
+		{"--spm /nowhere/s vm1", "socket /nowhere/s: there is no such socket"},
+		{"-k /nowhere/s " + newImage(t, "1M"), "socket /nowhere/s: "},
+		{"-L -k /nowhere/s", "list the exports of /nowhere/s"},
+	} {
+		r := cli(t, append([]string{"nbd"}, strings.Fields(c.args)...)...)
+		require.Equal(t, exitFailure, r.code, r)
+		require.Contains(t, r.stderr, c.text, r)
+		require.Empty(t, r.stdout, r)
+	}
+}
+
+// What is accepted, and means nothing here, does no harm.
+func TestServeAcceptedOptions(t *testing.T) {
+	p, socket := startNBD(t, "-t", "-v", "-f", "qcow2", "--cache=unsafe", "--aio=io_uring", "--discard=ignore",
+		"--detect-zeroes=off", "--patience=1s", "--handshake-limit=3", "--max-connections=2", newImage(t, "1M"))
+	require.Contains(t, p.Output(), "option has no effect")
+	dialNBD(t, socket, "")
+	stopped(t, p)
+}
+
+func TestVolumeOrFile(t *testing.T) {
+	o := &nbdOptions{}
+	for _, c := range []struct {
+		image, pool string
+		volume      bool
+	}{
+		{"vm1", "", false}, {"./vm1", "", false}, {"vm1", "/s", true}, {"./vm1", "/s", false}, {"/a/b", "/s", false},
+	} {
+		var p nbdPlan
+		require.NoError(t, o.planExports(&p, []string{c.image}, c.pool))
+		require.Equal(t, c.volume, p.exports[0].volume, c)
+		require.Equal(t, c.volume, p.spm != "", c)
+	}
+}
