@@ -62,8 +62,8 @@ func TestDemoFindsOtherData(t *testing.T) {
 
 func TestDemoMistakes(t *testing.T) {
 	for args, want := range map[string]string{
-		"/nope":    "no such file or directory",
-		"/sys":     "choose a directory that you may write to",
+		"/nope": "no such file or directory",
+		"/sys":  "choose a directory that you may write to",
 	} {
 		code, _, stderr := inProcess(t, "demo", "--dir", args, "--size", "1M")
 		require.Equal(t, exitFailure, code)

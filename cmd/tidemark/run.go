@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark/internal/size"
+	"tidemark/internal/unixsock"
 	"tidemark/nbd"
 	"tidemark/spm"
 )
@@ -164,7 +165,7 @@ func (s *service) start(ctx context.Context, o *runOptions, log *slog.Logger) er
 			return err
 		}
 	}
-	l, err := spm.Listen(s.socket) // it knows live and stale sockets, not what is spoken on them
+	l, err := unixsock.Listen(s.socket, unixsock.Options{})
 	if err != nil {
 		return err
 	}

@@ -190,7 +190,7 @@ func TestRunMistakes(t *testing.T) {
 		{"--dir POOL --capacity 1G --size 1G disk1 disk2", "expected one NAME"},
 		{"--dir POOL --capacity 512M", "may only be raised"},
 		{"--dir POOL --patience 0s", "--patience 0s: expected more than nothing"},
-		{"--dir POOL --size 1G --socket FILE disk1", "exists and is not a socket: choose another path"},
+		{"--dir POOL --size 1G --socket FILE disk1", "expected a socket or nothing there, found something else: choose another path"},
 		{"--dir POOL --size 1G --socket /nope/s disk1", "/nope"},
 	} {
 		line := strings.NewReplacer("POOL", pool, "FILE", file).Replace(c.args)
@@ -208,7 +208,7 @@ func TestRunSocketInUse(t *testing.T) {
 	p := startRun(t, "--dir", filepath.Join(dir, "one"), "--capacity", "1G", "--size", "1G", "disk1")
 	code, _, stderr := inProcess(t, "run", "--dir", filepath.Join(dir, "two"), "--capacity", "1G", "--size", "1G", "--socket", socket, "disk1")
 	require.Equal(t, exitFailure, code)
-	require.Contains(t, stderr, "another process answers on it: stop that one or choose another path")
+	require.Contains(t, stderr, "another process answers on it: stop that one, or choose another path")
 
 	p.Kill() // leaves a stale socket, which the next one replaces
 	_, err := os.Lstat(socket)
