@@ -3,8 +3,12 @@ package nbd
 import "sync"
 
 // budget bounds what one connection has in progress: requests and the bytes of
-// their buffers. Only the connection's reader waits for it.
+// their buffers. Only the connection's reader waits for it. What it has above
+// ownBytes counts in the pool of all connections too.
 type budget struct {
+	pool     *pool
+	bytesMax int
+
 	mu       sync.Mutex // guards the rest
 	changed  sync.Cond
 	requests int
@@ -12,8 +16,8 @@ type budget struct {
 	closed   bool
 }
 
-func newBudget() *budget {
-	b := &budget{}
+func newBudget(p *pool, bytesMax int) *budget {
+	b := &budget{pool: p, bytesMax: bytesMax}
 	b.changed.L = &b.mu
 	return b
 }
@@ -21,42 +25,130 @@ func newBudget() *budget {
 // acquire waits until a request of n bytes has its place. It reports false
 // when the budget was closed.
 func (b *budget) acquire(n int) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for !b.closed && (b.requests >= inFlightMax || b.bytes+n > inFlightBytesMax) {
-		b.changed.Wait()
-	}
-	if b.closed {
+	shared, ok := b.wait(n)
+	if !ok {
 		return false
 	}
-	b.requests++
-	b.bytes += n
+	if !b.pool.acquire(shared, b.isClosed) {
+		b.add(-1, -n) // the pool never had it
+		return false
+	}
 	return true
 }
 
-// release gives the place of a request of n bytes back.
-func (b *budget) release(n int) {
+// wait waits for the connection's own limits, and returns what remains to be
+// had from the pool.
+func (b *budget) wait(n int) (shared int, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.requests--
-	b.bytes -= n
-	b.changed.Signal()
+	for !b.closed && (b.requests >= inFlightMax || b.bytes+n > b.bytesMax) {
+		b.changed.Wait()
+	}
+	if b.closed {
+		return 0, false
+	}
+	return b.addLocked(1, n), true
 }
+
+// release gives the place of a request of n bytes back.
+func (b *budget) release(n int) { b.pool.add(b.add(-1, -n)) }
 
 // retake takes a place without waiting, for a request that stopped being held:
 // it has its buffer already. The budget is exceeded by at most the payloads of
 // the requests that a connection may hold.
-func (b *budget) retake(n int) {
+func (b *budget) retake(n int) { b.pool.add(b.add(1, n)) }
+
+func (b *budget) add(requests, bytes int) (shared int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.requests++
-	b.bytes += n
+	return b.addLocked(requests, bytes)
+}
+
+// addLocked changes what is in progress, and returns by how much the part that
+// the pool counts changes with it.
+func (b *budget) addLocked(requests, bytes int) (shared int) {
+	before := max(b.bytes-ownBytes, 0)
+	b.requests += requests
+	b.bytes += bytes
+	if requests < 0 {
+		b.changed.Signal()
+	}
+	return max(b.bytes-ownBytes, 0) - before
+}
+
+func (b *budget) isClosed() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.closed
 }
 
 // close ends every wait, now and later.
 func (b *budget) close() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.closed = true
 	b.changed.Broadcast()
+	b.mu.Unlock()
+	b.pool.wake()
+}
+
+// pool bounds the bytes that all connections of a server have together.
+type pool struct {
+	limit int64
+
+	mu      sync.Mutex // guards used
+	changed sync.Cond
+	used    int64
+}
+
+// newPool returns a pool that is large enough for any one request, without which
+// it would wait for ever.
+func newPool(limit int64) *pool {
+	p := &pool{limit: max(limit, payloadBytesMax)}
+	p.changed.L = &p.mu
+	return p
+}
+
+// acquire waits until there are n bytes, or until given up.
+func (p *pool) acquire(n int, givenUp func() bool) bool {
+	if n <= 0 {
+		return true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.used+int64(n) > p.limit {
+		if givenUp() {
+			return false
+		}
+		p.changed.Wait()
+	}
+	p.used += int64(n)
+	return true
+}
+
+// try takes n bytes if there are as many.
+func (p *pool) try(n int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.used+int64(n) > p.limit {
+		return false
+	}
+	p.used += int64(n)
+	return true
+}
+
+// add takes n bytes, whatever the limit says, or gives -n back.
+func (p *pool) add(n int) {
+	if n == 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.used += int64(n)
+	p.changed.Broadcast()
+}
+
+func (p *pool) wake() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.changed.Broadcast()
 }

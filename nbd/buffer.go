@@ -42,6 +42,14 @@ func (p *buffers) put(b *buffer) {
 	}
 }
 
+// bufferSize is the memory that a buffer of n bytes takes.
+func bufferSize(n int) int {
+	if n == 0 {
+		return 0
+	}
+	return 1 << (bufferClass(n) + bufferBitsMin)
+}
+
 func bufferClass(n int) int {
 	return max(bits.Len(uint(max(n, 1)-1)), bufferBitsMin) - bufferBitsMin
 }

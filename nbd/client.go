@@ -130,6 +130,9 @@ func (c *Client) broken() error {
 
 // roundTrip sends a request and waits for its reply.
 func (c *Client) roundTrip(ctx context.Context, h requestHeader, payload, p []byte) (*call, error) {
+	if ctx.Err() != nil { // would end the connection in send
+		return nil, context.Cause(ctx)
+	}
 	select {
 	case c.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -182,6 +185,7 @@ func (c *Client) send(ctx context.Context, h requestHeader, payload []byte) erro
 		bufs = append(bufs, payload)
 	}
 	if _, err := bufs.WriteTo(c.conn); err != nil {
+		_ = c.conn.Close() // before anybody else writes: half a request may be on its way
 		return err
 	}
 	if !stop() { // the deadline may hit the next one

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/block"
+	"tidemark/internal/testenv"
 )
 
 // testServer is a server on a unix socket.
@@ -29,7 +29,11 @@ type testServer struct {
 
 func serve(t *testing.T, o Options, exports ...Export) *testServer {
 	t.Helper()
-	srv := NewServer(o)
+	return serveOn(t, NewServer(o), exports...)
+}
+
+func serveOn(t *testing.T, srv *Server, exports ...Export) *testServer {
+	t.Helper()
 	for _, e := range exports {
 		require.NoError(t, srv.AddExport(e))
 	}
@@ -168,7 +172,7 @@ func TestErrorsOfTheDevice(t *testing.T) {
 		}{
 			{errors.New("broken"), EIO}, {fmt.Errorf("x: %w", block.ErrNoSpace), ENOSPC}, {block.ErrReadOnly, EPERM},
 			{block.ErrUnsupported, EINVAL}, {block.ErrNotFast, EINVAL}, {block.ErrClosed, ESHUTDOWN}, {long, EIO},
-			{os.NewSyscallError("pwrite", syscall.ENOSPC), ENOSPC},
+			{os.NewSyscallError("pwrite", syscall.ENOSPC), ENOSPC}, {fmt.Errorf("x: %w", context.DeadlineExceeded), ENOSPC},
 		} {
 			d.failWith(row.err)
 			for op, err := range map[string]error{
@@ -252,9 +256,7 @@ func TestPipelined(t *testing.T) {
 					clear(mine[at : at+n])
 					err = c.WriteZeroes(t.Context(), off, int64(n), MayUnmap)
 				case 1:
-					for i := range mine[at : at+n] {
-						mine[at+i] = byte(rng.Uint32())
-					}
+					fillRandom(rng, mine[at:at+n])
 					err = c.WriteAt(t.Context(), mine[at:at+n], off, 0)
 				default:
 					got := make([]byte, n)
@@ -279,14 +281,15 @@ func TestPipelined(t *testing.T) {
 	require.NotZero(t, st.BytesIn)
 }
 
-func testSeed(t *testing.T) uint64 {
-	seed := rand.Uint64()
-	if s := os.Getenv("TIDEMARK_SEED"); s != "" {
-		var err error
-		seed, err = strconv.ParseUint(s, 10, 64)
-		require.NoError(t, err)
+func fillRandom(rng *rand.Rand, p []byte) {
+	var b [8]byte
+	for ; len(p) > 0; p = p[copy(p, b[:]):] {
+		be.PutUint64(b[:], rng.Uint64())
 	}
-	t.Logf("TIDEMARK_SEED=%d", seed)
+}
+
+func testSeed(t *testing.T) uint64 {
+	seed, _ := testenv.Seed(t)
 	return seed
 }
 

@@ -134,7 +134,7 @@ func mayWait(c command) bool { return c == cmdWrite || c == cmdWriteZeroes || c 
 func cost(h requestHeader, a action) int {
 	switch h.cmd {
 	case cmdRead, cmdWrite:
-		return int(a.n)
+		return bufferSize(int(a.n))
 	case cmdCache:
 		return cachePiece
 	case cmdBlockStatus:

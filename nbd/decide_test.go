@@ -15,7 +15,7 @@ func TestDecideLetsNothingBadThrough(t *testing.T) {
 	rng := rand.New(rand.NewPCG(testSeed(t), 0))
 	edges := []uint64{0, 1, 511, 512, 4096, 1 << 20, 1<<20 - 1, 1<<20 + 1, 1<<63 - 1, 1 << 63, 1<<64 - 1, payloadBytesMax, payloadBytesMax + 1, 1<<32 - 1}
 	accepted := 0
-	for range 50000 {
+	for range 20000 {
 		tm := terms{
 			size: 1 << 20, minBlock: 1 << (9 * rng.IntN(2)), flags: txFlags(rng.Uint32()) | txHasFlags,
 			structured: rng.IntN(2) == 0, allocation: rng.IntN(2) == 0,

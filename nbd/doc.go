@@ -42,7 +42,10 @@
 //     per connection. While it waits it is in no budget, so reads, overwrites and
 //     flushes pass it. A flush carries no deadline.
 //
-// The memory of a connection is at most inFlightBytesMax plus MaxHeld payloads.
+// The memory of a connection is at most inFlightBytesMax plus MaxHeld payloads;
+// that of all of them Options.MaxInFlightBytes for requests in progress, as much
+// for held ones, and ownBytes for each connection. What a connection has within
+// ownBytes never waits for another connection.
 //
 // # Names
 //
@@ -59,10 +62,11 @@
 //
 // # Lock order
 //
-// Server.mu, then export.mu, then session.mu. budget.mu, session.wmu and the
-// client's locks are leaves of their own: nothing is acquired under them.
+// Server.mu, then export.mu, then session.mu, then pool.mu, then budget.mu.
+// session.wmu and the client's locks are leaves of their own: nothing is acquired
+// under them.
 // Device methods are called with no lock held; Hold.Begin and Hold.End, which
-// the Device calls, take session.mu and budget.mu for a moment and never wait.
+// the Device calls, take the last three for a moment and never wait.
 //
 // # What is left for later
 //

@@ -113,10 +113,15 @@ func errnoOf(h requestHeader, err error) Errno {
 	return EIO
 }
 
-// isNoSpace also knows the host's errors that the specification counts as such.
+// isNoSpace also knows the host's errors that the specification counts as such,
+// and the deadline of a request, which is the patience and nothing else.
 func isNoSpace(err error) bool {
-	return errors.Is(err, block.ErrNoSpace) || errors.Is(err, syscall.ENOSPC) ||
-		errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
+	for _, e := range []error{block.ErrNoSpace, context.DeadlineExceeded, syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // pastEnd is the error of a request that passes the end of the export.

@@ -119,7 +119,11 @@ func (s *session) describe(a action) ([]descriptor, error) {
 	if a.one {
 		d.limit = 1
 	}
-	extents := make([]block.Extent, 0, extentBatch)
+	size := extentBatch
+	if a.one { // only neighbours that look the same are of use
+		size = extentBatchOne
+	}
+	extents := make([]block.Extent, 0, size)
 	for next, batch, more := a.off, 0, true; more && batch < extentBatchesMax; batch++ {
 		var err error
 		extents, err = s.export.Device.AppendExtents(s.ctx, extents[:0], next, d.end-next)
@@ -193,11 +197,13 @@ func (s *session) write(header, payload []byte) error {
 	if len(payload) > 0 {
 		bufs = append(bufs, payload)
 	}
-	limit := s.srv.opts.WriteTimeout + time.Duration(len(payload))*time.Second/writeRateMin
-	if err := s.conn.SetWriteDeadline(time.Now().Add(limit)); err != nil {
+	if err := s.conn.SetWriteDeadline(time.Now().Add(s.srv.transferTime(len(payload)))); err != nil {
 		return fmt.Errorf("writing a reply: %w", err)
 	}
 	if _, err := bufs.WriteTo(s.conn); err != nil {
+		// Part of a message may be on its way: the next one, which waits for wmu,
+		// would be taken for the rest of it.
+		s.dead.Store(true)
 		return fmt.Errorf("writing a reply: %w", err)
 	}
 	return nil

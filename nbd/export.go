@@ -51,7 +51,17 @@ func newExport(x Export) (*export, error) {
 	if i.Size < 0 {
 		return nil, fmt.Errorf("export %q: size %d, expected 0 or more", x.Name, i.Size)
 	}
-	return &export{Export: x, maxTransfer: max(i.MaxTransfer, 0), sessions: map[*session]struct{}{}}, nil
+	return &export{Export: x, maxTransfer: maxTransfer(i), sessions: map[*session]struct{}{}}, nil
+}
+
+// maxTransfer is the largest piece in which a Device may be read or written that
+// keeps the next piece aligned; 0 is unlimited.
+func maxTransfer(i DeviceInfo) int {
+	if i.MaxTransfer <= 0 {
+		return 0
+	}
+	block := max(i.MinBlock, 1)
+	return max(i.MaxTransfer&^(block-1), block)
 }
 
 // checkString: what the specification wants of every string.

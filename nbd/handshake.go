@@ -22,6 +22,7 @@ type handshake struct {
 	fixed    bool // the client knows more than EXPORT_NAME
 	noZeroes bool
 	options  int // that may still come
+	listed   bool
 	deadline time.Time
 
 	structured bool
@@ -162,7 +163,10 @@ func (h *handshake) list(data []byte) error {
 		return h.refuse(optList, repErrInvalid, "this option has no data")
 	}
 	exports := h.srv.listExports()
-	h.options += optionsMax * len(exports)
+	if !h.listed { // once, or asking again would be a way to go on for ever
+		h.listed = true
+		h.options += optionsMax * len(exports)
+	}
 	var b []byte
 	for _, e := range exports {
 		b = appendOptionReply(b, optList, repServer, appendServerReply(nil, e.Name, e.Description))

@@ -53,15 +53,17 @@ func TestHeldWrites(t *testing.T) {
 
 // Held requests are not in the budget: with more than it waiting, reads go on.
 func TestHeldWritesLeaveTheBudget(t *testing.T) {
-	const n = inFlightBytesMax/payloadBytesMax + 1
-	d := newMemDevice(n * payloadBytesMax)
-	ts := serve(t, Options{Patience: -1}, Export{Device: d})
+	const n, size = 5, 64 << 10
+	d := newMemDevice(n * size)
+	srv := NewServer(Options{Patience: -1})
+	srv.connectionBytes = 2 * size
+	ts := serveOn(t, srv, Export{Device: d})
 	c := ts.dial(t, ClientOptions{})
 	d.setFull()
-	payload := make([]byte, payloadBytesMax)
+	payload := make([]byte, size)
 	results := make(chan error, n)
 	for i := range n {
-		go func() { results <- c.WriteAt(context.Background(), payload, int64(i)*payloadBytesMax, 0) }()
+		go func() { results <- c.WriteAt(context.Background(), payload, int64(i)*size, 0) }()
 	}
 	eventually(t, "held", func() bool { return ts.Stats().HeldNow == n })
 	require.NoError(t, c.ReadAt(t.Context(), make([]byte, 4096), 0, 0))
@@ -205,7 +207,8 @@ func TestDeadConnection(t *testing.T) {
 // The reader of a dead connection may be busy with what came before the end;
 // GO asks the kernel.
 func TestDeadConnectionWithUnreadRequests(t *testing.T) {
-	d := newMemDevice(64 << 20)
+	const size = 64 << 10
+	d := newMemDevice(size)
 	var mu sync.Mutex
 	released := false
 	gate := make(chan struct{})
@@ -218,10 +221,12 @@ func TestDeadConnectionWithUnreadRequests(t *testing.T) {
 		}
 		return nil
 	}
-	ts := serve(t, Options{}, Export{Device: d})
+	srv := NewServer(Options{})
+	srv.connectionBytes = 2 * size
+	ts := serveOn(t, srv, Export{Device: d})
 	r := ts.transmission(t, true)
 	for range 4 { // two fill the budget, one is being accepted, one is unread
-		r.send(requestHeader{cmd: cmdRead, length: payloadBytesMax}.append(nil))
+		r.send(requestHeader{cmd: cmdRead, length: size}.append(nil))
 	}
 	eventually(t, "budget full", func() bool { return d.seen("read") == 2 })
 	_ = r.conn.Close()

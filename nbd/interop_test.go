@@ -4,26 +4,22 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/testenv"
 )
 
 // The tools of QEMU and libnbd against the server.
 
 func tool(t *testing.T, name string) func(args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Skipf("%s is not installed", name)
-	}
+	path := testenv.Tool(t, name)
 	return func(args ...string) string {
 		t.Helper()
-		out, err := exec.CommandContext(t.Context(), path, args...).CombinedOutput()
-		require.NoError(t, err, "%s %q: %s", name, args, out)
-		return string(out)
+		return testenv.Run(t, path, args...)
 	}
 }
 
@@ -106,10 +102,7 @@ func TestInteropQEMU(t *testing.T) {
 
 // Every command and flag by libnbd, with its own checks switched off.
 func TestInteropLibnbd(t *testing.T) {
-	const python = "/usr/bin/python3" // the distribution's, which has the module
-	if exec.Command(python, "-c", "import nbd").Run() != nil {
-		t.Skip("python3-libnbd is not installed")
-	}
+	python := testenv.Python(t)
 	d := newMemDevice(1 << 20)
 	ts := serve(t, Options{}, Export{Device: d})
 	script := `
@@ -144,6 +137,5 @@ fails("ENOTSUP", h.zero, 100, 0, nbd.CMD_FLAG_FAST_ZERO)
 h.pread(512, 0)
 h.shutdown()
 `
-	out, err := exec.CommandContext(t.Context(), python, "-c", script).CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	testenv.Run(t, python, "-c", script)
 }

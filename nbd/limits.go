@@ -37,6 +37,17 @@ const (
 	// requests, or nbdcopy's 64 requests of 256 KiB four times over.
 	inFlightBytesMax = 64 << 20
 
+	// serverBytesDefault bounds the buffers of all connections together: sixteen
+	// connections at their own limit, or a hundred guests with 10 MiB each on
+	// their way. Above it a connection waits before it reads on.
+	serverBytesDefault = 1 << 30
+
+	// ownBytes of each connection are not counted in that, so that small requests
+	// (QEMU's 16 slots of 64 KiB) go on when others have taken everything. A
+	// payload that is larger has to arrive as quickly as a reply has to be read:
+	// nobody keeps what all share by sending half a request.
+	ownBytes = 1 << 20
+
 	// inFlightMax bounds the requests (and goroutines) of one connection. QEMU
 	// has 16 in flight, nbdcopy 64, the Linux client up to its queue depth of 128.
 	inFlightMax = 128
@@ -58,6 +69,7 @@ const (
 	// through the protocol are joined, so few descriptors may stand for many
 	// extents.
 	extentBatch      = 512
+	extentBatchOne   = 16 // with REQ_ONE
 	extentBatchesMax = 64
 
 	// cachePiece is the read size of CACHE, which throws the data away.
@@ -67,8 +79,9 @@ const (
 	// when a chunk without data is longer than 1000 bytes.
 	errorTextMax = 980
 
-	// writeTimeoutDefault and writeRateMin bound the time a reply may take:
-	// a client that reads slower than 1 MiB/s after 30 s is gone or hostile.
+	// writeTimeoutDefault and writeRateMin bound the time a reply may take, and a
+	// payload above ownBytes: a client that is slower than 1 MiB/s after 30 s is
+	// gone or hostile.
 	writeTimeoutDefault = 30 * time.Second
 	writeRateMin        = 1 << 20 // bytes per second
 

@@ -55,6 +55,15 @@ func (r *raw) send(b []byte) {
 	require.NoError(r.t, err)
 }
 
+// zeroes sends n of them.
+func (r *raw) zeroes(n int) {
+	r.t.Helper()
+	for p := make([]byte, 256<<10); n > 0; n -= len(p) {
+		p = p[:min(n, len(p))]
+		r.send(p)
+	}
+}
+
 func (r *raw) read(n int) []byte {
 	r.t.Helper()
 	b := make([]byte, n)

@@ -57,6 +57,9 @@ func (s *session) hold(rq *request) error {
 		if limit := s.srv.opts.MaxHeld; len(s.held) >= limit {
 			return fmt.Errorf("%w: %d requests of this connection wait for it already", block.ErrNoSpace, limit)
 		}
+		if !s.srv.held.try(rq.cost) {
+			return fmt.Errorf("%w: the requests of all connections that wait for it have %d bytes already", block.ErrNoSpace, s.srv.held.limit)
+		}
 		s.held[rq] = struct{}{}
 		s.budget.release(rq.cost)
 		s.srv.counters.held.Add(1)
@@ -71,6 +74,7 @@ func (s *session) unhold(rq *request) {
 	defer s.mu.Unlock()
 	if rq.holds--; rq.holds == 0 {
 		delete(s.held, rq)
+		s.srv.held.add(-rq.cost)
 		s.budget.retake(rq.cost)
 		s.srv.counters.held.Add(-1)
 	}

@@ -20,13 +20,20 @@ type Options struct {
 	MaxConnections int
 	// HandshakeTimeout for everything up to transmission; 0 is 10 s.
 	HandshakeTimeout time.Duration
-	// WriteTimeout is how long a client may leave a reply unread (plus a second
-	// for every MiB of it); 0 is 30 s.
+	// WriteTimeout is how long a client may leave a reply unread, or take to send
+	// the rest of a payload of more than 1 MiB, plus a second for every MiB; 0 is
+	// 30 s.
 	WriteTimeout time.Duration
 	// Patience is how long a write may wait for space, counted from when it was
 	// received, until it is answered ENOSPC; 0 is 20 s, negative is unlimited.
 	// The clock is Go's monotonic one, which stands still while the host sleeps.
 	Patience time.Duration
+	// MaxInFlightBytes bounds the memory for requests in progress of all
+	// connections together, beyond 1 MiB that each of them has for itself; 0 is
+	// 1 GiB, and less than 32 MiB is taken as that. A connection that would exceed
+	// it is not read from until there is room. Writes that wait for space may have
+	// as much again; one that would exceed it is answered ENOSPC.
+	MaxInFlightBytes int64
 	// MaxHeld is how many requests of one connection may wait for space at a
 	// time; the next is answered ENOSPC. 0 is 8, negative is none.
 	MaxHeld int
@@ -40,6 +47,7 @@ func (o Options) withDefaults() Options {
 	o.HandshakeTimeout = defaulted(o.HandshakeTimeout, handshakeDefault)
 	o.WriteTimeout = defaulted(o.WriteTimeout, writeTimeoutDefault)
 	o.Patience = defaulted(o.Patience, patienceDefault)
+	o.MaxInFlightBytes = defaulted(o.MaxInFlightBytes, serverBytesDefault)
 	o.MaxHeld = max(defaulted(o.MaxHeld, heldDefault), 0)
 	return o
 }
@@ -57,7 +65,11 @@ type Server struct {
 	opts     Options
 	buffers  buffers
 	counters counters
+	inFlight *pool          // bytes of requests in progress
+	held     *pool          // bytes of requests that wait for space
 	wg       sync.WaitGroup // connections
+
+	connectionBytes int // inFlightBytesMax, but in tests
 
 	mu        sync.Mutex // guards what follows
 	exports   []*export  // in the order of AddExport
@@ -76,10 +88,15 @@ type connection struct {
 
 // NewServer returns a server without exports and listeners.
 func NewServer(o Options) *Server {
+	o = o.withDefaults()
 	return &Server{
-		opts:      o.withDefaults(),
+		opts:      o,
+		inFlight:  newPool(o.MaxInFlightBytes),
+		held:      newPool(o.MaxInFlightBytes),
 		listeners: map[net.Listener]struct{}{},
 		conns:     map[*connection]struct{}{},
+
+		connectionBytes: inFlightBytesMax,
 	}
 }
 
@@ -254,6 +271,11 @@ func (srv *Server) refuseLocked(c net.Conn) {
 		srv.full = true
 		srv.opts.Logger.Warn("nbd: connections are refused: the limit is reached", "limit", srv.opts.MaxConnections)
 	}
+}
+
+// transferTime is how long a client may take to send or read n bytes.
+func (srv *Server) transferTime(n int) time.Duration {
+	return srv.opts.WriteTimeout + time.Duration(n)*time.Second/writeRateMin
 }
 
 func (srv *Server) forget(c *connection) {

@@ -26,7 +26,7 @@ type session struct {
 	cancel context.CancelCauseFunc
 	budget *budget
 	wg     sync.WaitGroup // request goroutines; only the reader adds
-	dead   atomic.Bool    // the connection has ended or will at once
+	dead   atomic.Bool    // the connection has ended or will at once; nothing more is written
 	done   chan struct{}  // closed when no request is left
 
 	wmu sync.Mutex // guards writing to conn
@@ -45,7 +45,7 @@ var errDisconnect = errors.New("the client disconnected")
 func newSession(srv *Server, e *export, conn net.Conn, log *slog.Logger, t terms) *session {
 	s := &session{
 		srv: srv, export: e, conn: conn, log: log, terms: t,
-		budget: newBudget(), done: make(chan struct{}), held: map[*request]struct{}{},
+		budget: newBudget(srv.inFlight, srv.connectionBytes), done: make(chan struct{}), held: map[*request]struct{}{},
 	}
 	s.idle.L = &s.mu
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
@@ -174,28 +174,33 @@ func (s *session) readRequests(r *bufio.Reader) (err error) {
 func (s *session) accept(r *bufio.Reader, h requestHeader) error {
 	s.srv.counters.request(h.cmd)
 	rq := &request{s: s, header: h, received: time.Now()}
-	rq.action, rq.failure = decide(h, s.terms)
-	s.mu.Lock()
-	if s.draining {
-		rq.failure = &Error{ESHUTDOWN, ErrShutdown.Error()}
-	} else {
-		rq.working = true
-		s.working++
-	}
-	s.mu.Unlock()
-	if rq.failure == nil {
+	if rq.action, rq.failure = decide(h, s.terms); rq.failure == nil {
 		rq.cost = cost(h, rq.action)
 	}
 	if !s.budget.acquire(rq.cost) {
-		s.finished(rq)
 		return errGone
 	}
 	if err := s.readPayload(r, rq); err != nil {
 		s.release(rq)
 		return fmt.Errorf("reading the payload of a write: %w", err)
 	}
+	s.admit(rq)
 	s.dispatch(rq)
 	return nil
+}
+
+// admit makes a request that has been read completely one that a drain waits
+// for, unless the drain came first. A request that is still arriving delays
+// nobody.
+func (s *session) admit(rq *request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining {
+		rq.failure = &Error{ESHUTDOWN, ErrShutdown.Error()}
+		return
+	}
+	rq.working = true
+	s.working++
 }
 
 // readPayload takes the payload from the stream, and drops it if the request
@@ -209,6 +214,12 @@ func (s *session) readPayload(r *bufio.Reader, rq *request) error {
 		return discard(r, n)
 	}
 	rq.buf = s.srv.buffers.get(int(n))
+	if n > ownBytes {
+		if err := s.conn.SetReadDeadline(time.Now().Add(s.srv.transferTime(int(n)))); err != nil {
+			return err
+		}
+		defer func() { _ = s.conn.SetReadDeadline(time.Time{}) }() // fails only with the connection
+	}
 	got, err := io.ReadFull(r, rq.buf.data)
 	s.srv.counters.bytesIn.Add(uint64(got))
 	return err
@@ -231,6 +242,9 @@ func (s *session) dispatch(rq *request) {
 		defer s.release(rq)
 		var err error
 		defer func() {
+			if errors.Is(err, errPanic) {
+				rq.buf = nil // whoever the Device left behind may still use it
+			}
 			if err != nil {
 				s.kill(err)
 			}
@@ -251,6 +265,7 @@ func (s *session) release(rq *request) {
 		rq.holds = 0
 		delete(s.held, rq)
 		s.srv.counters.held.Add(-1)
+		s.srv.held.add(-rq.cost)
 		s.budget.retake(rq.cost)
 	}
 	s.mu.Unlock()
@@ -269,12 +284,14 @@ func (s *session) finished(rq *request) {
 	}
 }
 
+var errPanic = errors.New("panic")
+
 // recoverTo turns a panic into an error, which ends this connection only. It
 // must be deferred itself.
 func recoverTo(err *error, srv *Server, log *slog.Logger) {
 	if p := recover(); p != nil {
 		srv.counters.panics.Add(1)
 		log.Error("nbd: panic; only this connection ends", "panic", p, "stack", string(debug.Stack()))
-		*err = fmt.Errorf("panic: %v", p)
+		*err = fmt.Errorf("%w: %v", errPanic, p)
 	}
 }

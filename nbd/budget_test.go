@@ -1,0 +1,235 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/block"
+)
+
+// What several budgets take is in the pool, but for ownBytes of each, and at the
+// end nothing is.
+func TestBudgetsShareAPool(t *testing.T) {
+	p := newPool(payloadBytesMax)
+	a, b := newBudget(p, inFlightBytesMax), newBudget(p, inFlightBytesMax)
+	require.True(t, a.acquire(ownBytes))
+	require.Zero(t, p.used, "its own")
+	require.True(t, a.acquire(payloadBytesMax))
+	require.EqualValues(t, payloadBytesMax, p.used)
+
+	require.True(t, b.acquire(ownBytes), "small requests of others go on")
+	got := make(chan bool)
+	go func() { got <- b.acquire(4096) }()
+	a.release(ownBytes)
+	require.True(t, <-got)
+	require.LessOrEqual(t, p.used, p.limit)
+	b.release(4096)
+	b.release(ownBytes)
+	a.retake(payloadBytesMax) // never waits
+	require.Greater(t, p.used, p.limit)
+	a.release(payloadBytesMax)
+	a.release(payloadBytesMax)
+	require.Zero(t, p.used)
+}
+
+// A connection that dies while it waits for the others leaves nothing behind.
+func TestBudgetClosedWhileItWaits(t *testing.T) {
+	p := newPool(payloadBytesMax)
+	a, b := newBudget(p, inFlightBytesMax), newBudget(p, inFlightBytesMax)
+	require.True(t, a.acquire(payloadBytesMax))
+	require.True(t, a.acquire(ownBytes))
+	require.True(t, b.acquire(100))
+	got := make(chan bool, 1)
+	go func() { got <- b.acquire(payloadBytesMax) }()
+	b.close()
+	require.False(t, <-got)
+	b.release(100)
+	require.Zero(t, b.bytes)
+	require.Zero(t, b.requests)
+	require.EqualValues(t, payloadBytesMax, p.used)
+}
+
+// The pool's limit is the server's: a connection waits until another has
+// finished, and small requests of a third go on.
+func TestMaxInFlightBytes(t *testing.T) {
+	const size = 4 * ownBytes
+	d := newMemDevice(size)
+	gate := make(chan struct{})
+	d.before = func(_ context.Context, op string, off, n int64, _ block.Flags) error {
+		if op == "read" && n > ownBytes {
+			<-gate
+		}
+		return nil
+	}
+	srv := NewServer(Options{MaxInFlightBytes: 1})
+	require.EqualValues(t, payloadBytesMax, srv.inFlight.limit, "as little as there can be")
+	srv.inFlight.limit = size
+	ts := serveOn(t, srv, Export{Device: d})
+	big := requestHeader{cmd: cmdRead, cookie: 1, length: size}
+	a, b, c := ts.transmission(t, true), ts.transmission(t, true), ts.transmission(t, true)
+	a.send(requestHeader{cmd: cmdRead, cookie: 2, length: ownBytes}.append(big.append(nil)))
+	eventually(t, "one at the device", func() bool { return d.seen("read") == 2 })
+	a.expect(requestHeader{cmd: cmdRead, cookie: 2, length: ownBytes}, 0)
+	b.send(big.append(nil))
+	for range 3 { // alternating with nothing: the device would see it at once
+		c.ask(requestHeader{cmd: cmdRead, cookie: 3, length: 4096}, nil, 0)
+	}
+	require.Equal(t, 5, d.seen("read"), "b waits")
+	close(gate)
+	a.expect(big, 0)
+	b.expect(big, 0)
+	eventually(t, "all given back", func() bool { return srv.inFlight.inUse() == 0 })
+}
+
+func (p *pool) inUse() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.used
+}
+
+// Payloads that wait for space are bounded over all connections; what is given
+// back can be used again.
+func TestHeldBytesOfAllConnections(t *testing.T) {
+	d := newMemDevice(1 << 20)
+	srv := NewServer(Options{Patience: -1})
+	srv.held.limit = 3 * memBlock
+	ts := serveOn(t, srv, Export{Device: d})
+	d.setFull()
+	a, b := ts.dial(t, ClientOptions{}), ts.dial(t, ClientOptions{})
+	results := heldWrites(t, ts, a, 2)
+	more := heldWrites(t, ts, b, 1)
+	require.ErrorIs(t, b.WriteAt(t.Context(), make([]byte, 512), 1<<19, 0), ErrNoSpace)
+	require.NoError(t, b.ReadAt(t.Context(), make([]byte, 512), 0, 0))
+	d.makeSpace()
+	require.NoError(t, errors.Join(<-results, <-results, <-more))
+	require.Zero(t, srv.held.inUse())
+	d.setFull()
+	last := make(chan error)
+	go func() { last <- b.WriteAt(context.Background(), make([]byte, 512), 1<<19, 0) }()
+	eventually(t, "held", func() bool { return ts.Stats().HeldNow == 1 })
+	d.makeSpace()
+	require.NoError(t, <-last)
+}
+
+// halfConn takes part of the first message, then fails.
+type halfConn struct {
+	net.Conn
+	mu      sync.Mutex // guards written
+	written int
+}
+
+func (c *halfConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.written > 0 {
+		c.written += len(p)
+		return len(p), nil
+	}
+	c.written = len(p) / 2
+	return len(p) / 2, errors.New("timeout")
+}
+func (c *halfConn) SetWriteDeadline(time.Time) error { return nil }
+func (c *halfConn) Close() error                     { return nil }
+
+// After half a reply no other is written: the client would take it for data.
+func TestNothingFollowsHalfAReply(t *testing.T) {
+	srv := NewServer(Options{})
+	c := &halfConn{}
+	s := newSession(srv, nil, c, srv.opts.Logger, terms{})
+	require.Error(t, s.write(make([]byte, 16), make([]byte, 4096)))
+	half := c.written
+	require.ErrorIs(t, s.write(make([]byte, 16), nil), errGone)
+	require.Equal(t, half, c.written)
+}
+
+// A payload that everybody's memory was set aside for has to arrive in time; a
+// small one may take as long as it likes.
+func TestHalfAPayload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := NewServer(Options{})
+		require.NoError(t, srv.AddExport(Export{Device: newMemDevice(4 << 20)}))
+		send := func(n uint32) net.Conn {
+			a, b := netPipe()
+			srv.ServeConn(a)
+			r := &raw{t, b}
+			r.read(greetingBytes)
+			r.send(be.AppendUint32(nil, flagFixedNewstyle|flagNoZeroes))
+			require.Equal(t, []repType{repInfo, repAck}, r.option(optGo, goRequest{}.append(nil)))
+			r.send(requestHeader{cmd: cmdWrite, length: n}.append(nil))
+			r.zeroes(1000)
+			return b
+		}
+		small, large := send(ownBytes), send(2*ownBytes)
+		start := time.Now()
+		_, err := large.Read(make([]byte, 1))
+		require.ErrorIs(t, err, io.EOF)
+		require.Equal(t, writeTimeoutDefault+2*time.Second, time.Since(start))
+		time.Sleep(time.Hour)
+		r := &raw{t, small}
+		r.zeroes(ownBytes - 1000)
+		r.expect(requestHeader{cmd: cmdWrite}, 0)
+		require.NoError(t, small.Close())
+		require.NoError(t, srv.Shutdown(t.Context()))
+	})
+}
+
+// A request that never arrives completely does not delay a shutdown.
+func TestShutdownDoesNotWaitForHalfAPayload(t *testing.T) {
+	ts := serve(t, Options{}, Export{Device: newMemDevice(1 << 20)})
+	r := ts.transmission(t, true)
+	r.send(requestHeader{cmd: cmdWrite, length: 4096}.append(nil))
+	r.zeroes(100)
+	eventually(t, "being received", func() bool { return ts.Stats().Requests.Write == 1 })
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	require.NoError(t, ts.Shutdown(ctx))
+	r.closed()
+}
+
+// Pieces of what is too large for the Device stay aligned.
+func TestPiecesAreAligned(t *testing.T) {
+	d := newMemDevice(64 << 10)
+	d.info.MinBlock, d.info.MaxTransfer = 512, 5000
+	d.before = func(_ context.Context, op string, off, n int64, _ block.Flags) error {
+		if (op == "read" || op == "write") && ((off|n)%512 != 0 || n > 5000) {
+			return fmt.Errorf("%s of %d bytes at %d", op, n, off)
+		}
+		return nil
+	}
+	r := serve(t, Options{}, Export{Device: d}).transmission(t, true)
+	r.ask(requestHeader{cmd: cmdWrite, length: 64 << 10}, make([]byte, 64<<10), 0)
+	r.ask(requestHeader{cmd: cmdRead, length: 64 << 10}, nil, 0)
+	for _, row := range [][3]int{{0, 0, 0}, {512, 0, 0}, {0, 5000, 5000}, {512, 5000, 4608}, {4096, 512, 4096}, {1, -1, 0}} {
+		require.Equal(t, row[2], maxTransfer(DeviceInfo{MinBlock: row[0], MaxTransfer: row[1]}), "%v", row)
+	}
+}
+
+// What a buffer takes is what the budget counts.
+func TestCostIsMemory(t *testing.T) {
+	var p buffers
+	for _, n := range []int{1, 511, 4096, 4097, 1<<20 + 1, 17 << 20, payloadBytesMax} {
+		require.Equal(t, cap(p.get(n).data), cost(requestHeader{cmd: cmdWrite}, action{n: int64(n)}), "%d", n)
+	}
+	require.Zero(t, cost(requestHeader{cmd: cmdRead}, action{}))
+}
+
+// A context that has ended already harms no other request of the client.
+func TestClientWithEndedContext(t *testing.T) {
+	ts := serve(t, Options{}, Export{Device: newMemDevice(1 << 20)})
+	c := ts.dial(t, ClientOptions{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 20 { // a select would choose at random
+		require.ErrorIs(t, c.WriteAt(ctx, make([]byte, 512), 0, 0), context.Canceled)
+	}
+	require.NoError(t, c.Flush(t.Context()))
+}
