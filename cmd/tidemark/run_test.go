@@ -138,8 +138,10 @@ func TestRunPatience(t *testing.T) {
 	qemuIO := testenv.Tool(t, "qemu-io")
 	dir := t.TempDir()
 	p := startRun(t, "--dir", dir, "--capacity", "128M", "--size", "1G", "--patience", "300ms", "disk1")
+	began := time.Now()
 	r := testenv.Try(t, qemuIO, "-f", "raw", "-c", "write 0 160M", nbdURI(filepath.Join(dir, "nbd.sock"), "disk1"))
 	require.Contains(t, r.Stdout+r.Stderr, "No space left on device")
+	require.Less(t, time.Since(began), 10*time.Second, "the default is 20 s")
 	interrupt(t, p)
 }
 
@@ -199,6 +201,19 @@ func TestRunMistakes(t *testing.T) {
 		require.Contains(t, stderr, c.want, c.args)
 		require.Empty(t, stdout, c.args)
 		require.NoFileExists(t, filepath.Join(pool, "spm.sock"), c.args)
+	}
+}
+
+// TestRunFailsCleanly: a process that ends as soon as it has opened its pool
+// leaves no socket behind.
+func TestRunFailsCleanly(t *testing.T) {
+	dir := t.TempDir()
+	for range 10 {
+		p := testenv.Start(t, tidemark(t, "run", "--dir", dir, "--capacity", "1G"))
+		require.Error(t, p.Wait(t, 10*time.Second))
+		require.Contains(t, p.Output(), "has no qcow2 volume to serve")
+		_, err := os.Lstat(filepath.Join(dir, "spm.sock"))
+		require.ErrorIs(t, err, os.ErrNotExist)
 	}
 }
 
