@@ -1,0 +1,452 @@
+//go:build linux
+
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"tidemark/internal/testenv"
+	"tidemark/nbd"
+	"tidemark/spm"
+)
+
+// The acceptance tests run the real binary: a manager, servers, and as their
+// clients fio, QEMU's tools and nbdcopy. Whatever they look at they see from
+// outside: through sockets, and in the volumes' files.
+
+const (
+	mib = 1 << 20
+	gib = 1 << 30
+
+	// chunk is what a new volume is granted, and what it grows by.
+	chunk = 128 * mib
+
+	// startLimit is how long a process may take to be ready, stopLimit to end.
+	startLimit = 20 * time.Second
+	stopLimit  = 30 * time.Second
+)
+
+// built builds the program once for all tests. The file is unlinked while it
+// is open, so that nothing is left however the tests end.
+var built = sync.OnceValues(func() (*os.File, error) {
+	dir, err := os.MkdirTemp("", "tidemark-acceptance-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // the error of the build says more
+	path := filepath.Join(dir, "tidemark")
+	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return os.Open(path)
+})
+
+// program returns a command of the real binary that ends with the test, and
+// with the test process.
+func program(t testing.TB, args ...string) *exec.Cmd {
+	t.Helper()
+	f, err := built()
+	require.NoError(t, err)
+	cmd := testenv.Command(t, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()), args...)
+	cmd.Args[0] = "tidemark"
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, "TIDEMARK_") {
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	diesWithUs(cmd)
+	return cmd
+}
+
+// diesWithUs ends cmd also if the test process is killed.
+func diesWithUs(cmd *exec.Cmd) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+}
+
+// ok runs the real binary to its end, which must be a success.
+func ok(t testing.TB, args ...string) string {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd := program(t, args...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	require.NoError(t, cmd.Run(), "%s: %s", strings.Join(cmd.Args, " "), &stderr)
+	return stdout.String()
+}
+
+// workspace is a directory on a disk with enough space; it is gone when the
+// test ends. Make it first, so that it is removed last.
+func workspace(t testing.TB) string {
+	t.Helper()
+	const need = 8 * gib
+	dir := t.TempDir()
+	var st unix.Statfs_t
+	require.NoError(t, unix.Statfs(dir, &st))
+	if free := int64(st.Bavail) * st.Bsize; free < need {
+		t.Fatalf("%s has %d MiB free, expected at least %d MiB: free some space, or set TMPDIR to another disk", dir, free/mib, need/mib)
+	}
+	return dir
+}
+
+// A testPool is a pool in a directory, whose manager is a process.
+type testPool struct {
+	t        testing.TB
+	dir      string
+	socket   string
+	capacity int64
+	proc     *testenv.Process
+	client   *spm.Client
+}
+
+// newPool makes a pool and starts its manager.
+func newPool(t testing.TB, dir string, capacity int64) *testPool {
+	t.Helper()
+	p := &testPool{t: t, dir: dir, socket: filepath.Join(dir, "spm.sock"), capacity: capacity}
+	p.start()
+	t.Cleanup(func() { _ = p.client.Close() })
+	return p
+}
+
+// start starts the manager and waits until it answers.
+func (p *testPool) start() {
+	p.t.Helper()
+	p.proc = testenv.Start(p.t, program(p.t, "spm", "--dir", p.dir, "--capacity", fmt.Sprint(p.capacity)))
+	ready(p.t, p.proc, func() error {
+		c, err := spm.Dial(p.socket)
+		if err != nil {
+			return err
+		}
+		if p.client != nil {
+			return c.Close()
+		}
+		p.client = c
+		return nil
+	})
+}
+
+// ready waits until try succeeds, and no longer than the process lives.
+func ready(t testing.TB, p *testenv.Process, try func() error) {
+	t.Helper()
+	var err error
+	testenv.Eventually(t, startLimit, strings.Join(p.Cmd.Args, " ")+" answers", func() bool {
+		if err = try(); err == nil {
+			return true
+		}
+		select {
+		case <-p.Done():
+			t.Fatalf("%s ended before it answered (%v)\n%s", strings.Join(p.Cmd.Args, " "), err, p.Output())
+		default:
+		}
+		return false
+	})
+}
+
+func (p *testPool) info() spm.PoolReply {
+	p.t.Helper()
+	r, err := p.client.GetPoolInfo(p.t.Context(), spm.PoolInfoRequest{})
+	require.NoError(p.t, err)
+	return r
+}
+
+func (p *testPool) volume(name string) spm.Volume {
+	p.t.Helper()
+	r, err := p.client.GetVolumeInfo(p.t.Context(), spm.VolumeInfoRequest{VolumeRef: spm.VolumeRef{Volume: name}})
+	require.NoError(p.t, err)
+	return r.Volume
+}
+
+// create makes a volume with the command, and returns it.
+func (p *testPool) create(name string, size int64, options ...string) spm.Volume {
+	p.t.Helper()
+	ok(p.t, append([]string{"volume", "create", "--spm", p.socket, "--size", fmt.Sprint(size), name}, options...)...)
+	return p.volume(name)
+}
+
+// requireSum requires that what the manager says is granted is what the files
+// are long, and within the capacity. Volumes may grow meanwhile.
+func (p *testPool) requireSum() {
+	p.t.Helper()
+	var before, after spm.PoolReply
+	var reported, lengths int64
+	testenv.Eventually(p.t, startLimit, "a moment in which no volume grows", func() bool {
+		before = p.info()
+		l, err := p.client.ListVolumes(p.t.Context(), spm.VolumeListRequest{})
+		require.NoError(p.t, err)
+		reported, lengths = 0, 0
+		for _, v := range l.Volumes {
+			reported += v.Granted
+			lengths += fileLength(p.t, v.Path)
+		}
+		after = p.info()
+		return before.Granted == after.Granted && before.Extensions == after.Extensions
+	})
+	require.Equal(p.t, lengths, after.Granted, "granted, of the pool, against the lengths of the files")
+	require.Equal(p.t, lengths, reported, "granted, of the volumes, against the lengths of the files")
+	require.LessOrEqual(p.t, after.Granted, p.capacity, "granted, against the capacity")
+}
+
+// A server is a process of tidemark nbd.
+type server struct {
+	t    testing.TB
+	args []string
+	sock string
+	proc *testenv.Process
+}
+
+// serve starts tidemark nbd with args on a socket in dir.
+func serve(t testing.TB, dir string, args ...string) *server {
+	t.Helper()
+	s := &server{t: t, sock: filepath.Join(dir, "nbd.sock"), args: args}
+	s.start()
+	return s
+}
+
+// serve serves a volume of the pool.
+func (p *testPool) serve(name string, options ...string) *server {
+	p.t.Helper()
+	return serve(p.t, p.dir, append([]string{"--spm", p.socket, name}, options...)...)
+}
+
+func (s *server) start() {
+	s.t.Helper()
+	s.proc = testenv.Start(s.t, program(s.t, append([]string{"nbd", "-t", "-k", s.sock}, s.args...)...))
+	ready(s.t, s.proc, func() error {
+		c, err := nbd.Dial(s.t.Context(), "unix", s.sock, nbd.ClientOptions{})
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
+}
+
+// stop ends the server as an administrator does; it must say that all is well.
+func (s *server) stop() {
+	s.t.Helper()
+	require.NoError(s.t, s.proc.Signal(syscall.SIGTERM))
+	require.NoError(s.t, s.proc.Wait(s.t, stopLimit), "tidemark nbd after SIGTERM: %s", s.proc.Output())
+}
+
+func (s *server) uri() string { return "nbd+unix:///?socket=" + s.sock }
+
+// dial connects to the server.
+func (s *server) dial() *nbd.Client {
+	s.t.Helper()
+	c, err := nbd.Dial(s.t.Context(), "unix", s.sock, nbd.ClientOptions{})
+	require.NoError(s.t, err)
+	s.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// A fio is one run of fio against a server.
+type fio struct {
+	t      testing.TB
+	proc   *testenv.Process
+	report string
+}
+
+// A fioReport is what fio says of all its jobs together.
+type fioReport struct {
+	Error        int // errno of the first job that failed
+	Written      int64
+	Read         int64
+	SlowestWrite time.Duration
+}
+
+// startFio starts fio's NBD engine.
+func startFio(t testing.TB, s *server, options ...string) *fio {
+	t.Helper()
+	tool := testenv.Tool(t, "fio")
+	f := &fio{t: t, report: filepath.Join(t.TempDir(), "fio.json")}
+	cmd := testenv.Command(t, tool, append([]string{"--name=job", "--ioengine=nbd", "--uri=" + s.uri(),
+		"--group_reporting", "--verify_state_save=0", "--output-format=json", "--output=" + f.report}, options...)...)
+	cmd.Dir = filepath.Dir(f.report)
+	diesWithUs(cmd)
+	f.proc = testenv.Start(t, cmd)
+	return f
+}
+
+// wait waits for the end of fio; err is not nil if it failed.
+func (f *fio) wait(limit time.Duration) (fioReport, error) {
+	f.t.Helper()
+	err := f.proc.Wait(f.t, limit)
+	r, rerr := readFioReport(f.report)
+	if err == nil {
+		err = rerr
+	}
+	if err != nil {
+		err = fmt.Errorf("fio: %w\n%s", err, f.proc.Output())
+	}
+	return r, err
+}
+
+func readFioReport(path string) (out fioReport, err error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return out, err
+	}
+	// Remarks stand in front of the object.
+	if i := bytes.IndexByte(text, '{'); i > 0 {
+		text = text[i:]
+	}
+	type side struct {
+		Bytes   int64 `json:"io_bytes"`
+		Latency struct {
+			Max int64 `json:"max"`
+		} `json:"clat_ns"`
+	}
+	var r struct {
+		Jobs []struct {
+			Error       int
+			Read, Write side
+		}
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		return out, fmt.Errorf("%s: %w", path, err)
+	}
+	if len(r.Jobs) != 1 {
+		return out, fmt.Errorf("%s: expected one group of jobs, found %d", path, len(r.Jobs))
+	}
+	j := r.Jobs[0]
+	return fioReport{Error: j.Error, Written: j.Write.Bytes, Read: j.Read.Bytes, SlowestWrite: time.Duration(j.Write.Latency.Max)}, nil
+}
+
+// imageState runs qemu-img check and returns its exit code: 0 clean, 2
+// corrupt, 3 leaks.
+func imageState(t testing.TB, path string) testenv.Result {
+	t.Helper()
+	return testenv.Try(t, testenv.Tool(t, "qemu-img"), "check", "-f", "qcow2", path)
+}
+
+func requireClean(t testing.TB, path string) {
+	t.Helper()
+	r := imageState(t, path)
+	require.Zero(t, r.ExitCode, "%s", r)
+}
+
+func fileLength(t testing.TB, path string) int64 {
+	t.Helper()
+	st, err := os.Stat(path)
+	require.NoError(t, err)
+	return st.Size()
+}
+
+// dataBytes counts what the file system says is data in the file.
+func dataBytes(f *os.File) (total int64, err error) {
+	for off := int64(0); ; {
+		data, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return total, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		if off, err = unix.Seek(int(f.Fd()), data, unix.SEEK_HOLE); err != nil {
+			return 0, err
+		}
+		total += off - data
+	}
+}
+
+// every calls do again and again, with a pause in between, until the function
+// that it returns is called; do's first error ends it and is returned there.
+func every(t testing.TB, pause time.Duration, do func() error) (stop func() error) {
+	ctx, cancel := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() {
+		ticker := time.NewTicker(pause)
+		defer ticker.Stop()
+		for {
+			if err := do(); err != nil {
+				result <- err
+				return
+			}
+			select {
+			case <-ticker.C:
+			case <-ctx.Done():
+				result <- nil
+				return
+			}
+		}
+	}()
+	stop = sync.OnceValue(func() error {
+		cancel()
+		return <-result
+	})
+	t.Cleanup(func() { _ = stop() })
+	return stop
+}
+
+// A lengthLog records how the length of a file changes.
+type lengthLog struct {
+	path string
+	// changed gets a value, if there is room, whenever the file has grown.
+	changed chan int64
+
+	mu    sync.Mutex // guards steps
+	steps []int64    // the first length, then each different one
+}
+
+// watchLength looks at the length of a file every pause.
+func watchLength(t testing.TB, path string, pause time.Duration) (l *lengthLog, stop func() error) {
+	l = &lengthLog{path: path, changed: make(chan int64, 1)}
+	return l, every(t, pause, l.look)
+}
+
+func (l *lengthLog) look() error {
+	st, err := os.Stat(l.path)
+	if err != nil {
+		return err
+	}
+	n := st.Size()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	last := len(l.steps) - 1
+	if last >= 0 && l.steps[last] == n {
+		return nil
+	}
+	l.steps = append(l.steps, n)
+	if last >= 0 {
+		select {
+		case l.changed <- n:
+		default:
+		}
+	}
+	return nil
+}
+
+// Lengths returns what was seen so far.
+func (l *lengthLog) Lengths() []int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]int64(nil), l.steps...)
+}
+
+// requireGrowth requires that lengths only rise, by whole chunks or to the
+// bound.
+func requireGrowth(t testing.TB, lengths []int64, bound int64) {
+	t.Helper()
+	for i, n := range lengths {
+		if i > 0 {
+			require.Greater(t, n, lengths[i-1], "lengths %v", lengths)
+		}
+		require.LessOrEqual(t, n, bound, "lengths %v", lengths)
+		require.True(t, n%chunk == 0 || n == bound, "length %d is no multiple of %d and not the bound %d", n, chunk, bound)
+	}
+}
