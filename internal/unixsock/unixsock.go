@@ -115,7 +115,7 @@ func clearStale(path string) error {
 	case err != nil:
 		return fmt.Errorf("socket %s: %w", path, err)
 	case info.Mode()&fs.ModeSocket == 0:
-		return fmt.Errorf("socket %s: expected a socket or nothing there, found something else: choose another path", path)
+		return fmt.Errorf("socket %s: expected a socket or nothing there, found what is not a socket (%v): choose another path", path, info.Mode())
 	}
 	c, err := net.DialTimeout("unix", path, dialTimeout)
 	if err == nil {
