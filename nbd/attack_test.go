@@ -235,6 +235,7 @@ func (d *hugeDevice) AppendExtents(_ context.Context, dst []Extent, off, n int64
 }
 
 func TestHalfOpenHandshakes(t *testing.T) {
+	t.Parallel()
 	ts := serve(t, Options{HandshakeTimeout: 200 * time.Millisecond, MaxConnections: 5}, Export{Device: newMemDevice(4096)})
 	good := ts.dial(t, ClientOptions{})
 	var idle []*raw
@@ -256,6 +257,7 @@ func TestHalfOpenHandshakes(t *testing.T) {
 // A client that asks and never reads makes the server keep no more than the
 // budget, harms nobody, and is thrown out.
 func TestClientThatDoesNotRead(t *testing.T) {
+	t.Parallel()
 	const piece, pieces = 512 << 10, 12 // more than a socket takes
 	d := newMemDevice(1 << 20)
 	srv := NewServer(Options{WriteTimeout: 100 * time.Millisecond})

@@ -184,6 +184,7 @@ func TestHalfAPayload(t *testing.T) {
 
 // A request that never arrives completely does not delay a shutdown.
 func TestShutdownDoesNotWaitForHalfAPayload(t *testing.T) {
+	t.Parallel()
 	ts := serve(t, Options{}, Export{Device: newMemDevice(1 << 20)})
 	r := ts.transmission(t, true)
 	r.send(requestHeader{cmd: cmdWrite, length: 4096}.append(nil))

@@ -233,6 +233,7 @@ func TestListAndInfo(t *testing.T) {
 // Several connections, each with many requests on their way, against a plain
 // array. Every goroutine has bytes of its own.
 func TestPipelined(t *testing.T) {
+	t.Parallel()
 	seed := testSeed(t)
 	const owners, size = 16, 64 << 10
 	d := newMemDevice(owners * size)

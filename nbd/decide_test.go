@@ -12,6 +12,7 @@ import (
 // Whatever a request says, decide lets through only what the Device can be
 // given.
 func TestDecideLetsNothingBadThrough(t *testing.T) {
+	t.Parallel()
 	rng := rand.New(rand.NewPCG(testSeed(t), 0))
 	edges := []uint64{0, 1, 511, 512, 4096, 1 << 20, 1<<20 - 1, 1<<20 + 1, 1<<63 - 1, 1 << 63, 1<<64 - 1, payloadBytesMax, payloadBytesMax + 1, 1<<32 - 1}
 	accepted := 0
@@ -84,6 +85,7 @@ func TestOffer(t *testing.T) {
 
 // Descriptors against a plain array of states: right, joined, aligned.
 func TestDescriber(t *testing.T) {
+	t.Parallel()
 	rng := rand.New(rand.NewPCG(testSeed(t), 0))
 	states := []block.ExtentState{0, block.Zero, block.Data, block.Data | block.Zero}
 	for range 3000 {

@@ -28,6 +28,7 @@ func (ts *testServer) uri(export string) string {
 }
 
 func TestInteropInfo(t *testing.T) {
+	t.Parallel()
 	nbdinfo := tool(t, "nbdinfo")
 	d := newMemDevice(1 << 20)
 	ts := serve(t, Options{}, Export{Name: "disk", Description: "a disk", Device: d})
@@ -66,6 +67,7 @@ func TestInteropInfo(t *testing.T) {
 }
 
 func TestInteropCopy(t *testing.T) {
+	t.Parallel()
 	nbdcopy := tool(t, "nbdcopy")
 	d := newMemDevice(8 << 20)
 	ts := serve(t, Options{}, Export{Device: d})
@@ -84,6 +86,7 @@ func TestInteropCopy(t *testing.T) {
 }
 
 func TestInteropQEMU(t *testing.T) {
+	t.Parallel()
 	qemuIO, qemuImg := tool(t, "qemu-io"), tool(t, "qemu-img")
 	d := newMemDevice(4 << 20)
 	ts := serve(t, Options{}, Export{Name: "x", Device: d})
@@ -102,6 +105,7 @@ func TestInteropQEMU(t *testing.T) {
 
 // Every command and flag by libnbd, with its own checks switched off.
 func TestInteropLibnbd(t *testing.T) {
+	t.Parallel()
 	python := testenv.Python(t)
 	d := newMemDevice(1 << 20)
 	ts := serve(t, Options{}, Export{Device: d})
