@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -160,8 +161,8 @@ func (d *demo) serve(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.Close()) }()
 	disk := s.disks[0]
 	d.volume = disk.Path()
-	d.say("pool of %s in %s; disk of %s, %s granted, on %s", size.Format(d.o.capacity()), d.dir,
-		size.Format(disk.Stats().Virtual), size.Format(disk.Stats().Granted), s.socket)
+	d.say("pool of %s in %s", size.Format(d.o.capacity()), d.dir)
+	d.say("disk of %s, %s granted, on %s", size.Format(disk.Stats().Virtual), size.Format(disk.Stats().Granted), filepath.Base(s.socket))
 	clients, err := dialAll(ctx, s.socket)
 	if err != nil {
 		return err
@@ -245,7 +246,7 @@ func (d *demo) note(s status) {
 	d.extensions = s.extensions
 	d.latency += s.latency
 	d.latencyMax = max(d.latencyMax, s.latency)
-	d.say("extension %2d: granted %5d MiB  used %5d MiB  headroom %4d MiB  latency %8s", s.extensions,
+	d.say("extension %2d: granted %4d, used %4d, headroom %3d MiB, latency %s", s.extensions,
 		s.granted>>20, s.used>>20, s.headroom>>20, s.lastExtension())
 }
 
