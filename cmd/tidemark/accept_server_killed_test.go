@@ -1,0 +1,89 @@
+//go:build linux
+
+package main_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/testenv"
+)
+
+// The server is killed while fio writes with fsync and a ledger keeps account of
+// what was flushed; on an image in a file, and on a volume of a pool. Every time
+// the image is as good as new but for leaks, opens by itself, and holds every
+// write that was flushed.
+func TestServerKilledUnderFio(t *testing.T) {
+	t.Run("image", func(t *testing.T) {
+		dir := workspace(t)
+		image := filepath.Join(dir, "disk.qcow2")
+		ok(t, "create", "-f", "qcow2", image, "2G")
+		killServer(t, serve(t, dir, image), image, 10)
+	})
+	t.Run("volume", func(t *testing.T) {
+		dir := workspace(t)
+		p := newPool(t, filepath.Join(dir, "pool"), 4*gib)
+		v := p.create("disk", 2*gib)
+		killServer(t, p.serve("disk"), v.Path, 5)
+		p.requireSum()
+	})
+}
+
+// killServer kills the server again and again, and looks at what is left.
+func killServer(t *testing.T, s *server, image string, kills int) {
+	t.Helper()
+	_, rng := testenv.Seed(t)
+	l := newLedger()
+	settled := []string{"--rw=randwrite", "--bs=4k", "--iodepth=8", "--offset=64m", "--size=16m", "--randseed=7", "--verify=crc32c"}
+	_, err := startFio(t, s, append(settled, "--do_verify=0", "--end_fsync=1")...).wait(time.Minute)
+	require.NoError(t, err)
+	leaks, newer := 0, 0
+	for i := range kills {
+		killUnderLoad(t, s, l, rng, 1+i%4)
+		r := imageState(t, image)
+		require.Contains(t, []int{0, 3}, r.ExitCode, "kill %d: clean or leaks at worst: %s", i+1, r)
+		if r.ExitCode == 3 {
+			leaks++
+		}
+		s.start()
+		newer += l.verify(t, s.dial())
+		_, err := startFio(t, s, append(settled, "--verify_only", "--verify_fatal=1")...).wait(time.Minute)
+		require.NoError(t, err, "kill %d: what had been written and flushed before", i+1)
+	}
+	t.Logf("%d kills: %d left leaks; %d operations were proven durable, %d sectors were newer than that",
+		kills, leaks, l.proven.Load(), newer)
+	require.Greater(t, l.proven.Load(), int64(100*kills), "operations that were flushed")
+	s.stop()
+	require.Contains(t, []int{0, 3}, imageState(t, image).ExitCode)
+}
+
+// killUnderLoad kills the server at some moment at which fio and the ledger are
+// busy.
+func killUnderLoad(t *testing.T, s *server, l *ledger, rng *rand.Rand, fsync int) {
+	t.Helper()
+	load := startFio(t, s, "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=8", "--offset=128m", "--size=1g",
+		fmt.Sprintf("--fsync=%d", fsync), fmt.Sprintf("--randseed=%d", rng.Uint32()), "--time_based", "--runtime=60")
+	busy, wait := l.run(s, rng)
+	select {
+	case <-busy:
+	case <-time.After(startLimit):
+		t.Fatalf("no three flushes within %v", startLimit)
+	}
+	moment := time.NewTimer(200*time.Millisecond + time.Duration(rng.IntN(500))*time.Millisecond)
+	select {
+	case <-moment.C:
+	case <-load.proc.Done():
+		_, err := load.wait(0)
+		t.Fatalf("fio ended before the server was killed: %v", err)
+	}
+	s.proc.Kill()
+	wait()
+	if _, err := load.wait(stopLimit); err == nil {
+		t.Fatal("fio did not notice that the server was killed: it was not writing")
+	}
+}
