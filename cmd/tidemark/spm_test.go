@@ -48,8 +48,8 @@ func TestSPMMistakes(t *testing.T) {
 		{"--dir POOL --capacity 1G --nix", "unknown flag: --nix"},
 		{"--dir FILE --capacity 1G", "choose a directory, not a file"},
 		{"--dir /sys/tidemark --capacity 1G", "choose a directory that you may write to"},
-		{"--dir POOL --capacity 1G --socket FILE", "is not a socket"},
-		{"--dir POOL --capacity 1G --socket LONG", "choose a shorter one"},
+		{"--dir POOL --capacity 1G --socket FILE", "not a socket"},
+		{"--dir POOL --capacity 1G --socket LONG", "107 bytes"},
 		{"--dir POOL --capacity 512M", "may only be raised"},
 		{"--dir POOL --log-level loud", "--log-level loud: expected debug"},
 	} {
