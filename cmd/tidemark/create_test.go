@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"tidemark/internal/hostfile"
 	"tidemark/internal/testenv"
@@ -158,4 +159,20 @@ func TestCreateHelpOfOptions(t *testing.T) {
 	r := cli(t, "create", "-o", "help")
 	require.Zero(t, r.code, r)
 	require.Contains(t, r.stdout, "refcount_bits=N")
+}
+
+// A file system without space: nothing half made stays.
+func TestCreateWithoutSpaceLeavesNothing(t *testing.T) {
+	testenv.Need(t, "root")
+	dir := t.TempDir()
+	if err := unix.Mount("tidemark", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skipf("mount a tmpfs: %v", err)
+	}
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
+	path := filepath.Join(dir, "disk")
+	r := cli(t, "create", path, "1T")
+	require.Equal(t, exitFailure, r.code, r)
+	require.Contains(t, r.stderr, "no space", r)
+	require.Empty(t, r.stdout)
+	require.NoFileExists(t, path)
 }

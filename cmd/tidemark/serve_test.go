@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -283,4 +284,32 @@ func TestVolumeOrFile(t *testing.T) {
 		require.Equal(t, c.volume, p.exports[0].volume, c)
 		require.Equal(t, c.volume, p.spm != "", c)
 	}
+}
+
+// Requests that come while the server stops are answered, or find the connection
+// closed; none meets an image that is closed already.
+func TestServeDrains(t *testing.T) {
+	p, socket := startNBD(t, "-t", newImage(t, "64M"))
+	c := dialNBD(t, socket, "")
+	wrote := make(chan struct{})
+	failed := make(chan error, 1)
+	go func() {
+		for i := int64(0); ; i++ {
+			if err := c.WriteAt(t.Context(), make([]byte, 64<<10), i%1024<<16, 0); err != nil {
+				failed <- err
+				return
+			}
+			if i == 100 {
+				close(wrote)
+			}
+		}
+	}()
+	<-wrote
+	stopped(t, p)
+	err := <-failed
+	var told *nbd.Error
+	if errors.As(err, &told) {
+		require.ErrorIs(t, err, nbd.ErrShutdown)
+	}
+	require.Contains(t, p.Output(), "everything is committed")
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -124,4 +125,27 @@ func TestOfManyThatStartTogetherOneWins(t *testing.T) {
 	wg.Wait()
 	require.Len(t, won, 1)
 	require.NoError(t, won[0].Close())
+}
+
+// Without the lock, one that found a stale socket would remove the new one of
+// another that has found the same.
+func TestListenTakesTurns(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	unlock, err := lockDir(filepath.Dir(path))
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	go func() {
+		l, err := Listen(path, Options{})
+		if err == nil {
+			err = l.Close()
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		t.Fatalf("it did not wait for its turn: %v", err)
+	case <-time.After(50 * time.Millisecond): // nothing can tell that somebody waits for flock
+	}
+	unlock()
+	require.NoError(t, <-done)
 }
