@@ -102,6 +102,7 @@ func TestHeldBytesOfAllConnections(t *testing.T) {
 	d := newMemDevice(1 << 20)
 	srv := NewServer(Options{Patience: -1})
 	srv.held.limit = 3 * memBlock
+	srv.overGrace = time.Millisecond
 	ts := serveOn(t, srv, Export{Device: d})
 	d.setFull()
 	a, b := ts.dial(t, ClientOptions{}), ts.dial(t, ClientOptions{})

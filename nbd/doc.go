@@ -40,7 +40,9 @@
 //   - A write that waits for space is bounded in time by Options.Patience,
 //     counted from when the request was received, and in number by Options.MaxHeld
 //     per connection. While it waits it is in no budget, so reads, overwrites and
-//     flushes pass it. A flush carries no deadline.
+//     flushes pass it. One above that number stays in the budget and is ended
+//     after overGrace (rule 20 says at once; but who waits may wait for a pool
+//     that is only slow, which is no lack of space). A flush carries no deadline.
 //
 // The memory of a connection is at most inFlightBytesMax plus MaxHeld payloads;
 // that of all of them Options.MaxInFlightBytes for requests in progress, as much

@@ -25,11 +25,13 @@ func heldWrites(t *testing.T, ts *testServer, c *Client, n int) <-chan error {
 	return results
 }
 
-// Eight writes wait, the ninth is refused at once, everything else on the same
+// Eight writes wait, the ninth is refused soon, everything else on the same
 // connection goes on, and the eight finish when there is space.
 func TestHeldWrites(t *testing.T) {
 	d := newMemDevice(1 << 20)
-	ts := serve(t, Options{Patience: -1}, Export{Device: d})
+	srv := NewServer(Options{Patience: -1})
+	srv.overGrace = time.Millisecond
+	ts := serveOn(t, srv, Export{Device: d})
 	c := ts.dial(t, ClientOptions{})
 	require.NoError(t, c.WriteAt(t.Context(), []byte("old"), 1<<19, 0))
 	d.setFull()
@@ -48,7 +50,68 @@ func TestHeldWrites(t *testing.T) {
 	}
 	require.NoError(t, <-more)
 	require.Zero(t, ts.Stats().HeldNow)
-	require.EqualValues(t, heldDefault+1, ts.Stats().HeldTotal)
+	require.EqualValues(t, heldDefault+2, ts.Stats().HeldTotal)
+}
+
+// A pool that is only slow is not full: what is above the limit waits for it,
+// for a while.
+func TestHeldWritesOverTheLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const writes = 40
+		d := newMemDevice(1 << 20)
+		srv, c := pipeClient(t, Options{}, Export{Device: d})
+		write := func() <-chan error {
+			results := make(chan error, writes)
+			for i := range writes {
+				go func() { results <- c.WriteAt(context.Background(), make([]byte, 512), int64(i)*memBlock, 0) }()
+			}
+			return results
+		}
+		d.setFull()
+		results := write()
+		time.Sleep(overGrace - time.Millisecond)
+		require.Equal(t, writes, srv.Stats().HeldNow)
+		require.Empty(t, results)
+		d.makeSpace()
+		for range writes {
+			require.NoError(t, <-results)
+		}
+
+		for i := range int64(writes) {
+			require.NoError(t, d.WriteZeroes(t.Context(), i*memBlock, memBlock, MayUnmap))
+		}
+		d.setFull()
+		start := time.Now()
+		results = write()
+		for range writes - heldDefault {
+			require.ErrorIs(t, <-results, ErrNoSpace)
+			require.Equal(t, overGrace, time.Since(start))
+		}
+		require.NoError(t, c.ReadAt(t.Context(), make([]byte, 512), 0, 0))
+		for range heldDefault {
+			require.ErrorIs(t, <-results, ErrNoSpace)
+			require.Equal(t, patienceDefault, time.Since(start))
+		}
+		synctest.Wait()
+		require.Zero(t, srv.Stats().HeldNow)
+		require.Zero(t, srv.held.inUse())
+		require.NoError(t, c.Close())
+		require.NoError(t, srv.Shutdown(t.Context()))
+	})
+}
+
+// With none allowed nobody waits.
+func TestNoHeldWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newMemDevice(1 << 20)
+		d.setFull()
+		srv, c := pipeClient(t, Options{MaxHeld: -1}, Export{Device: d})
+		start := time.Now()
+		require.ErrorIs(t, c.WriteAt(t.Context(), make([]byte, 512), 0, 0), ErrNoSpace)
+		require.Zero(t, time.Since(start))
+		require.NoError(t, c.Close())
+		require.NoError(t, srv.Shutdown(t.Context()))
+	})
 }
 
 // Held requests are not in the budget: with more than it waiting, reads go on.

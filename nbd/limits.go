@@ -56,6 +56,13 @@ const (
 	// waiting for space no read or flush could get through.
 	heldDefault = 8
 
+	// overGrace is how long a request above the limit waits for space. At once
+	// would turn every slow extension (VDSM's take 1.4 s on an idle system) into
+	// ENOSPC for whoever has more than heldDefault writes on their way: fio, nbdcopy,
+	// a busy guest. For this long a guest that writes with all 16 slots reads
+	// nothing.
+	overGrace = 2 * time.Second
+
 	// patienceDefault: SCSI and NVMe guests give up at 30 s, so they are told
 	// ENOSPC well before.
 	patienceDefault = 20 * time.Second

@@ -22,6 +22,7 @@ type request struct {
 
 	space *spaceContext // of a request that may wait for space
 	holds int           // guarded by session.mu: Begins without their End
+	over  *time.Timer   // guarded by session.mu: ends one that is held over the limit
 }
 
 // context returns what the Device is given: for a request that may wait for
@@ -45,8 +46,11 @@ func (rq *request) Begin() error {
 // End is called by the Device when the wait is over, whatever its end.
 func (rq *request) End() { rq.s.unhold(rq) }
 
-// hold counts rq as held, unless the connection has as many as it may have or
-// is being drained.
+// hold counts rq as held, unless the connection is being drained. A held request
+// is in no budget, so that others pass it. One that is over the limit stays in
+// the budget and is ended soon: a pool that is only slow must not look full to
+// a client with many writes on their way, and one that is full must not take all
+// of QEMU's slots.
 func (s *session) hold(rq *request) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -54,14 +58,10 @@ func (s *session) hold(rq *request) error {
 		return fmt.Errorf("%w, and there is %w", ErrShutdown, block.ErrNoSpace)
 	}
 	if rq.holds == 0 {
-		if limit := s.srv.opts.MaxHeld; len(s.held) >= limit {
-			return fmt.Errorf("%w: %d requests of this connection wait for it already", block.ErrNoSpace, limit)
-		}
-		if !s.srv.held.try(rq.cost) {
-			return fmt.Errorf("%w: the requests of all connections that wait for it have %d bytes already", block.ErrNoSpace, s.srv.held.limit)
+		if err := s.beginHoldLocked(rq); err != nil {
+			return err
 		}
 		s.held[rq] = struct{}{}
-		s.budget.release(rq.cost)
 		s.srv.counters.held.Add(1)
 		s.srv.counters.heldTotal.Add(1)
 	}
@@ -69,15 +69,40 @@ func (s *session) hold(rq *request) error {
 	return nil
 }
 
+func (s *session) beginHoldLocked(rq *request) error {
+	limit := s.srv.opts.MaxHeld
+	full := fmt.Errorf("%w: as many requests as may wait for it do already, %d on this connection", block.ErrNoSpace, len(s.held))
+	switch {
+	case limit == 0:
+		return full
+	case len(s.held)-s.over < limit && s.srv.held.try(rq.cost):
+		s.budget.release(rq.cost)
+	default:
+		s.over++
+		rq.over = time.AfterFunc(s.srv.overGrace, func() { rq.space.end(full) })
+	}
+	return nil
+}
+
 func (s *session) unhold(rq *request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if rq.holds--; rq.holds == 0 {
-		delete(s.held, rq)
-		s.srv.held.add(-rq.cost)
-		s.budget.retake(rq.cost)
-		s.srv.counters.held.Add(-1)
+		s.endHoldLocked(rq)
 	}
+}
+
+func (s *session) endHoldLocked(rq *request) {
+	delete(s.held, rq)
+	s.srv.counters.held.Add(-1)
+	if rq.over != nil {
+		rq.over.Stop()
+		rq.over = nil
+		s.over--
+		return
+	}
+	s.srv.held.add(-rq.cost)
+	s.budget.retake(rq.cost)
 }
 
 // spaceContext bounds the wait of a request for space: a deadline, and an

@@ -32,10 +32,11 @@ type Options struct {
 	// connections together, beyond 1 MiB that each of them has for itself; 0 is
 	// 1 GiB, and less than 32 MiB is taken as that. A connection that would exceed
 	// it is not read from until there is room. Writes that wait for space may have
-	// as much again; one that would exceed it is answered ENOSPC.
+	// as much again; one that would exceed it is treated as one above MaxHeld.
 	MaxInFlightBytes int64
-	// MaxHeld is how many requests of one connection may wait for space at a
-	// time; the next is answered ENOSPC. 0 is 8, negative is none.
+	// MaxHeld is how many requests of one connection may wait for space with
+	// all their patience at a time; the next is answered ENOSPC after 2 s. 0 is
+	// 8; negative is none, each is answered ENOSPC at once.
 	MaxHeld int
 }
 
@@ -69,7 +70,8 @@ type Server struct {
 	held     *pool          // bytes of requests that wait for space
 	wg       sync.WaitGroup // connections
 
-	connectionBytes int // inFlightBytesMax, but in tests
+	connectionBytes int           // inFlightBytesMax, but in tests
+	overGrace       time.Duration // overGrace, but in tests
 
 	mu        sync.Mutex // guards what follows
 	exports   []*export  // in the order of AddExport
@@ -97,6 +99,7 @@ func NewServer(o Options) *Server {
 		conns:     map[*connection]struct{}{},
 
 		connectionBytes: inFlightBytesMax,
+		overGrace:       overGrace,
 	}
 }
 

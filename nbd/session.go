@@ -36,6 +36,7 @@ type session struct {
 	working  int        // requests that were accepted before draining
 	draining bool
 	held     map[*request]struct{}
+	over     int   // of them, those over the limit
 	reason   error // why the session ended, the first one
 }
 
@@ -263,10 +264,7 @@ func (s *session) release(rq *request) {
 	s.mu.Lock()
 	if rq.holds > 0 { // a Device that panicked, or forgot
 		rq.holds = 0
-		delete(s.held, rq)
-		s.srv.counters.held.Add(-1)
-		s.srv.held.add(-rq.cost)
-		s.budget.retake(rq.cost)
+		s.endHoldLocked(rq)
 	}
 	s.mu.Unlock()
 	s.budget.release(rq.cost)
