@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"tidemark/internal/block"
 	"tidemark/internal/testenv"
+	"tidemark/nbd"
 )
 
 // The server is killed while fio writes with fsync and a ledger keeps account of
@@ -62,11 +65,28 @@ func killServer(t *testing.T, s *server, image string, kills int) {
 	require.Contains(t, []int{0, 3}, imageState(t, image).ExitCode)
 }
 
+// The range of the disk in which fio makes the load.
+const loadFrom, loadSize = 128 * mib, gib
+
+// hasData reports whether fio has written anything.
+func hasData(t *testing.T, c *nbd.Client) bool {
+	t.Helper()
+	extents, err := c.AppendExtents(t.Context(), nil, loadFrom, loadSize)
+	require.NoError(t, err)
+	return slices.ContainsFunc(extents, func(e block.Extent) bool { return e.State.Has(block.Data) })
+}
+
 // killUnderLoad kills the server at some moment at which fio and the ledger are
-// busy.
+// busy. What fio wrote before is discarded first, so that it allocates again,
+// out of space that was used.
 func killUnderLoad(t *testing.T, s *server, l *ledger, rng *rand.Rand, fsync int) {
 	t.Helper()
-	load := startFio(t, s, "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=8", "--offset=128m", "--size=1g",
+	c := s.dial()
+	require.NoError(t, c.Discard(t.Context(), loadFrom, loadSize, 0))
+	require.NoError(t, c.Flush(t.Context()))
+	require.False(t, hasData(t, c), "the range of fio after a discard")
+	load := startFio(t, s, "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=8",
+		fmt.Sprintf("--offset=%d", loadFrom), fmt.Sprintf("--size=%d", loadSize),
 		fmt.Sprintf("--fsync=%d", fsync), fmt.Sprintf("--randseed=%d", rng.Uint32()), "--time_based", "--runtime=60")
 	busy, wait := l.run(s, rng)
 	select {
@@ -74,7 +94,8 @@ func killUnderLoad(t *testing.T, s *server, l *ledger, rng *rand.Rand, fsync int
 	case <-time.After(startLimit):
 		t.Fatalf("no three flushes within %v", startLimit)
 	}
-	moment := time.NewTimer(200*time.Millisecond + time.Duration(rng.IntN(500))*time.Millisecond)
+	testenv.Eventually(t, startLimit, "fio writes", func() bool { return hasData(t, c) })
+	moment := time.NewTimer(time.Duration(rng.IntN(600)) * time.Millisecond)
 	select {
 	case <-moment.C:
 	case <-load.proc.Done():
