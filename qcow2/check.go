@@ -202,6 +202,7 @@ func (c *checker) walkL2(counts *countReader, l1, off int64) error {
 	}
 	entries := make([]format.L2Entry, c.geo.L2Entries())
 	format.DecodeTable(entries, b)
+	c.data = 0 // as QEMU does, fragments are counted in each table by itself
 	for i, e := range entries {
 		gc := l1*int64(len(entries)) + int64(i)
 		switch e.Kind(c.geo) {

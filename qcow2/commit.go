@@ -61,7 +61,7 @@ func (im *Image) commit() error {
 	}
 	c.token.lock()
 	defer c.token.release()
-	// From here on nobody joins: what completes now may miss C0.
+	// From here on nobody joins: what completes now may miss C1.
 	c.mu.Lock()
 	c.next = nil
 	c.mu.Unlock()
@@ -70,47 +70,31 @@ func (im *Image) commit() error {
 	return r.err
 }
 
-// commitOnce is C0 to C4.
+// commitOnce is C1 to C4.
 func (im *Image) commitOnce() error {
 	if err := im.poisoned.Load(); err != nil {
 		return *err
 	}
-	im.mu.Lock() // C0
-	upTo := im.completed.Load()
-	writes, done := im.l2.stage(encodeL2)
-	writes = append(writes, im.stageL1Locked()...)
-	barrier, gone := im.barrier, im.gone
-	im.barrier, im.gone = false, nil
-	im.mu.Unlock()
-
-	if err := im.writeCommit(writes, barrier); err != nil {
-		return im.poison(err)
-	}
-	im.durable.Store(upTo) // commits are one at a time, so it only rises
 	im.mu.Lock()
-	done()
+	upTo, gone := im.completed.Load(), im.gone
+	im.gone = nil
 	im.mu.Unlock()
-	if err := im.free(gone); err != nil {
-		return im.poison(err)
-	}
-	return nil
-}
 
-// writeCommit is C1 and C2.
-func (im *Image) writeCommit(writes []staged, barrier bool) error {
-	if barrier {
-		if err := im.file.Sync(); err != nil {
-			return fmt.Errorf("sync data: %w", err)
-		}
-	}
-	if err := writeStaged(im.file, writes); err != nil {
-		return fmt.Errorf("write L2 and L1 tables: %w", err)
-	}
-	if err := im.writeRefcounts(); err != nil {
+	if err := im.writeTables(); err != nil {
 		return err
 	}
+	if err := im.writeRefcounts(); err != nil {
+		return im.poison(err)
+	}
 	if err := im.file.Sync(); err != nil {
-		return fmt.Errorf("sync: %w", err)
+		return im.poison(fmt.Errorf("sync: %w", err))
+	}
+	if err := im.poisoned.Load(); err != nil {
+		return *err // another Sync failed meanwhile, and this one may not have said so
+	}
+	im.durable.Store(upTo) // commits are one at a time, so it only rises
+	if err := im.free(gone); err != nil {
+		return im.poison(err)
 	}
 	return nil
 }

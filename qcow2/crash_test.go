@@ -1,6 +1,7 @@
 package qcow2_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -122,7 +123,8 @@ type crasher struct {
 	rng     *rand.Rand
 	disk    *simdisk.Disk
 	image   *qcow2.Image
-	oracle  *oracle
+	oracle  *oracle // for a power cut: what was flushed must be there
+	alive   *oracle // for the death of the process: what was completed must be
 	version uint64
 	size    int64
 
@@ -137,7 +139,7 @@ func newCrasher(t *testing.T, rng *rand.Rand, c qcow2.CreateOptions, o simdisk.O
 	ctx := context.Background()
 	d := simdisk.New(0, o)
 	require.NoError(t, qcow2.Create(ctx, d, c))
-	k := &crasher{t: t, rng: rng, hrng: testenv.Rand(rng.Uint64()), disk: d, oracle: newOracle(c.Size), size: c.Size}
+	k := &crasher{t: t, rng: rng, hrng: testenv.Rand(rng.Uint64()), disk: d, oracle: newOracle(c.Size), alive: newOracle(c.Size), size: c.Size}
 	k.open()
 	return k
 }
@@ -157,6 +159,7 @@ func (k *crasher) maybeCrash(what string) {
 		return
 	}
 	k.next = 1 + k.hrng.IntN(30)
+	k.states = append(k.states, crashed{k.disk.Crash(simdisk.KeepAll), k.alive.snapshot(), what + ", the process died"})
 	legal := k.oracle.snapshot()
 	lastOp := 0
 	if pending := k.disk.Pending(); len(pending) > 0 {
@@ -172,29 +175,36 @@ func (k *crasher) maybeCrash(what string) {
 	}
 }
 
+// submit adds a version to what is legal, before the request is made.
+func (k *crasher) submit(first, n int64, version uint64) {
+	k.oracle.submit(first, n, version)
+	k.alive.submit(first, n, version)
+}
+
 // step does one random request.
 func (k *crasher) step() {
+	defer k.alive.flush()
 	ctx := context.Background()
 	first := k.rng.Int64N(k.size / sector)
 	n := min(1+k.rng.Int64N(1+k.rng.Int64N(300)), k.size/sector-first)
 	p := make([]byte, n*sector)
 	switch k.rng.IntN(10) {
 	case 0:
-		k.oracle.submit(first, n, 0)
+		k.submit(first, n, 0)
 		require.NoError(k.t, k.image.WriteZeroes(ctx, first*sector, n*sector, qcow2.MayUnmap))
 	case 1:
-		k.oracle.submit(first, n, 0)
+		k.submit(first, n, 0)
 		require.NoError(k.t, k.image.WriteZeroes(ctx, first*sector, n*sector, 0))
 	case 2:
 		// The content afterwards is the old one or zero; both stay legal, and
 		// what is read is what a flush makes durable.
-		k.oracle.submit(first, n, 0)
+		k.submit(first, n, 0)
 		require.NoError(k.t, k.image.Discard(ctx, first*sector, n*sector, 0))
 		require.NoError(k.t, k.image.ReadAt(ctx, p, first*sector, 0))
 		for i := range n {
 			v, err := versionOf(p[i*sector : (i+1)*sector])
 			require.NoError(k.t, err)
-			k.oracle.submit(first+i, 1, v)
+			k.submit(first+i, 1, v)
 		}
 	case 3, 4:
 		require.NoError(k.t, k.image.Flush(ctx))
@@ -202,13 +212,13 @@ func (k *crasher) step() {
 	case 5:
 		k.version++
 		stamp(p, k.version)
-		k.oracle.submit(first, n, k.version)
+		k.submit(first, n, k.version)
 		require.NoError(k.t, k.image.WriteAt(ctx, p, first*sector, qcow2.FUA))
 		k.oracle.flush() // FUA commits everything here
 	default:
 		k.version++
 		stamp(p, k.version)
-		k.oracle.submit(first, n, k.version)
+		k.submit(first, n, k.version)
 		require.NoError(k.t, k.image.WriteAt(ctx, p, first*sector, 0))
 	}
 }
@@ -235,7 +245,7 @@ func (k *crasher) judge() int {
 			copy(p[at:], w)
 			got := make([]byte, k.size)
 			require.NoError(t, im.ReadAt(ctx, got, 0, 0), c.what)
-			require.True(t, slices.Equal(p, got), c.what)
+			require.True(t, bytes.Equal(p, got), c.what)
 		}
 		require.NoError(t, im.Close(), c.what)
 		res, err = qcow2.Check(ctx, c.disk, qcow2.CheckOptions{RepairLeaks: true})
@@ -260,6 +270,15 @@ func crashGeometries() []qcow2.CreateOptions {
 	}
 }
 
+// scaled is how much of n work to do: under -short, which goes with -race, a
+// little.
+func scaled(n int) int {
+	if testing.Short() {
+		return n / 8
+	}
+	return n
+}
+
 // TestCrash cuts the power at random operations of the file and judges what is
 // left, on storage whose fresh and discarded space is another tenant's.
 func TestCrash(t *testing.T) {
@@ -268,7 +287,7 @@ func TestCrash(t *testing.T) {
 	for _, c := range crashGeometries() {
 		for _, foreign := range []bool{false, true} {
 			k := newCrasher(t, rng, c, simdisk.Options{Foreign: foreign, DiscardForeign: foreign})
-			for i := range 80 {
+			for i := range scaled(80) {
 				k.step()
 				if i%40 == 39 { // also through a clean end and a new beginning
 					require.NoError(t, k.image.Close())
@@ -288,8 +307,9 @@ func (k *crasher) write(first, n int64) {
 	k.version++
 	p := make([]byte, n*sector)
 	stamp(p, k.version)
-	k.oracle.submit(first, n, k.version)
+	k.submit(first, n, k.version)
 	require.NoError(k.t, k.image.WriteAt(context.Background(), p, first*sector, 0))
+	k.alive.flush()
 }
 
 func (k *crasher) flush() {
@@ -300,6 +320,9 @@ func (k *crasher) flush() {
 // TestCrashWhileTablesGrow cuts the power at every operation while the refcount
 // table and the L1 table move.
 func TestCrashWhileTablesGrow(t *testing.T) {
+	if testing.Short() {
+		t.Skip("thousands of states; runs without -short")
+	}
 	_, rng := testenv.Seed(t)
 	// One cluster of refcount table is good for 2 MiB here.
 	k := newCrasher(t, rng, qcow2.CreateOptions{Size: 3 << 20, ClusterSize: 512, RefcountBits: 64}, simdisk.Options{Foreign: true, DiscardForeign: true})
@@ -334,11 +357,12 @@ func TestCrashZeroAllocated(t *testing.T) {
 	k.write(0, k.size/sector)
 	require.NoError(t, k.image.Close())
 	markZero(t, k.disk)
-	k.oracle.submit(0, k.size/sector, 0)
+	k.submit(0, k.size/sector, 0)
 	k.oracle.flush()
+	k.alive.flush()
 	k.open()
 	k.every = true
-	for range 40 {
+	for range scaled(40) {
 		k.write(k.rng.Int64N(k.size/sector-9), 1+k.rng.Int64N(9))
 		if k.rng.IntN(4) == 0 {
 			k.flush()

@@ -8,8 +8,7 @@ type action uint8
 const (
 	actNothing  action = iota // it is as the request wants it
 	actInPlace                // the host cluster is ours: use it
-	actAllocate               // take a ready cluster
-	actRewrite                // zero and reuse the host cluster, then publish (Z1, Z2)
+	actAllocate               // take a ready cluster; drop the host cluster there is
 	actUnlink                 // clear the entry, drop the host cluster (D1)
 	actRefuse                 // not supported yet
 )
@@ -25,7 +24,7 @@ func decideWrite(k format.Kind, o owned) action {
 		//                    shared       owned
 		format.Unallocated:   {actAllocate, actAllocate},
 		format.ZeroPlain:     {actAllocate, actAllocate},
-		format.ZeroAllocated: {actRefuse, actRewrite},
+		format.ZeroAllocated: {actRefuse, actAllocate},
 		format.Data:          {actRefuse, actInPlace},
 		format.Compressed:    {actRefuse, actRefuse},
 		format.Invalid:       {actRefuse, actRefuse},

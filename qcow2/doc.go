@@ -39,32 +39,33 @@
 // A crash in R2 to R5 leaves at most leaks; an error in R3 to R5 that is not
 // "no space" poisons.
 //
-// A write into a cluster that has none (write.go):
+// A write into a cluster that has none, or that is marked zero (write.go):
 //
 //	W1  take a ready cluster, and one for the L2 table if that is missing too
-//	W2  publish the entries in memory, which marks them dirty
+//	W2  publish the entries in memory, which marks them dirty; a host cluster
+//	    that a zero mark kept is unlinked
 //	W3  write the guest's bytes; the rest of the cluster reads zero already
+//	W4  write the dirty tables, without a Sync; then the request is complete
 //
 // A crash after any of them shows the old content (zeroes) or the new.
-//
-// A write into a cluster that is marked zero but has a host cluster
-// (rewrite.go), with region held exclusively:
-//
-//	Z1  zero the host cluster and write the guest's bytes there
-//	Z2  publish the entry in memory and set barrier
 //
 // Discard, and zeroing that may unmap (unlink.go), region held exclusively:
 //
 //	D1  clear the entries in memory; remember what they named as unlinked
+//	D2  write the dirty tables, as W4
+//
+// W4 and D2 are why a completed write survives the death of the process: all of
+// it is in the host's cache then. Writing tables early is allowed because an
+// entry may land at any time after it was published: I3 holds since R6. (So
+// there is no entry here that must wait for data, and no barrier. Copying, which
+// comes with backing files and snapshots, will need one.)
 //
 // Commit, shared by all flushes that wait (commit.go); it allocates nothing and
 // takes no region lock:
 //
-//	C0  note how many writes have completed; copy the dirty L2 slices and L1
-//	    sectors, the barrier mark and the list of unlinked clusters
-//	C1  if the barrier mark was set: Sync
-//	C2  write the L2 slices, the L1 sectors and the dirty reference counts; Sync.
-//	    Commit point: what had completed at C0 is durable
+//	C1  note how many writes have completed, and what is unlinked
+//	C2  write the dirty tables and the dirty reference counts; Sync.
+//	    Commit point: what had completed at C1 is durable
 //	C3  discard the bytes of the unlinked clusters whose count falls to 0
 //	C4  lower the counts in memory; the clusters are free to be chosen in R1.
 //	    They reach the disk with the next C2 or R5
@@ -88,11 +89,14 @@
 //
 //	allocating  (channel)  held by whoever moves the image's end or the tables:
 //	                       reserve, resize, close. Waiting for it obeys the context
-//	committing  (channel)  one commit at a time; resize takes it too
+//	committing  (channel)  one commit at a time
 //	region      (RWMutex)  shared: data I/O, from the lookup until the bytes are
-//	                       where they belong. Exclusive: D1, Z1-Z2
+//	                       where they belong. Exclusive: D1
+//	tableIO     (Mutex)    one copy-and-write of L2 and L1 at a time; switching
+//	                       the L1 table
 //	refcountIO  (Mutex)    one copy-and-write of reference counts at a time
 //	mu          (Mutex)    tables, caches, allocator: memory, and reads of metadata
 //
-// Nobody waits for space, a Sync or a peer while holding region, refcountIO or mu.
+// Nobody waits for space, a Sync or a peer while holding region, refcountIO or mu;
+// only a resize syncs while it holds tableIO.
 package qcow2

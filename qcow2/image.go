@@ -74,6 +74,7 @@ type Image struct {
 	allocating semaphore // see the package comment
 	commits    committer
 	region     sync.RWMutex
+	tableIO    sync.Mutex
 	refcountIO sync.Mutex
 
 	mu      sync.Mutex // guards all below
@@ -84,8 +85,7 @@ type Image struct {
 	seen    map[int64]struct{} // L2 slices that were validated when they were loaded
 	refs    refcounts
 	alloc   allocator
-	barrier bool  // something that an entry of the next commit names needs a Sync first
-	gone    []run // clusters that entries of the next commit no longer name
+	gone    []run // clusters that no entry names any more; the next commit frees them
 }
 
 // Open opens the image in f. It reads the header, the L1 table and the refcount

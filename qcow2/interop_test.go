@@ -3,13 +3,14 @@
 package qcow2_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -66,7 +67,10 @@ func TestInterop(t *testing.T) {
 	_, rng := testenv.Seed(t)
 	list := combos()
 	require.GreaterOrEqual(t, len(list), 100)
-	for _, c := range list {
+	for i, c := range list {
+		if testing.Short() && i%13 != 0 {
+			continue
+		}
 		t.Log(c)
 		dir := t.TempDir()
 		// Ours, then QEMU reads, writes on, and checks.
@@ -87,9 +91,7 @@ func TestInterop(t *testing.T) {
 			off := rng.Int64N(c.size-512) &^ 511
 			n := min(rng.Int64N(200<<10)+512, c.size-off) &^ 511
 			b := byte(1 + rng.IntN(255))
-			for i := off; i < off+n; i++ {
-				shadow[i] = b
-			}
+			copy(shadow[off:off+n], bytes.Repeat([]byte{b}, int(n)))
 			args = append(args, "-c", fmt.Sprintf("write -P %d %d %d", b, off, n))
 		}
 		if c.compat != "0.10" {
@@ -150,7 +152,7 @@ func mutate(t *testing.T, path string, shadow []byte, rng *rand.Rand, n int) {
 	}
 	got := make([]byte, size)
 	require.NoError(t, im.ReadAt(ctx, got, 0, 0))
-	require.True(t, slices.Equal(shadow, got), "content differs before close")
+	require.True(t, bytes.Equal(shadow, got), "content differs before close")
 	require.NoError(t, im.Close())
 	res, err := qcow2.Check(ctx, f, qcow2.CheckOptions{})
 	require.NoError(t, err)
@@ -159,6 +161,10 @@ func mutate(t *testing.T, path string, shadow []byte, rng *rand.Rand, n int) {
 }
 
 func fill(p []byte, rng *rand.Rand) {
+	for len(p) >= 8 {
+		binary.LittleEndian.PutUint64(p, rng.Uint64())
+		p = p[8:]
+	}
 	for i := range p {
 		p[i] = byte(rng.Uint32())
 	}

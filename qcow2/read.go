@@ -71,6 +71,9 @@ func (im *Image) extentLocked(off, n int64) (block.Extent, error) {
 		return block.Extent{Off: off, Len: min(n, end-off), State: block.Zero, Host: -1}, nil
 	}
 	i := gc & (1<<im.sliceBits() - 1)
+	if s.data[i] == badEntry {
+		return block.Extent{}, im.badEntryLocked(gc)
+	}
 	inCluster := off & (im.geo.ClusterSize() - 1)
 	ext := im.describe(s.data[i])
 	ext.Off, ext.Len = off, im.geo.ClusterSize()-inCluster
@@ -79,7 +82,7 @@ func (im *Image) extentLocked(off, n int64) (block.Extent, error) {
 	}
 	for _, e := range s.data[i+1:] {
 		next := im.describe(e)
-		if ext.Len >= n || next.State != ext.State || !follows(ext, next) {
+		if ext.Len >= n || e == badEntry || next.State != ext.State || !follows(ext, next) {
 			break
 		}
 		ext.Len += im.geo.ClusterSize()

@@ -117,11 +117,11 @@ func (im *Image) writeRefcounts() error {
 	im.refcountIO.Lock()
 	defer im.refcountIO.Unlock()
 	im.mu.Lock()
-	writes, done := im.refs.slices.stage(func(b []byte) []byte { return slices.Clone(b) })
+	writes, finish := im.refs.slices.stage(func(s *slice[byte]) []byte { return slices.Clone(s.data) })
 	im.mu.Unlock()
 	err := writeStaged(im.file, writes)
 	im.mu.Lock()
-	done() // reading them again finds what was written
+	finish(err)
 	im.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("write reference counts: %w", err)

@@ -4,6 +4,7 @@ package qcow2_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -162,10 +163,19 @@ func TestHostileEntries(t *testing.T) {
 			require.ErrorAs(t, im.ReadAt(ctx, b, 1<<16, 0), &c)
 			require.ErrorAs(t, im.WriteAt(ctx, b, 1<<16, 0), &c)
 			require.ErrorAs(t, im.Discard(ctx, 1<<16, 1<<16, 0), &c)
+			// Its neighbour is not concerned, and the entry is written back as it was.
+			require.NoError(t, im.ReadAt(ctx, b[:1], 0, 0))
 			require.NoError(t, im.Close())
 			after, err := os.ReadFile(path)
 			require.NoError(t, err)
 			require.Equal(t, before, after)
+			im, err = qcow2.Open(ctx, f, qcow2.Options{})
+			require.NoError(t, err)
+			require.NoError(t, im.WriteAt(ctx, b, 2<<16, 0))
+			require.NoError(t, im.Close())
+			_, err = f.ReadAt(b, l2+8)
+			require.NoError(t, err)
+			require.Equal(t, entry, binary.BigEndian.Uint64(b))
 			res, err := qcow2.Check(ctx, f, qcow2.CheckOptions{})
 			require.NoError(t, err)
 			require.NotZero(t, res.Corruptions)

@@ -46,13 +46,13 @@ func (im *Image) growAllocating(ctx context.Context, size int64) error {
 	return im.switchL1(at, entries, size)
 }
 
-// switchL1 moves the L1 table, with room for entries, to cluster at. It keeps
-// the commit away, so that sectors that are dirty when the table is copied are
-// still dirty afterwards and reach the new place with the next commit. L2 tables
+// switchL1 moves the L1 table, with room for entries, to cluster at. No table is
+// written meanwhile, so a sector that is dirty when the table is copied, or
+// becomes so before the switch, is written to its new place afterwards. L2 tables
 // that the copy names and the old table does not are fresh and read zero.
 func (im *Image) switchL1(at, entries, size int64) error {
-	im.commits.token.lock()
-	defer im.commits.token.release()
+	im.tableIO.Lock()
+	defer im.tableIO.Unlock()
 	cs := im.geo.ClusterSize()
 	im.mu.Lock()
 	table := make([]format.L1Entry, entries)
@@ -74,13 +74,13 @@ func (im *Image) switchL1(at, entries, size int64) error {
 		return err
 	}
 	im.mu.Lock()
-	defer im.mu.Unlock()
 	copy(table, im.l1) // with what was added meanwhile
 	im.l1 = table
 	if old.n > 0 {
 		im.gone = append(im.gone, old)
 	}
-	return nil
+	im.mu.Unlock()
+	return im.writeTablesLocked()
 }
 
 // reserveContiguous counts n neighbouring clusters at the image's end, durably,

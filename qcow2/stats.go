@@ -6,7 +6,6 @@ type Stats struct {
 	End      int64 // end of the image in its file
 	Reserved int64 // clusters that are ready for use, within End
 	Granted  int64 // size of the file
-	Dirty    int   // L2 slices that the next commit writes
 	Poisoned error // why the image stopped accepting writes, or nil
 }
 
@@ -17,7 +16,7 @@ func (s Stats) Used() int64 { return s.End - s.Reserved }
 func (im *Image) Stats() Stats {
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	s := Stats{Virtual: im.header.Size, Granted: im.file.Size(), Dirty: im.l2.dirty}
+	s := Stats{Virtual: im.header.Size, Granted: im.file.Size()}
 	s.End = im.alloc.end << im.geo.ClusterBits
 	s.Reserved = im.alloc.readyClusters() << im.geo.ClusterBits
 	if err := im.poisoned.Load(); err != nil {

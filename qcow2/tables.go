@@ -1,7 +1,9 @@
 package qcow2
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	"tidemark/internal/block"
@@ -16,22 +18,24 @@ const maxSliceBytes = 4 << 10
 type slice[T any] struct {
 	data []T
 	off  int64 // in the file, bytes
-	// dirty: changed since it was last copied for writing. writing: copied,
-	// but the Sync that makes the copy durable has not succeeded yet. Only a
-	// slice that is neither may leave the cache: reading it again would find
-	// the past.
+	// bad holds, by their index, elements that must not be used and that data
+	// holds a mark for; they are written back as they were.
+	bad map[int]T
+	// dirty: changed since it was last copied for writing. writing: copied, and
+	// not written yet. Only a slice that is neither may leave the cache: reading
+	// it again would find the past.
 	dirty, writing bool
 }
 
 // A sliceCache holds slices by number. Its owner's lock guards it.
 type sliceCache[T any] struct {
 	m     map[int64]*slice[T]
+	dirty map[*slice[T]]struct{}
 	max   int64 // elements
-	dirty int   // slices
 }
 
 func newSliceCache[T any](maxElements int64) *sliceCache[T] {
-	return &sliceCache[T]{m: map[int64]*slice[T]{}, max: maxElements}
+	return &sliceCache[T]{m: map[int64]*slice[T]{}, dirty: map[*slice[T]]struct{}{}, max: maxElements}
 }
 
 func (c *sliceCache[T]) get(n int64) *slice[T] { return c.m[n] }
@@ -51,10 +55,8 @@ func (c *sliceCache[T]) put(n int64, s *slice[T]) {
 }
 
 func (c *sliceCache[T]) markDirty(s *slice[T]) {
-	if !s.dirty {
-		s.dirty = true
-		c.dirty++
-	}
+	s.dirty = true
+	c.dirty[s] = struct{}{}
 }
 
 // A staged write is a copy of a piece of metadata on its way to the file.
@@ -64,21 +66,23 @@ type staged struct {
 }
 
 // stage copies the dirty slices, in the order of the file, and makes them clean
-// but not evictable; done makes them evictable again.
-func (c *sliceCache[T]) stage(encode func([]T) []byte) (writes []staged, done func()) {
-	var taken []*slice[T]
-	for _, s := range c.m {
-		if s.dirty {
-			s.dirty, s.writing = false, true
-			taken = append(taken, s)
-			writes = append(writes, staged{s.off, encode(s.data)})
-		}
+// but not evictable. finish is told how writing the copies ended: they are
+// evictable then, or dirty again, so that nobody takes them for written.
+func (c *sliceCache[T]) stage(encode func(*slice[T]) []byte) (writes []staged, finish func(error)) {
+	taken := make([]*slice[T], 0, len(c.dirty))
+	for s := range c.dirty {
+		s.dirty, s.writing = false, true
+		taken = append(taken, s)
+		writes = append(writes, staged{s.off, encode(s)})
 	}
-	c.dirty = 0
-	slices.SortFunc(writes, func(a, b staged) int { return int(min(max(a.off-b.off, -1), 1)) })
-	return writes, func() {
+	clear(c.dirty)
+	slices.SortFunc(writes, func(a, b staged) int { return cmp.Compare(a.off, b.off) })
+	return writes, func(err error) {
 		for _, s := range taken {
 			s.writing = false
+			if err != nil {
+				c.markDirty(s)
+			}
 		}
 	}
 }
@@ -177,9 +181,7 @@ func (im *Image) l2SliceLocked(gc int64) (*slice[format.L2Entry], error) {
 		return nil, fmt.Errorf("read L2 table: %w", err)
 	}
 	format.DecodeTable(s.data, b)
-	if err := im.validateLocked(n, s); err != nil {
-		return nil, err
-	}
+	im.validateLocked(n, s)
 	im.l2.put(n, s)
 	return s, nil
 }
@@ -191,11 +193,16 @@ func (im *Image) newL2Slice(n int64, e format.L1Entry) *slice[format.L2Entry] {
 	return &slice[format.L2Entry]{data: make([]format.L2Entry, 1<<bits), off: e.Offset() + inTable<<(bits+3)}
 }
 
-// validateLocked checks the entries of a slice that came from the file. The
+// badEntry stands in memory for an L2 entry that must not be used. It is itself
+// invalid.
+const badEntry format.L2Entry = 3 << 62
+
+// validateLocked checks the entries of a slice that came from the file and marks
+// those that must not be used: only their clusters are out of reach then. The
 // first time, host offsets must lie below the image's end at open, so that no
 // entry becomes valid because the file grows; later, what this process
 // allocated is allowed too (rule 17).
-func (im *Image) validateLocked(n int64, s *slice[format.L2Entry]) error {
+func (im *Image) validateLocked(n int64, s *slice[format.L2Entry]) {
 	_, again := im.seen[n]
 	end := im.alloc.openEnd
 	switch {
@@ -213,12 +220,21 @@ func (im *Image) validateLocked(n int64, s *slice[format.L2Entry]) error {
 			ok = c < end && !meta
 		}
 		if !ok {
-			return &format.CorruptError{What: "L2 entry", Off: s.off + int64(i)*8,
-				Want: "a data cluster inside the image that is no metadata", Got: fmt.Sprintf("0x%016x", uint64(e))}
+			if s.bad == nil {
+				s.bad = map[int]format.L2Entry{}
+			}
+			s.bad[i], s.data[i] = e, badEntry
 		}
 	}
 	im.seen[n] = struct{}{}
-	return nil
+}
+
+// badEntryLocked describes a bad entry, that of guest cluster gc.
+func (im *Image) badEntryLocked(gc int64) error {
+	s := im.l2.get(gc >> im.sliceBits())
+	i := int(gc & (1<<im.sliceBits() - 1))
+	return &format.CorruptError{What: fmt.Sprintf("L2 entry of guest cluster %d", gc), Off: s.off + int64(i)*8,
+		Want: "a data cluster inside the image that is no metadata", Got: fmt.Sprintf("0x%016x", uint64(s.bad[i]))}
 }
 
 // entryLocked returns the entry of guest cluster gc.
@@ -227,18 +243,11 @@ func (im *Image) entryLocked(gc int64) (format.L2Entry, error) {
 	if s == nil || err != nil {
 		return 0, err
 	}
-	return s.data[gc&(1<<im.sliceBits()-1)], nil
-}
-
-// setEntryLocked publishes the entry of guest cluster gc, which has an L2 table.
-func (im *Image) setEntryLocked(gc int64, e format.L2Entry) error {
-	s, err := im.l2SliceLocked(gc)
-	if err != nil {
-		return err
+	e := s.data[gc&(1<<im.sliceBits()-1)]
+	if e == badEntry {
+		return 0, im.badEntryLocked(gc)
 	}
-	s.data[gc&(1<<im.sliceBits()-1)] = e
-	im.l2.markDirty(s)
-	return nil
+	return e, nil
 }
 
 // addTableLocked makes the ready cluster c the L2 table for guest cluster gc.
@@ -255,10 +264,44 @@ func (im *Image) addTableLocked(gc, c int64) {
 	im.l2.put(n, im.newL2Slice(n, im.l1[i]))
 }
 
-func encodeL2(entries []format.L2Entry) []byte {
-	b := make([]byte, len(entries)*8)
-	format.EncodeTable(b, entries)
+func encodeL2(s *slice[format.L2Entry]) []byte {
+	b := make([]byte, len(s.data)*8)
+	format.EncodeTable(b, s.data)
+	for i, e := range s.bad {
+		format.EncodeTable(b[i*8:], []format.L2Entry{e})
+	}
 	return b
+}
+
+// writeTables writes the dirty L2 slices and L1 sectors, without a Sync (W4, D2,
+// C2). One at a time, so that an older copy never overwrites a newer one; whoever
+// had to wait may find that his changes were written by the one before him.
+func (im *Image) writeTables() error {
+	im.tableIO.Lock()
+	defer im.tableIO.Unlock()
+	return im.writeTablesLocked()
+}
+
+// writeTablesLocked needs tableIO.
+func (im *Image) writeTablesLocked() error {
+	im.mu.Lock()
+	writes, finish := im.l2.stage(encodeL2)
+	sectors := slices.Collect(maps.Keys(im.l1Dirty))
+	writes = append(writes, im.stageL1Locked()...)
+	im.mu.Unlock()
+	err := writeStaged(im.file, writes)
+	im.mu.Lock()
+	finish(err)
+	if err != nil {
+		for _, n := range sectors {
+			im.l1Dirty[n] = struct{}{}
+		}
+	}
+	im.mu.Unlock()
+	if err != nil {
+		return im.poison(fmt.Errorf("write L2 and L1 tables: %w", err))
+	}
+	return nil
 }
 
 // stageL1Locked copies the dirty sectors of the L1 table.

@@ -15,9 +15,9 @@ const unlinkChunk = 1024
 // zero afterwards. It is a hint: what is left of the range at its ends, and
 // clusters that cannot be dropped yet, keep their content.
 func (im *Image) Discard(_ context.Context, off, n int64, f block.Flags) error {
-	return im.mutate(off, n, f, "discard", func() error {
+	return im.mutate(off, n, f, "discard", func() (bool, error) {
 		if im.opts.IgnoreDiscard {
-			return nil
+			return false, nil
 		}
 		first, end := im.wholeClusters(off, n)
 		return im.unlink(first, end, func(error) error { return nil })
@@ -27,28 +27,26 @@ func (im *Image) Discard(_ context.Context, off, n int64, f block.Flags) error {
 // WriteZeroes makes n bytes at off read zero. With MayUnmap whole clusters are
 // dropped; what has no cluster stays without one in either case.
 func (im *Image) WriteZeroes(_ context.Context, off, n int64, f block.Flags) error {
-	return im.mutate(off, n, f, "zero", func() error {
+	return im.mutate(off, n, f, "zero", func() (bool, error) {
 		first, end := im.wholeClusters(off, n)
 		if !f.Has(block.MayUnmap) {
 			end = first
 		}
 		bits := im.geo.ClusterBits
 		if f.Has(block.Fast) && !im.file.Info().ZeroCheap && (first<<bits > off || min(end<<bits, im.size()) < off+n) {
-			return block.ErrNotFast
+			return false, block.ErrNotFast
 		}
 		if first >= end {
-			return im.zeroInPlace(off, n)
+			return false, im.zeroInPlace(off, n)
 		}
 		if err := im.zeroInPlace(off, first<<bits-off); err != nil {
-			return err
+			return false, err
 		}
-		if err := im.unlink(first, end, func(err error) error { return err }); err != nil {
-			return err
+		changed, err := im.unlink(first, end, func(err error) error { return err })
+		if tail := end << bits; err == nil && tail < off+n {
+			err = im.zeroInPlace(tail, off+n-tail)
 		}
-		if tail := end << bits; tail < off+n {
-			return im.zeroInPlace(tail, off+n-tail)
-		}
-		return nil
+		return changed, err
 	})
 }
 
@@ -105,29 +103,29 @@ func (im *Image) zeroSome(off, n int64) (int64, error) {
 }
 
 // unlink clears the entries of the guest clusters from first to end (D1), a
-// chunk at a time. It asks refused what to make of a cluster that cannot be
-// dropped: nil leaves it as it is.
-func (im *Image) unlink(first, end int64, refused func(error) error) error {
+// chunk at a time, and returns whether there were any. It asks refused what to
+// make of a cluster that cannot be dropped: nil leaves it as it is.
+func (im *Image) unlink(first, end int64, refused func(error) error) (changed bool, err error) {
 	for first < end {
-		next, err := im.unlinkSome(first, end, refused)
+		next, some, err := im.unlinkSome(first, end, refused)
+		changed = changed || some
 		if err != nil {
-			return fmt.Errorf("unlink cluster at %d: %w", first<<im.geo.ClusterBits, err)
+			return changed, fmt.Errorf("unlink cluster at %d: %w", next<<im.geo.ClusterBits, err)
 		}
 		first = next
 	}
-	return nil
+	return changed, nil
 }
 
-func (im *Image) unlinkSome(gc, end int64, refused func(error) error) (next int64, err error) {
+func (im *Image) unlinkSome(gc, end int64, refused func(error) error) (next int64, changed bool, err error) {
 	im.region.Lock()
 	defer im.region.Unlock()
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	before := len(im.gone)
 	for budget := unlinkChunk; gc < end && budget > 0; budget-- {
 		s, err := im.l2SliceLocked(gc)
 		if err != nil {
-			return gc, err
+			return gc, changed, err
 		}
 		if s == nil {
 			tableBits := im.geo.ClusterBits - 3
@@ -136,20 +134,24 @@ func (im *Image) unlinkSome(gc, end int64, refused func(error) error) (next int6
 		}
 		i := gc & (1<<im.sliceBits() - 1)
 		e := s.data[i]
+		if e == badEntry {
+			return gc, changed, im.badEntryLocked(gc)
+		}
 		switch decideUnlink(e.Kind(im.geo), e.Copied()) {
 		case actUnlink:
 			s.data[i] = 0
 			im.l2.markDirty(s)
 			im.gone = appendRun(im.gone, run{at: e.Offset() >> im.geo.ClusterBits, n: 1})
+			changed = true
 		case actRefuse:
 			if err := refused(refusal(e.Kind(im.geo), e.Copied())); err != nil {
-				return gc, err
+				return gc, changed, err
 			}
 		}
 		gc++
 	}
-	if len(im.gone) > before {
+	if changed {
 		im.freedLocked()
 	}
-	return gc, nil
+	return gc, changed, nil
 }

@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"tidemark/internal/block"
@@ -10,21 +11,23 @@ import (
 
 // WriteAt writes p at off. It waits for space as long as ctx allows.
 func (im *Image) WriteAt(ctx context.Context, p []byte, off int64, f block.Flags) error {
-	return im.mutate(off, int64(len(p)), f, "write", func() error {
+	return im.mutate(off, int64(len(p)), f, "write", func() (changed bool, err error) {
 		for len(p) > 0 {
-			n, err := im.writeSome(ctx, p, off)
+			n, allocated, err := im.writeSome(ctx, p, off)
+			changed = changed || allocated
 			if err != nil {
-				return fmt.Errorf("write at %d: %w", off, err)
+				return changed, fmt.Errorf("write at %d: %w", off, err)
 			}
 			p, off = p[n:], off+n
 		}
-		return nil
+		return changed, nil
 	})
 }
 
 // mutate is what every mutation of the disk has in common: the checks before,
-// the count of completed mutations and the durability after.
-func (im *Image) mutate(off, n int64, f block.Flags, verb string, do func() error) error {
+// writing the tables if do changed an entry, the count of completed mutations,
+// and the durability after.
+func (im *Image) mutate(off, n int64, f block.Flags, verb string, do func() (changed bool, err error)) error {
 	if err := im.enter(true); err != nil {
 		return err
 	}
@@ -35,28 +38,20 @@ func (im *Image) mutate(off, n int64, f block.Flags, verb string, do func() erro
 	if f.Has(block.NoWait) {
 		return block.ErrWouldBlock
 	}
-	err := do()
+	changed, err := do()
+	if changed {
+		err = errors.Join(err, im.writeTables())
+	}
 	im.completed.Add(1) // also after an error: part of it may be done
-	if err != nil {
-		return err
+	if err == nil && f.Has(block.FUA) {
+		err = im.flush()
 	}
-	if f.Has(block.FUA) || im.tooDirty() {
-		return im.flush()
-	}
-	return nil
-}
-
-// tooDirty reports whether so many L2 slices are dirty that whoever dirties them
-// has to help writing them: they cannot leave the cache.
-func (im *Image) tooDirty() bool {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	return int64(im.l2.dirty)<<im.sliceBits() > im.l2.max/4
+	return err
 }
 
 // writeSome writes the first piece of p, that which lies in one run of host
-// clusters, and returns its length.
-func (im *Image) writeSome(ctx context.Context, p []byte, off int64) (int64, error) {
+// clusters, and returns its length and whether entries were changed for it.
+func (im *Image) writeSome(ctx context.Context, p []byte, off int64) (n int64, allocated bool, err error) {
 	for {
 		im.region.RLock()
 		im.mu.Lock()
@@ -65,31 +60,25 @@ func (im *Image) writeSome(ctx context.Context, p []byte, off int64) (int64, err
 		if err == nil && m.act == actInPlace {
 			_, err = im.file.WriteAt(p[:m.n], m.host)
 			im.region.RUnlock()
-			return m.n, err
+			return m.n, m.allocated, err
 		}
 		im.region.RUnlock()
 		if err != nil {
-			return 0, err
-		}
-		if m.act == actRewrite {
-			n, err := im.rewrite(p[:m.n], off)
-			if n > 0 || err != nil {
-				return n, err
-			}
-			continue // somebody else was faster
+			return 0, false, err
 		}
 		if err := im.waitReady(ctx, m.table); err != nil {
-			return 0, err
+			return 0, false, err
 		}
 	}
 }
 
 // A mapping is where a piece of a write goes.
 type mapping struct {
-	act   action // actInPlace, actRewrite, or actAllocate: clusters are missing
-	host  int64  // bytes in the file
-	n     int64  // bytes
-	table bool   // a cluster for an L2 table is missing too
+	act       action // actInPlace, or actAllocate: clusters are missing
+	host      int64  // bytes in the file
+	n         int64  // bytes
+	allocated bool   // entries were changed
+	table     bool   // a cluster for an L2 table is missing too
 }
 
 // mapWriteLocked finds, and allocates where there is none (W1, W2), the host
@@ -110,8 +99,6 @@ func (im *Image) mapWriteLocked(off, n int64) (mapping, error) {
 		}
 		n = im.ownedLocked(gc, ext)
 		return mapping{act: act, host: ext.Host, n: n}, nil
-	case actRewrite:
-		return mapping{act: act, n: min(n, im.geo.ClusterSize()-inCluster)}, nil
 	case actAllocate:
 		return im.allocateLocked(gc, inCluster, n)
 	}
@@ -151,39 +138,17 @@ func (im *Image) allocateLocked(gc, inCluster, n int64) (mapping, error) {
 	want := im.geo.Clusters(inCluster + n)
 	i := gc & (1<<im.sliceBits() - 1)
 	k := int64(1)
-	for k < want && i+k < int64(len(s.data)) && decideWrite(s.data[i+k].Kind(im.geo), false) == actAllocate {
+	for k < want && i+k < int64(len(s.data)) && decideWrite(s.data[i+k].Kind(im.geo), s.data[i+k].Copied()) == actAllocate {
 		k++
 	}
 	at, k := im.alloc.take(k, false)
 	for j := range k {
+		if old := s.data[i+j].Offset(); old != 0 { // kept by a zero mark
+			im.gone = appendRun(im.gone, run{at: old / cs, n: 1})
+		}
 		s.data[i+j] = format.NewL2Entry((at + j) * cs)
 	}
 	im.l2.markDirty(s)
 	im.prefetchLocked()
-	return mapping{act: actInPlace, host: at*cs + inCluster, n: min(n, k*cs-inCluster)}, nil
-}
-
-// rewrite writes p into a cluster that reads zero but has a host cluster (Z1,
-// Z2). It returns 0 if that has changed meanwhile.
-func (im *Image) rewrite(p []byte, off int64) (int64, error) {
-	gc := off >> im.geo.ClusterBits
-	inCluster := off & (im.geo.ClusterSize() - 1)
-	im.region.Lock()
-	defer im.region.Unlock()
-	im.mu.Lock()
-	e, err := im.entryLocked(gc)
-	im.mu.Unlock()
-	if err != nil || decideWrite(e.Kind(im.geo), e.Copied()) != actRewrite {
-		return 0, err
-	}
-	if err := im.file.WriteZeroes(e.Offset(), im.geo.ClusterSize()); err != nil {
-		return 0, err
-	}
-	if _, err := im.file.WriteAt(p, e.Offset()+inCluster); err != nil {
-		return 0, err
-	}
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	im.barrier = true
-	return int64(len(p)), im.setEntryLocked(gc, format.NewL2Entry(e.Offset()))
+	return mapping{act: actInPlace, host: at*cs + inCluster, n: min(n, k*cs-inCluster), allocated: true}, nil
 }

@@ -52,8 +52,11 @@ type Header struct {
 // lie inside the file is CheckLayout's to say.
 func DecodeHeader(b []byte) (*Header, error) {
 	be := binary.BigEndian
-	if len(b) < 8 || be.Uint32(b) != Magic {
+	if len(b) < 4 || be.Uint32(b) != Magic {
 		return nil, fmt.Errorf("%w: expected the magic \"QFI\\xfb\" at offset 0, found %q", ErrNotQCOW2, b[:min(4, len(b))])
+	}
+	if len(b) < headerLenV2 {
+		return nil, corrupt("header", 0, fmt.Sprintf("%d bytes", len(b)), "at least %d bytes", headerLenV2)
 	}
 	h := &Header{Geometry: Geometry{Version: be.Uint32(b[4:]), RefcountOrder: DefaultRefcountOrder}, Length: headerLenV2}
 	need := headerLenV2
