@@ -102,3 +102,31 @@ func TestAbortWithoutWaiting(t *testing.T) {
 	eventually(t, "gone", func() bool { return ts.Stats().Connections == 0 })
 	require.NoError(t, ts.dial(t, ClientOptions{}).Flush(t.Context()))
 }
+
+// SET_META_CONTEXT replaces what was selected before, also when it fails or asks
+// for nothing.
+func TestLastSetMetaCounts(t *testing.T) {
+	ts := serve(t, Options{}, Export{Name: "x", Device: newMemDevice(4096)})
+	for name, last := range map[string][]byte{
+		"no query": metaRequest{"x", nil}.append(nil), "unknown": metaRequest{"x", []string{"base:other", "a:b"}}.append(nil),
+		"malformed": {1}, "other export": metaRequest{"y", []string{contextAllocation}}.append(nil),
+	} {
+		r := ts.options(t)
+		r.negotiate(true, "x")
+		types := r.option(optSetMeta, last)
+		require.Len(t, types, 1, name)
+		r.enter(optGo, flagFixedNewstyle|flagNoZeroes)
+		r.ask(requestHeader{cmd: cmdBlockStatus, length: 512}, nil, EINVAL)
+	}
+}
+
+// Listing twice is no way to get options for ever.
+func TestListDoesNotLiftTheLimit(t *testing.T) {
+	ts := serve(t, Options{}, Export{Name: "x", Device: newMemDevice(4096)})
+	r := ts.options(t)
+	for range 2 * optionsMax {
+		require.Equal(t, []repType{repServer, repAck}, r.option(optList, nil))
+	}
+	r.send(appendOption(nil, optList, nil))
+	r.closed()
+}
