@@ -189,7 +189,7 @@ func TestPoolFullPatienceEnds(t *testing.T) {
 	}
 	require.ErrorIs(t, err, block.ErrNoSpace)
 	require.InDelta(t, 2.5, took.Seconds(), 0.55, "seconds until ENOSPC")
-	require.Greater(t, acknowledged*size, int64(p.capacity)*3/4, "bytes that found a place")
+	require.Greater(t, acknowledged*size, p.capacity*3/4, "bytes that found a place")
 	require.NoError(t, c.Flush(t.Context()), "flush of what was acknowledged")
 	t.Logf("%d MiB acknowledged, then ENOSPC after %v", acknowledged, took.Round(time.Millisecond))
 
