@@ -85,13 +85,14 @@ func (a *allocator) has(table bool) bool {
 
 // A fill is one reservation in progress.
 type fill struct {
-	fresh bool // only fresh clusters will do
-	since time.Time
+	fresh bool          // only fresh clusters will do
 	done  chan struct{} // closed when err is set
 	err   error
-	// retry ends the wait for a larger file because clusters may have become
-	// free. Image.mu guards it; nil while there is no such wait.
-	retry context.CancelCauseFunc
+
+	// Image.mu guards these two, which are zero while the reservation does not
+	// wait for a larger file.
+	waits time.Time               // since when it does
+	retry context.CancelCauseFunc // ends that because clusters may have become free
 }
 
 var errRetry = errors.New("clusters may have become free")
@@ -131,7 +132,7 @@ func (im *Image) startFillLocked(fresh bool) *fill {
 	if a.fill != nil {
 		return a.fill
 	}
-	f := &fill{fresh: fresh, since: time.Now(), done: make(chan struct{})}
+	f := &fill{fresh: fresh, done: make(chan struct{})}
 	a.fill = f
 	im.tasks.Add(1)
 	go func() {
@@ -160,8 +161,9 @@ func (im *Image) prefetchLocked() {
 	}
 }
 
-// holdGrace is how long a request waits for a reservation before it counts as
-// held: an extension that is just slow is none.
+// holdGrace is how long a reservation waits for a larger file before the requests
+// that wait for it count as held: an extension that is just slow is none, nor is
+// a slow sync.
 const holdGrace = 100 * time.Millisecond
 
 // waitReady waits until clusters can be taken, as long as ctx allows. It holds
@@ -175,9 +177,9 @@ func (im *Image) waitReady(ctx context.Context, table bool) error {
 	f := im.startFillLocked(table)
 	im.mu.Unlock()
 
-	grace := time.NewTimer(holdGrace - time.Since(f.since))
-	defer grace.Stop()
 	hold := block.HoldOf(ctx)
+	look := time.NewTimer(im.untilHeld(f))
+	defer look.Stop()
 	for {
 		select {
 		case <-f.done:
@@ -186,13 +188,28 @@ func (im *Image) waitReady(ctx context.Context, table bool) error {
 			return block.SpaceError(ctx)
 		case <-im.ctx.Done():
 			return block.ErrClosed
-		case <-grace.C:
+		case <-look.C:
+			if left := im.untilHeld(f); left > 0 {
+				look.Reset(left)
+				continue
+			}
 			if err := hold.Begin(); err != nil {
 				return err
 			}
-			defer hold.End()
+			defer hold.End() // once: look is not set again
 		}
 	}
+}
+
+// untilHeld is how long it takes at least until requests that wait for f are
+// held; 0 or less: they are.
+func (im *Image) untilHeld(f *fill) time.Duration {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if f.waits.IsZero() {
+		return holdGrace
+	}
+	return holdGrace - time.Since(f.waits)
 }
 
 // freedLocked tells a reservation that waits for a larger file to look for free

@@ -27,7 +27,11 @@ func TestFaults(t *testing.T) {
 		"EIO, done":         {Err: syscall.EIO, Late: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for i := 1; ; i++ {
+			step := 1
+			if testing.Short() {
+				step = 11
+			}
+			for i := 1; ; i += step {
 				fault.At = i
 				if !faultScenario(t, fault) {
 					require.Greater(t, i, 40, "the scenario became too small")

@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -180,22 +181,17 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64) error {
 	}
 	ctx, cancel := context.WithCancelCause(im.ctx)
 	defer cancel(nil)
-	f.retry = cancel
+	f.retry, f.waits = cancel, time.Now()
 	im.mu.Unlock()
-	defer func() {
-		im.mu.Lock()
-		f.retry = nil
-		im.mu.Unlock()
-	}()
 
 	if full {
-		if err := im.growRefcountTable(ctx, b); err != nil {
-			return err
-		}
-		return errRetry // everything has moved: choose again
+		err := im.growRefcountTable(ctx, b)
+		im.waited(f)
+		return cmp.Or(err, errRetry) // everything has moved: choose again
 	}
 	n = min(n, (b+1)*per-at-block)
 	size, err := im.file.Grow(ctx, (at+block+1)*cs, (at+block+n)*cs)
+	im.waited(f)
 	if err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, errRetry) {
 			return errRetry
@@ -222,6 +218,13 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64) error {
 	im.alloc.end = r.at + r.n
 	im.mu.Unlock()
 	return nil
+}
+
+// waited notes that f waits for a larger file no more.
+func (im *Image) waited(f *fill) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	f.retry, f.waits = nil, time.Time{}
 }
 
 // claimZero reports whether r reads zero, because nobody has written behind the
