@@ -43,19 +43,74 @@ func TestBudgetsShareAPool(t *testing.T) {
 
 // A connection that dies while it waits for the others leaves nothing behind.
 func TestBudgetClosedWhileItWaits(t *testing.T) {
-	p := newPool(payloadBytesMax)
-	a, b := newBudget(p, inFlightBytesMax), newBudget(p, inFlightBytesMax)
-	require.True(t, a.acquire(payloadBytesMax))
-	require.True(t, a.acquire(ownBytes))
-	require.True(t, b.acquire(100))
-	got := make(chan bool, 1)
-	go func() { got <- b.acquire(payloadBytesMax) }()
-	b.close()
-	require.False(t, <-got)
-	b.release(100)
-	require.Zero(t, b.bytes)
-	require.Zero(t, b.requests)
-	require.EqualValues(t, payloadBytesMax, p.used)
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(payloadBytesMax)
+		a, b := newBudget(p, inFlightBytesMax), newBudget(p, inFlightBytesMax)
+		require.True(t, a.acquire(payloadBytesMax))
+		require.True(t, a.acquire(ownBytes))
+		require.True(t, b.acquire(100))
+		got := make(chan bool, 1)
+		go func() { got <- b.acquire(payloadBytesMax) }()
+		synctest.Wait()
+		require.Empty(t, got, "it waits")
+		b.close()
+		require.False(t, <-got)
+		b.release(100)
+		require.Zero(t, b.bytes)
+		require.Zero(t, b.requests)
+		require.EqualValues(t, payloadBytesMax, p.used)
+	})
+}
+
+// Held requests leave the budget and come back to it, those over the limit stay
+// in it; one that has stopped waiting is not ended any more.
+func TestHoldMovesBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := NewServer(Options{MaxHeld: 1, Patience: -1})
+		s := newSession(srv, nil, nil, srv.opts.Logger, terms{})
+		var rqs []*request
+		for range 2 {
+			require.True(t, s.budget.acquire(4096))
+			rqs = append(rqs, &request{s: s, cost: 4096, space: newSpaceContext(s.ctx, time.Now(), -1)})
+		}
+		held, over := rqs[0], rqs[1]
+		for range 2 {
+			require.NoError(t, held.Begin())
+			require.NoError(t, held.Begin(), "twice is once")
+			require.NoError(t, over.Begin())
+			require.Equal(t, 4096, s.budget.bytes)
+			require.EqualValues(t, 4096, srv.held.used)
+			held.End()
+			held.End()
+			over.End()
+			require.Equal(t, 2*4096, s.budget.bytes)
+			require.Zero(t, srv.held.used)
+			time.Sleep(2 * overGrace)
+			require.NoError(t, over.space.Err())
+		}
+		require.NoError(t, held.Begin())
+		require.NoError(t, over.Begin())
+		time.Sleep(2 * overGrace)
+		require.NoError(t, held.space.Err())
+		require.ErrorIs(t, block.SpaceError(over.space), ErrNoSpace)
+		held.space.free()
+		over.space.free()
+	})
+}
+
+// A buffer that a Device was using when it panicked is not used again.
+func TestPanicKeepsTheBuffer(t *testing.T) {
+	d := newMemDevice(4096)
+	d.before = func(_ context.Context, op string, _, _ int64, _ block.Flags) error {
+		if op == "write" {
+			panic("on purpose")
+		}
+		return nil
+	}
+	ts := serve(t, Options{}, Export{Device: d})
+	require.Error(t, ts.dial(t, ClientOptions{}).WriteAt(t.Context(), make([]byte, 512), 0, 0))
+	eventually(t, "gone", func() bool { return ts.Stats().Connections == 0 })
+	require.Nil(t, ts.buffers.classes[0].Get())
 }
 
 // The pool's limit is the server's: a connection waits until another has
