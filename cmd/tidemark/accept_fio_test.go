@@ -29,13 +29,14 @@ type fioReport struct {
 	SlowestWrite time.Duration
 }
 
-// startFio starts fio's NBD engine.
+// startFio starts fio's NBD engine. Jobs are threads: as processes they leave
+// the process group, and would outlive a fio that is killed.
 func startFio(t testing.TB, s *server, options ...string) *fio {
 	t.Helper()
 	tool := testenv.Tool(t, "fio")
 	f := &fio{t: t, report: filepath.Join(t.TempDir(), "fio.json")}
 	cmd := testenv.Command(t, tool, append([]string{"--name=job", "--ioengine=nbd", "--uri=" + s.uri(),
-		"--group_reporting", "--verify_state_save=0", "--output-format=json", "--output=" + f.report}, options...)...)
+		"--thread", "--group_reporting", "--verify_state_save=0", "--output-format=json", "--output=" + f.report}, options...)...)
 	cmd.Dir = filepath.Dir(f.report)
 	diesWithUs(cmd)
 	f.proc = testenv.Start(t, cmd)
