@@ -433,7 +433,8 @@ func (f txFlags) has(want txFlags) bool { return f&want == want }
 
 const (
 	magicRequest uint32 = 0x25609513
-	requestBytes        = 28
+
+	requestBytes = 28
 )
 
 // command is the type of a request.
