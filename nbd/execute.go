@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,7 +18,7 @@ func (s *session) serve(rq *request) error {
 		return s.replyError(rq, rq.failure)
 	}
 	if mayWait(rq.header.cmd) {
-		rq.space = newSpaceContext(s.ctx, rq.received, s.srv.opts.Patience)
+		rq.space = newSpaceContext(s.ctx, rq.received, cmp.Or(s.export.Patience, s.srv.opts.Patience))
 	}
 	switch rq.header.cmd {
 	case cmdRead:

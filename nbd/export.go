@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 	"unicode/utf8"
 )
 
@@ -19,6 +20,8 @@ type Export struct {
 	Device Device
 	// ReadOnly refuses writes, whatever the Device is able to do.
 	ReadOnly bool
+	// Patience is the export's own; 0 is Options.Patience.
+	Patience time.Duration
 	// NoMultiConn keeps from clients that several connections are as good as
 	// one, also if the Device's Info says so.
 	NoMultiConn bool

@@ -136,10 +136,16 @@ func TestHeldWritesLeaveTheBudget(t *testing.T) {
 	}
 }
 
-// The patience ends a wait with ENOSPC; a flush has none.
+// The patience ends a wait with ENOSPC; a flush has none. An export's own goes
+// before the server's.
 func TestPatience(t *testing.T) {
+	const patience = 7 * time.Second
+	testPatience(t, patience, Options{Patience: patience}, Export{})
+	testPatience(t, patience, Options{Patience: -1}, Export{Patience: patience})
+}
+
+func testPatience(t *testing.T, patience time.Duration, o Options, x Export) {
 	synctest.Test(t, func(t *testing.T) {
-		const patience = 7 * time.Second
 		d := newMemDevice(1 << 20)
 		d.setFull()
 		d.before = func(ctx context.Context, op string, _, _ int64, _ block.Flags) error {
@@ -148,7 +154,8 @@ func TestPatience(t *testing.T) {
 			}
 			return nil
 		}
-		srv, c := pipeClient(t, Options{Patience: patience}, Export{Device: d})
+		x.Device = d
+		srv, c := pipeClient(t, o, x)
 		start := time.Now()
 		require.ErrorIs(t, c.WriteAt(t.Context(), make([]byte, 512), 0, 0), ErrNoSpace)
 		require.Equal(t, patience, time.Since(start))

@@ -223,6 +223,20 @@ func TestHangUpOverTheWire(t *testing.T) {
 }
 
 // The manager dies while a request is held and comes back with more space.
+// The manager tells its patience to those that serve volumes.
+func TestPatienceIsTold(t *testing.T) {
+	for _, want := range []time.Duration{0, 1500 * time.Millisecond} {
+		sock, o := socketPath(t), testOptions()
+		o.Patience = want
+		serve(t, t.TempDir(), sock, o)
+		c := dial(t, sock)
+		create(t, c, "a", gib)
+		h, err := c.Volume(t.Context(), "a")
+		require.NoError(t, err)
+		require.Equal(t, want, h.Patience())
+	}
+}
+
 func TestExtendOutlivesTheManager(t *testing.T) {
 	dir, sock := t.TempDir(), socketPath(t)
 	m, kill := serve(t, dir, sock, testOptions())

@@ -54,6 +54,12 @@ func (h *VolumeHandle) Path() string { return h.info.Path }
 // Bound is the size in bytes that the volume is never extended beyond.
 func (h *VolumeHandle) Bound() int64 { return h.info.Bound }
 
+// Patience is how long a write to the volume may wait for space, as the pool
+// says; 0 if it says nothing.
+func (h *VolumeHandle) Patience() time.Duration {
+	return time.Duration(h.info.PatienceMS) * time.Millisecond
+}
+
 // Extend makes the volume at least need bytes long and, as far as the pool has
 // the space, want bytes. While the pool is full, or its manager is dead or
 // restarting, it waits as long as ctx allows. An error that is final says so by

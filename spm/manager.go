@@ -61,6 +61,10 @@ type Options struct {
 	// exceeds. It is kept; given again it may only be larger. A new pool needs
 	// it.
 	Capacity int64
+	// Patience is how long a write to a volume of this pool may wait for space
+	// until its guest gets ENOSPC. The manager only tells it to those that
+	// serve volumes. Default: it is for them to say.
+	Patience time.Duration
 	// Images makes qcow2 images; without it there are raw volumes only.
 	Images Images
 	// Holder tells who holds a volume. Default: by QEMU's image locks.

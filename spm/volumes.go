@@ -100,7 +100,7 @@ func (m *Manager) describeLocked(v *volume) Volume {
 		Name: v.name, ImageUUID: v.image.String(), VolumeUUID: v.id.String(), Generation: v.meta.Generation,
 		DomainUUID: m.ident.domain.String(), Format: v.meta.wireFormat(), Size: v.meta.Capacity,
 		Granted: v.size, Bound: v.bound, Path: v.path, Created: time.Unix(v.meta.Created, 0).UTC(),
-		Extensions: v.extensions,
+		Extensions: v.extensions, PatienceMS: m.o.Patience.Milliseconds(),
 	}
 }
 

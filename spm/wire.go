@@ -91,6 +91,8 @@ type Volume struct {
 	Path       string    `json:"path"`
 	Created    time.Time `json:"created"`
 	Extensions int64     `json:"extensions"` // since the manager started
+	// PatienceMS is what Options.Patience says, in milliseconds; 0: nothing.
+	PatienceMS int64 `json:"patience_ms,omitempty"`
 }
 
 // A VolumeReply is about one volume.

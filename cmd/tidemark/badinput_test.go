@@ -38,7 +38,7 @@ func badImages() []badImage {
 		{"empty", replaced(nil), []string{"not a QCOW2 image"}, false},
 		{"foreign", replaced(bytes.Repeat([]byte("conectix"), 100)), foreign, false},
 		{"zeroes", replaced(make([]byte, 1<<20)), foreign, false},
-		{"only the magic", replaced([]byte("QFI\xfb")), []string{"not a QCOW2 image"}, false},
+		{"only the magic", replaced([]byte("QFI\xfb")), []string{"expected at least 72 bytes, found 4 bytes"}, false},
 		{"truncated header", func(t *testing.T, p string) { require.NoError(t, os.Truncate(p, 100)) }, []string{"expected", "found"}, false},
 		{"truncated tables", func(t *testing.T, p string) { require.NoError(t, os.Truncate(p, 65536+512)) }, []string{"L1 table", "expected", "66048 bytes", "found"}, false},
 		{"version 9", at(4, 0, 0, 0, 9), []string{"version 9"}, false},

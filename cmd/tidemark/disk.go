@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
@@ -49,6 +50,8 @@ type disk struct {
 	file  block.File // below the image
 	thin  *thin.File // file, if it is a volume that may grow; else nil
 	path  string
+	// patience is what the volume's pool says; 0: nothing.
+	patience time.Duration
 }
 
 // openDisk opens the image that spec names, and nothing else. ctx bounds the
@@ -84,7 +87,7 @@ func (d *disk) openFile(ctx context.Context) error {
 			return fmt.Errorf("open volume %s: its format is %s: %w; use a volume of format qcow2",
 				d.spec.Image, format, block.ErrUnsupported)
 		}
-		handle, d.path = h, h.Path()
+		handle, d.path, d.patience = h, h.Path(), h.Patience()
 	}
 	o := hostfile.Options{ReadOnly: d.spec.ReadOnly, Fixed: handle != nil}
 	if d.spec.ForceShare {

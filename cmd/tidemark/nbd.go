@@ -125,7 +125,7 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 	f.IntVarP(&o.shared, "shared", "e", 0, "serve at most NUM clients at a time, the next one waits; 0 is no limit")
 	f.IntVar(&o.maxConnections, "max-connections", 100, "close connections above this number")
 	f.BoolVarP(&o.persistent, "persistent", "t", false, "do not exit when the last client has gone")
-	f.DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC")
+	f.DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC; a volume's default is its pool's")
 	f.IntVar(&o.handshake, "handshake-limit", 10, "seconds that a client has for its handshake")
 
 	cacheFlag(c, "cache", "")
@@ -174,6 +174,7 @@ type nbdPlan struct {
 	persistent       bool
 	pidFile          string
 	server           nbd.Options // without the logger
+	patient          bool        // --patience was given: it goes before that of a pool
 }
 
 type nbdExport struct {
@@ -186,6 +187,7 @@ func (o *nbdOptions) plan(images []string, changed func(string) bool, env string
 	p := nbdPlan{
 		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile,
 		ignoreDiscard: o.discard.value == "ignore" || o.discard.value == "off",
+		patient:       changed("patience"),
 		server: nbd.Options{MaxConnections: o.maxConnections, Patience: o.patience,
 			HandshakeTimeout: time.Duration(o.handshake) * time.Second},
 	}

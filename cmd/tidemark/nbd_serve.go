@@ -108,10 +108,14 @@ func (s *nbdService) export(ctx context.Context, x nbdExport) error {
 	s.disks = append(s.disks, d)
 	s.opened(d.Close)
 	s.log.Info("export is ready", x.logAttrs(d))
-	return s.server.AddExport(nbd.Export{
+	export := nbd.Export{
 		Name: x.name, Description: x.description, Device: d.Device(),
 		ReadOnly: s.plan.readOnly, NoMultiConn: s.plan.shared == 1,
-	})
+	}
+	if !s.plan.patient {
+		export.Patience = d.patience
+	}
+	return s.server.AddExport(export)
 }
 
 // adviseVolume says what to do when a volume is not there that may be a file.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -35,13 +36,13 @@ may only be larger than before.`,
 	}
 	addPoolFlags(c.Flags(), o)
 	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of the API (default DIR/spm.sock)")
+	c.Flags().DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC, unless tidemark nbd says otherwise")
 	c.Flags().String("state", "", "directory for a cache; a pool in a directory needs none")
 	const noGroup = "a pool on a volume group is not available yet; use --dir DIR --capacity SIZE"
 	refuse(
 		c,
 		refusal{"vg", "", true, noGroup},
 		refusal{"devices", "", true, noGroup},
-		refusal{"patience", "", true, "how long a write waits for space is for the front end to say; use tidemark nbd --patience D, or tidemark run --patience D"},
 	)
 	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -69,6 +70,7 @@ type poolOptions struct {
 	dir      string
 	capacity bytesFlag
 	socket   string // of the API; "" is spm.sock in dir
+	patience time.Duration
 }
 
 func addPoolFlags(f *pflag.FlagSet, o *poolOptions) {
@@ -78,6 +80,9 @@ func addPoolFlags(f *pflag.FlagSet, o *poolOptions) {
 
 // check finds the mistakes that need no look at the disk.
 func (o *poolOptions) check() error {
+	if o.patience < 0 {
+		return fmt.Errorf("--patience %v: expected more than nothing, such as 20s", o.patience)
+	}
 	switch {
 	case o.dir == "":
 		return errors.New("where is the pool? give --dir DIR, and --capacity SIZE for a new one")
@@ -101,7 +106,7 @@ func openPool(o *poolOptions, log *slog.Logger) (*pool, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	m, err := spm.Open(o.dir, spm.Options{Capacity: int64(o.capacity), Images: images{}, Log: log})
+	m, err := spm.Open(o.dir, spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Images: images{}, Log: log})
 	if err != nil {
 		return nil, adviseDir(err)
 	}

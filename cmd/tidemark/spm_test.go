@@ -43,7 +43,7 @@ func TestSPMMistakes(t *testing.T) {
 		{"--dir POOL --capacity much", "--capacity much"},
 		{"--vg vg0", "--vg: a pool on a volume group is not available yet"},
 		{"--dir POOL --devices /dev/sda", "--devices: a pool on a volume group"},
-		{"--dir POOL --patience 5s", "use tidemark nbd --patience"},
+		{"--dir POOL --patience -5s", "--patience -5s: expected more than nothing"},
 		{"--dir POOL --capacity 1G vg0", `found the argument "vg0"`},
 		{"--dir POOL --capacity 1G --nix", "unknown flag: --nix"},
 		{"--dir FILE --capacity 1G", "choose a directory, not a file"},

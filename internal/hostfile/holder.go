@@ -38,7 +38,7 @@ func holders(file os.FileInfo, selfPid, selfFd int) string {
 		if !holdsLock(filepath.Join(proc, "fdinfo", n)) {
 			continue
 		}
-		if name := processName(proc, pid, selfPid); !slices.Contains(names, name) {
+		if name := processName(proc, pid); !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 	}
@@ -62,10 +62,7 @@ func holdsLock(fdinfo string) bool {
 	return false
 }
 
-func processName(proc, pid string, selfPid int) string {
-	if pid == strconv.Itoa(selfPid) {
-		return fmt.Sprintf("this process (pid %s)", pid)
-	}
+func processName(proc, pid string) string {
 	comm, err := os.ReadFile(filepath.Join(proc, "comm"))
 	if err != nil {
 		comm = []byte("a process")

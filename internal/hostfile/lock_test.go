@@ -31,7 +31,7 @@ func TestLockAgainstOurselves(t *testing.T) {
 				continue
 			}
 			require.ErrorIs(t, err, block.ErrInUse, "%s, then %s", first.name, second.name)
-			require.ErrorContains(t, err, fmt.Sprintf("this process (pid %d)", os.Getpid()))
+			require.ErrorContains(t, err, fmt.Sprintf("hostfile.test (pid %d)", os.Getpid()))
 		}
 		// What failed or was closed has taken nothing from the first.
 		over, err := hostfile.Create(path, 4096, hostfile.CreateOptions{Overwrite: true})
@@ -41,7 +41,7 @@ func TestLockAgainstOurselves(t *testing.T) {
 		}
 		who, err := hostfile.Holder(path)
 		require.NoError(t, err)
-		require.Equal(t, fmt.Sprintf("this process (pid %d)", os.Getpid()), who)
+		require.Equal(t, fmt.Sprintf("hostfile.test (pid %d)", os.Getpid()), who)
 	}
 	require.NoError(t, f.Close())
 	who, err := hostfile.Holder(path)
