@@ -85,17 +85,25 @@ func (a *allocator) has(table bool) bool {
 
 // A fill is one reservation in progress.
 type fill struct {
-	fresh bool          // only fresh clusters will do
+	fresh bool // only fresh clusters will do
+	// ahead of use: it takes what can be had at once, and does not wait for a
+	// larger file. Others do, for as long as a request waits for them.
+	ahead bool
 	done  chan struct{} // closed when err is set
 	err   error
 
-	// Image.mu guards these two, which are zero while the reservation does not
-	// wait for a larger file.
-	waits time.Time               // since when it does
-	retry context.CancelCauseFunc // ends that because clusters may have become free
+	// Image.mu guards what follows.
+	waiters int // requests that wait for it
+	// While it waits for a larger file: since when, and how to end that.
+	waits time.Time
+	stop  context.CancelCauseFunc
 }
 
-var errRetry = errors.New("clusters may have become free")
+// What ends the wait of a reservation for a larger file from our side.
+var (
+	errRetry  = errors.New("clusters may have become free")
+	errNobody = errors.New("no request waits any more")
+)
 
 // startAllocator finds the image's end. A file that ends inside the image's
 // last cluster is made longer, so that the whole cluster can be written; one
@@ -126,13 +134,13 @@ func (im *Image) startAllocator(ctx context.Context) error {
 	return nil
 }
 
-// startFillLocked starts a reservation, or joins the one in progress.
-func (im *Image) startFillLocked(fresh bool) *fill {
+// startFillLocked starts a reservation, or returns the one in progress.
+func (im *Image) startFillLocked(fresh, ahead bool) *fill {
 	a := &im.alloc
 	if a.fill != nil {
 		return a.fill
 	}
-	f := &fill{fresh: fresh, done: make(chan struct{})}
+	f := &fill{fresh: fresh, ahead: ahead, done: make(chan struct{})}
 	a.fill = f
 	im.tasks.Add(1)
 	go func() {
@@ -157,7 +165,7 @@ const prefetchPause = time.Second
 func (im *Image) prefetchLocked() {
 	a := &im.alloc
 	if a.fill == nil && a.readyClusters() < a.batch/2 && a.end < a.bound && time.Since(a.failed) > prefetchPause {
-		im.startFillLocked(false)
+		im.startFillLocked(false, true)
 	}
 }
 
@@ -169,14 +177,31 @@ const holdGrace = 100 * time.Millisecond
 // waitReady waits until clusters can be taken, as long as ctx allows. It holds
 // no lock. When it returns nil others may have been faster: look again.
 func (im *Image) waitReady(ctx context.Context, table bool) error {
-	im.mu.Lock()
-	if im.alloc.has(table) {
+	for {
+		im.mu.Lock()
+		if im.alloc.has(table) {
+			im.mu.Unlock()
+			return nil
+		}
+		f := im.startFillLocked(table, false)
+		f.waiters++
 		im.mu.Unlock()
-		return nil
+		err := im.waitFill(ctx, f)
+		im.mu.Lock()
+		if f.waiters--; f.waiters == 0 && f.stop != nil {
+			f.stop(errNobody)
+		}
+		im.mu.Unlock()
+		if err == nil || !errors.Is(err, errNobody) && !(f.ahead && ctx.Err() == nil && im.ctx.Err() == nil) {
+			return err
+		}
+		// It was a reservation ahead of use, which does not wait for space, or
+		// had been given up when this request came.
 	}
-	f := im.startFillLocked(table)
-	im.mu.Unlock()
+}
 
+// waitFill waits for one reservation, and reports to the Hold of ctx.
+func (im *Image) waitFill(ctx context.Context, f *fill) error {
 	hold := block.HoldOf(ctx)
 	look := time.NewTimer(im.untilHeld(f))
 	defer look.Stop()
@@ -216,7 +241,7 @@ func (im *Image) untilHeld(f *fill) time.Duration {
 // clusters again.
 func (im *Image) freedLocked() {
 	im.alloc.frees++
-	if f := im.alloc.fill; f != nil && !f.fresh && f.retry != nil {
-		f.retry(errRetry)
+	if f := im.alloc.fill; f != nil && !f.fresh && f.stop != nil {
+		f.stop(errRetry)
 	}
 }

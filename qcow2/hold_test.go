@@ -23,6 +23,7 @@ type pool struct {
 	mu    sync.Mutex
 	limit int64
 	more  chan struct{} // closed and replaced when limit rises
+	queue int           // calls of Grow that wait
 }
 
 func newPool(limit int64) *pool {
@@ -33,16 +34,30 @@ func (p *pool) Grow(ctx context.Context, need, want int64) (int64, error) {
 	for {
 		p.mu.Lock()
 		limit, more := p.limit, p.more
+		if need > limit && ctx.Err() == nil {
+			p.queue++
+		}
 		p.mu.Unlock()
 		if need <= limit {
 			return p.Disk.Grow(ctx, need, min(want, limit))
 		}
+		if ctx.Err() != nil {
+			return p.Size(), block.SpaceError(ctx)
+		}
 		select {
 		case <-more:
 		case <-ctx.Done():
-			return p.Size(), block.SpaceError(ctx)
 		}
+		p.mu.Lock()
+		p.queue--
+		p.mu.Unlock()
 	}
+}
+
+func (p *pool) waiting() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.queue
 }
 
 func (p *pool) Shrink(context.Context, int64, int64) error { return block.ErrUnsupported }
@@ -69,6 +84,8 @@ func fullImage(t *testing.T) (p *pool, im *qcow2.Image, used int64) {
 		cancel()
 		if err != nil {
 			require.ErrorIs(t, err, block.ErrNoSpace)
+			synctest.Wait()
+			require.Zero(t, p.waiting(), "nobody waits, so the pool is not asked")
 			require.NoError(t, im.Flush(ctx))
 			return p, im, used
 		}
@@ -84,8 +101,10 @@ func TestHeldWrite(t *testing.T) {
 		began := time.Now()
 		held := make(chan error, 1)
 		data := []byte{1: 1, 4095: 7}
+		require.Zero(t, p.waiting())
 		go func() { held <- im.WriteAt(ctx, data, used, 0) }()
 		synctest.Wait()
+		require.Equal(t, 1, p.waiting())
 
 		// Everything that needs no space goes on, at once.
 		got := make([]byte, 1<<16)

@@ -179,9 +179,8 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64) error {
 		im.mu.Unlock()
 		return errRetry
 	}
-	ctx, cancel := context.WithCancelCause(im.ctx)
+	ctx, cancel := im.growContextLocked(f)
 	defer cancel(nil)
-	f.retry, f.waits = cancel, time.Now()
 	im.mu.Unlock()
 
 	if full {
@@ -193,8 +192,8 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64) error {
 	size, err := im.file.Grow(ctx, (at+block+1)*cs, (at+block+n)*cs)
 	im.waited(f)
 	if err != nil {
-		if cause := context.Cause(ctx); errors.Is(cause, errRetry) {
-			return errRetry
+		if cause := context.Cause(ctx); errors.Is(cause, errRetry) || errors.Is(cause, errNobody) {
+			return cause
 		}
 		return err
 	}
@@ -220,11 +219,27 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64) error {
 	return nil
 }
 
+// growContextLocked is the context for f's wait for a larger file. Ahead of use
+// there is none: a deadline that has passed already asks for what is there.
+func (im *Image) growContextLocked(f *fill) (context.Context, context.CancelCauseFunc) {
+	ctx := im.ctx
+	release := func() {}
+	if f.ahead {
+		ctx, release = context.WithDeadline(ctx, time.Now())
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	if f.waiters == 0 && !f.ahead {
+		cancel(errNobody)
+	}
+	f.stop, f.waits = cancel, time.Now()
+	return ctx, func(cause error) { cancel(cause); release() }
+}
+
 // waited notes that f waits for a larger file no more.
 func (im *Image) waited(f *fill) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	f.retry, f.waits = nil, time.Time{}
+	f.stop, f.waits = nil, time.Time{}
 }
 
 // claimZero reports whether r reads zero, because nobody has written behind the

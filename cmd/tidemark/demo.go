@@ -253,15 +253,13 @@ func (d *demo) note(s status) {
 // compare reads everything back.
 func (d *demo) compare(ctx context.Context, clients []*nbd.Client) error {
 	began := time.Now()
-	buffers := sync.Pool{New: func() any { return new([demoBlock]byte) }}
 	err := each(ctx, clients, int64(d.o.size), func(ctx context.Context, c *nbd.Client, p []byte, off int64) error {
 		if err := c.ReadAt(ctx, p, off, 0); err != nil {
 			return err
 		}
-		want := buffers.Get().(*[demoBlock]byte)
-		defer buffers.Put(want)
-		pattern(want[:], d.o.seed, off)
-		return firstDifference(p, want[:], off)
+		want := make([]byte, len(p))
+		pattern(want, d.o.seed, off)
+		return firstDifference(p, want, off)
 	})
 	if err != nil {
 		return fmt.Errorf("demo: read back: %w", err)

@@ -35,7 +35,8 @@ type File interface {
 	// enough returns at once, but must still be asked: the call is also how a
 	// thin volume learns how far its writer has come.
 	//
-	// When there is no space the error is, or wraps, ErrNoSpace if ctx's
+	// A deadline that has passed already asks for what can be had without
+	// waiting. When there is no space the error is, or wraps, ErrNoSpace if ctx's
 	// deadline passed or waiting is pointless, context.Canceled if ctx was
 	// cancelled.
 	Grow(ctx context.Context, need, want int64) (size int64, err error)

@@ -154,7 +154,7 @@ func (f *File) Grow(ctx context.Context, need, want int64) (int64, error) {
 	if f.inner.Info().ReadOnly {
 		return 0, fmt.Errorf("%s: grow to %d bytes: %w", f.o.Name, need, block.ErrReadOnly)
 	}
-	w, size, err := f.enter(need, want)
+	w, size, err := f.enter(ctx, need, want)
 	f.decideAgain()
 	if w == nil {
 		return size, err
@@ -163,7 +163,7 @@ func (f *File) Grow(ctx context.Context, need, want int64) (int64, error) {
 }
 
 // enter answers a Grow that needs no wait, or registers one that does.
-func (f *File) enter(need, want int64) (*waiter, int64, error) {
+func (f *File) enter(ctx context.Context, need, want int64) (*waiter, int64, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
@@ -174,6 +174,8 @@ func (f *File) enter(need, want int64) (*waiter, int64, error) {
 		return nil, f.size, nil
 	case f.o.Bound > 0 && need > f.o.Bound:
 		return nil, 0, boundError(f.o.Name, need, f.o.Bound)
+	case ctx.Err() != nil:
+		return nil, f.size, block.SpaceError(ctx) // it asks for what is there, and waits for nothing
 	}
 	w := &waiter{need: need, want: want, since: f.o.Now(), done: make(chan struct{})}
 	f.waiters[w] = struct{}{}

@@ -239,6 +239,22 @@ func TestGrowDeadlineIsNoSpace(t *testing.T) {
 	})
 }
 
+// A deadline that has passed asks for what is there, and the pool for nothing.
+func TestGrowWithoutWaiting(t *testing.T) {
+	thinTest(t, 128*mib, 0, Options{}, func(t *testing.T, f *File, pool *fakePool) {
+		calls := len(pool.calls)
+		ctx, cancel := context.WithDeadline(t.Context(), time.Now())
+		defer cancel()
+		_, err := f.Grow(ctx, 200*mib, 200*mib)
+		require.ErrorIs(t, err, block.ErrNoSpace)
+		synctest.Wait()
+		require.Len(t, pool.calls, calls)
+		size, err := f.Grow(ctx, mib, 200*mib)
+		require.NoError(t, err)
+		require.EqualValues(t, 128*mib, size)
+	})
+}
+
 func TestGrowCancelStaysACancellation(t *testing.T) {
 	thinTest(t, 128*mib, 0, Options{}, func(t *testing.T, f *File, _ *fakePool) {
 		ctx, cancel := context.WithCancel(t.Context())
