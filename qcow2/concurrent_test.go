@@ -32,7 +32,7 @@ func TestConcurrent(t *testing.T) {
 			var wg sync.WaitGroup
 			for c := range clients {
 				wg.Go(func() {
-					errs[c] = client(ctx, im, testenv.Rand(seed+uint64(c)), c, clients, region, rounds)
+					errs[c] = client(ctx, im, testenv.Rand(seed+uint64(c)), c, clients, region, rounds, 0)
 				})
 			}
 			wg.Wait()
@@ -43,10 +43,51 @@ func TestConcurrent(t *testing.T) {
 	}
 }
 
-// client owns every clients-th piece of region sectors.
-func client(ctx context.Context, im *qcow2.Image, rng *rand.Rand, number, clients, region, rounds int) error {
+// TestSettleConcurrent opens an image whose writer died and uses it at once, in
+// the middle of settling: nothing that is in use is given back, and everything
+// else is.
+func TestSettleConcurrent(t *testing.T) {
+	const clients, region = 8, 24
+	for range scaled(24) {
+		seed, _ := testenv.Seed(t)
+		ctx := context.Background()
+		d := simdisk.New(0, simdisk.Options{Foreign: true, DiscardForeign: true})
+		require.NoError(t, qcow2.Create(ctx, d, qcow2.CreateOptions{Size: 4 << 20, ClusterSize: 4096}))
+		im, err := qcow2.Open(ctx, d, qcow2.Options{ReserveBytes: 256 << 10})
+		require.NoError(t, err)
+		p := make([]byte, 4<<20)
+		stamp(p, 1)
+		for off := int64(0); off < int64(len(p)); off += 64 << 10 {
+			require.NoError(t, im.WriteAt(ctx, p[off:off+64<<10], off, 0))
+		}
+		left := d.Crash(simdisk.KeepAll)
+		require.NoError(t, im.Close())
+
+		im, err = qcow2.Open(ctx, left, qcow2.Options{ReserveBytes: 256 << 10})
+		require.NoError(t, err)
+		errs := make([]error, clients)
+		var wg sync.WaitGroup
+		for c := range clients {
+			wg.Go(func() {
+				errs[c] = client(ctx, im, testenv.Rand(seed+uint64(c)), c, clients, region, 40, 1)
+			})
+		}
+		wg.Wait()
+		require.NoError(t, errors.Join(errs...))
+		<-im.Settled()
+		require.NoError(t, im.Close())
+		requireClean(t, left)
+	}
+}
+
+// client owns every clients-th piece of region sectors, which hold the version
+// initial.
+func client(ctx context.Context, im *qcow2.Image, rng *rand.Rand, number, clients, region, rounds int, initial uint64) error {
 	pieces := 4 << 20 / sector / (clients * region)
 	versions := make([]uint64, pieces)
+	for i := range versions {
+		versions[i] = initial
+	}
 	p := make([]byte, region*sector)
 	for i := range rounds {
 		piece := rng.IntN(pieces)

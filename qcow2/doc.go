@@ -33,7 +33,7 @@
 //	R3  where a refcount block is missing: the block, Sync, its entry in the
 //	    refcount table, Sync
 //	R4  zero what is not known to read zero
-//	R5  write the counts 1; Sync
+//	R5  write the list of what is reserved, and the counts 1; Sync
 //	R6  the clusters are ready: counted, reading zero, both durably
 //
 // A crash in R2 to R5 leaves at most leaks; an error in R3 to R5 that is not
@@ -76,6 +76,9 @@
 // Big changes (table growth, resize.go and refcount.go): build the new table
 // beside the old one, Sync, switch with one write of the header's first sector,
 // Sync; the old table's clusters are unlinked.
+//
+// What a writer that died had reserved is given back after the next open, in the
+// background: settle.go.
 //
 // Closing: commit, count the ready clusters 0 again, Sync, shrink the file to
 // the image's end, Sync.

@@ -86,6 +86,13 @@ type Image struct {
 	refs    refcounts
 	alloc   allocator
 	gone    []run // clusters that no entry names any more; the next commit frees them
+	// listAt is where the list of reserved clusters is in the file, 0 if the
+	// image has none. suspects are what it listed at open, nil when that is
+	// settled. See settle.go.
+	listAt   int64
+	listed   []run // by the last list, without suspects
+	suspects *clusterSet
+	settled  chan struct{} // closed when settling has ended
 }
 
 // Open opens the image in f. It reads the header, the L1 table and the refcount
@@ -106,6 +113,9 @@ func Open(ctx context.Context, f block.File, o Options) (*Image, error) {
 		return nil, fmt.Errorf("open image: %w", err)
 	}
 	im.header, im.geo = h, h.Geometry
+	// A process that died before this one may have left completed writes in the
+	// host's cache. The first flush covers them, as if they were ours.
+	im.completed.Store(1)
 	if err := im.load(ctx); err != nil {
 		return nil, fmt.Errorf("open image: %w", err)
 	}
@@ -133,7 +143,11 @@ func (im *Image) load(ctx context.Context) error {
 	if err := im.startAllocator(ctx); err != nil {
 		return err
 	}
-	return im.clearAutoclear()
+	if err := im.clearAutoclear(); err != nil {
+		return err
+	}
+	im.startSettling()
+	return nil
 }
 
 // poison latches the first error after which nothing may be reported as

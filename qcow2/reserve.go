@@ -17,6 +17,15 @@ const scanSlices = 64
 
 // reserve makes clusters ready (R1 to R6).
 func (im *Image) reserve(f *fill) error {
+	if im.nearBound() {
+		// Leaks are settled before the image becomes larger than it must.
+		// Settling needs allocating, so this waits without it.
+		select {
+		case <-im.settled:
+		case <-im.ctx.Done():
+			return im.ctx.Err()
+		}
+	}
 	if err := im.allocating.acquire(im.ctx); err != nil {
 		return err
 	}
@@ -53,6 +62,14 @@ func (im *Image) hasGone() bool {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	return len(im.gone) > 0
+}
+
+// nearBound reports whether the next reservation at the image's end may pass
+// what the image needs when all of it is allocated.
+func (im *Image) nearBound() bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.alloc.end+im.alloc.batch > im.alloc.bound
 }
 
 // planBatch decides how many clusters to reserve, and whether that many make
@@ -123,6 +140,11 @@ func (im *Image) recycle(runs []run) error {
 
 // makeReady is R4 to R6. zero says that the clusters read zero already.
 func (im *Image) makeReady(runs []run, zero bool) error {
+	// The list goes first, so that the death of the process leaves no count
+	// that is not on it. After a power cut there may be some: those are leaks.
+	if err := im.listReserved(runs); err != nil {
+		return im.fatalUnlessNoSpace(err)
+	}
 	for _, r := range runs {
 		if !zero {
 			if err := im.zeroRun(r); err != nil {
@@ -287,6 +309,10 @@ func (im *Image) giveBack() error {
 	im.mu.Unlock()
 	if err == nil {
 		err = im.writeRefcounts()
+	}
+	if err == nil && im.listAt != 0 {
+		im.listed = nil
+		err = im.listReserved(nil) // what is not settled yet stays on it
 	}
 	if err == nil {
 		err = im.file.Sync()

@@ -141,7 +141,7 @@ func (im *Image) unlinkSome(gc, end int64, refused func(error) error) (next int6
 		case actUnlink:
 			s.data[i] = 0
 			im.l2.markDirty(s)
-			im.gone = appendRun(im.gone, run{at: e.Offset() >> im.geo.ClusterBits, n: 1})
+			im.unlinkedLocked(e.Offset() >> im.geo.ClusterBits)
 			changed = true
 		case actRefuse:
 			if err := refused(refusal(e.Kind(im.geo), e.Copied())); err != nil {

@@ -144,7 +144,7 @@ func (im *Image) allocateLocked(gc, inCluster, n int64) (mapping, error) {
 	at, k := im.alloc.take(k, false)
 	for j := range k {
 		if old := s.data[i+j].Offset(); old != 0 { // kept by a zero mark
-			im.gone = appendRun(im.gone, run{at: old / cs, n: 1})
+			im.unlinkedLocked(old / cs)
 		}
 		s.data[i+j] = format.NewL2Entry((at + j) * cs)
 	}

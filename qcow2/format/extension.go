@@ -23,6 +23,7 @@ const (
 type Extension struct {
 	Type ExtensionType
 	Data []byte
+	Off  int64 // of Data in the image, set by decoding
 }
 
 const extensionHeaderLen = 8
@@ -30,39 +31,55 @@ const extensionHeaderLen = 8
 // Extension returns the data of the first extension of type t, nil if there is
 // none.
 func (h *Header) Extension(t ExtensionType) []byte {
+	e, _ := h.FindExtension(t)
+	return e.Data
+}
+
+// FindExtension returns the first extension of type t.
+func (h *Header) FindExtension(t ExtensionType) (Extension, bool) {
 	for _, e := range h.Extensions {
 		if e.Type == t {
-			return e.Data
+			return e, true
 		}
 	}
-	return nil
+	return Extension{}, false
 }
 
 // BackingFormat is the format name of the backing file, "" if none is given.
 func (h *Header) BackingFormat() string { return string(h.Extension(ExtBackingFormat)) }
 
 // decodeExtensions decodes the extension area b, which starts at offset at of
-// the file. The area ends with ExtEnd or with b.
-func decodeExtensions(b []byte, at int64) ([]Extension, error) {
-	var exts []Extension
+// the file. The area ends with ExtEnd or with b; end is the offset of the former,
+// 0 if there is none.
+func decodeExtensions(b []byte, at int64) (exts []Extension, end int64, err error) {
 	for len(b) >= extensionHeaderLen {
 		t := ExtensionType(binary.BigEndian.Uint32(b))
 		n := int64(binary.BigEndian.Uint32(b[4:]))
 		if t == ExtEnd {
-			break
+			return exts, at, nil
 		}
 		b, at = b[extensionHeaderLen:], at+extensionHeaderLen
 		if n > int64(len(b)) {
-			return nil, corrupt(fmt.Sprintf("header extension 0x%08x", uint32(t)), at-4, n, "at most the %d bytes left in the header", len(b))
+			return nil, 0, corrupt(fmt.Sprintf("header extension 0x%08x", uint32(t)), at-4, n, "at most the %d bytes left in the header", len(b))
 		}
-		exts = append(exts, Extension{t, append([]byte(nil), b[:n]...)})
+		exts = append(exts, Extension{t, append([]byte(nil), b[:n]...), at})
 		padded := min((n+7)&^7, int64(len(b)))
 		b, at = b[padded:], at+padded
 	}
-	return exts, nil
+	return exts, 0, nil
 }
 
-// encodeExtensions is the reverse, the end mark included.
+// PlaceForExtension returns the offset at which an extension with n bytes of data
+// can be added to an image, together with the bytes to write there: its header,
+// data and a new end mark. Only the first 8 bytes replace something, the old end
+// mark, so they are to be written last. ok is false if there is no room.
+func (h *Header) PlaceForExtension(t ExtensionType, data []byte) (off int64, b []byte, ok bool) {
+	b = encodeExtensions([]Extension{{Type: t, Data: data}})
+	room := h.ClusterSize() - h.extensionsEnd
+	return h.extensionsEnd, b, h.extensionsEnd > 0 && h.BackingFile == "" && int64(len(b)) <= room
+}
+
+// encodeExtensions is the reverse of decodeExtensions, the end mark included.
 func encodeExtensions(exts []Extension) []byte {
 	var b []byte
 	for _, e := range exts {

@@ -17,9 +17,9 @@ func testHeader(version uint32) *Header {
 		RefcountTableOffset: 1 << 16, RefcountTableClusters: 1,
 		BackingFile: "base.qcow2",
 		Extensions: []Extension{
-			{ExtBackingFormat, []byte("qcow2")},
-			{ExtFeatureNames, EncodeFeatureNames(KnownFeatures())},
-			{0x12345678, []byte("unknown, kept")},
+			{Type: ExtBackingFormat, Data: []byte("qcow2")},
+			{Type: ExtFeatureNames, Data: EncodeFeatureNames(KnownFeatures())},
+			{Type: 0x12345678, Data: []byte("unknown, kept")},
 		},
 	}
 }
@@ -34,6 +34,11 @@ func TestHeaderRoundTrip(t *testing.T) {
 		require.NoError(t, err)
 		got, err := DecodeHeader(b)
 		require.NoError(t, err)
+		for i := range got.Extensions {
+			require.Equal(t, got.Extensions[i].Data, b[got.Extensions[i].Off:][:len(got.Extensions[i].Data)])
+			got.Extensions[i].Off = 0
+		}
+		h.extensionsEnd = got.extensionsEnd
 		require.Equal(t, h, got)
 		require.NoError(t, got.CheckLayout(1<<30))
 		require.Equal(t, "qcow2", got.BackingFormat())
@@ -44,6 +49,9 @@ func TestHeaderRoundTrip(t *testing.T) {
 		got.Put(patched[:SectorSize])
 		again, err := DecodeHeader(patched)
 		require.NoError(t, err)
+		for i := range again.Extensions {
+			again.Extensions[i].Off = 0
+		}
 		require.Equal(t, got, again)
 	}
 }
@@ -115,7 +123,7 @@ func TestLayoutRefused(t *testing.T) {
 }
 
 func TestFeatureNames(t *testing.T) {
-	h := &Header{Extensions: []Extension{{ExtFeatureNames, EncodeFeatureNames([]FeatureName{{Incompatible, 40, "time travel"}})}}}
+	h := &Header{Extensions: []Extension{{Type: ExtFeatureNames, Data: EncodeFeatureNames([]FeatureName{{Incompatible, 40, "time travel"}})}}}
 	require.Equal(t, `"time travel"`, h.FeatureName(Incompatible, 40))
 	require.Equal(t, `"extended L2 entries"`, h.FeatureName(Incompatible, 4))
 	require.Equal(t, "unknown autoclear feature bit 9", h.FeatureName(Autoclear, 9))
@@ -185,6 +193,62 @@ func TestErrorsAreTold(t *testing.T) {
 	require.ErrorAs(t, err, &u)
 	_, err = DecodeHeader([]byte("KDMV"))
 	require.True(t, errors.Is(err, ErrNotQCOW2))
+}
+
+func TestReserved(t *testing.T) {
+	want := []ClusterRange{{5, 10}, {100, 1}}
+	got, err := DecodeReserved(EncodeReserved(want), 1000)
+	require.NoError(t, err)
+	require.Equal(t, want, got)
+	got, err = DecodeReserved(EncodeReserved([]ClusterRange{{5, 1 << 62}, {1000, 1}, {-1, 3}, {7, 0}}), 1000)
+	require.NoError(t, err)
+	require.Equal(t, []ClusterRange{{5, 995}}, got, "cut to what there is")
+	b := EncodeReserved(want)
+	for _, damage := range []func([]byte) []byte{
+		func(b []byte) []byte { return b[:7] },
+		func(b []byte) []byte { return b[:30] },
+		func(b []byte) []byte { b[3] = 2; return b },
+		func(b []byte) []byte { b[7] = 17; return b },
+	} {
+		_, err := DecodeReserved(damage(bytes.Clone(b)), 1000)
+		require.Error(t, err)
+	}
+}
+
+func TestPlaceForExtension(t *testing.T) {
+	h := testHeader(3)
+	h.BackingFile = ""
+	b, err := h.Encode()
+	require.NoError(t, err)
+	h, err = DecodeHeader(b)
+	require.NoError(t, err)
+	off, add, ok := h.PlaceForExtension(ExtReserved, EncodeReserved(nil))
+	require.True(t, ok)
+	copy(b[off+8:], add[8:])
+	torn, err := DecodeHeader(b)
+	require.NoError(t, err)
+	require.Equal(t, h.Extensions, torn.Extensions, "until its first 8 bytes are written there is nothing new")
+	copy(b[off:], add[:8])
+	whole, err := DecodeHeader(b)
+	require.NoError(t, err)
+	require.Equal(t, h.Extensions, whole.Extensions[:len(h.Extensions)])
+	e, ok := whole.FindExtension(ExtReserved)
+	require.True(t, ok)
+	require.Len(t, e.Data, ReservedLen)
+	require.Equal(t, off+8, e.Off)
+}
+
+func FuzzReserved(f *testing.F) {
+	f.Add(EncodeReserved([]ClusterRange{{5, 10}}), int64(100))
+	f.Fuzz(func(t *testing.T, b []byte, end int64) {
+		end &= 1<<48 - 1
+		ranges, err := DecodeReserved(b, end)
+		for _, r := range ranges {
+			if err != nil || r.At < 0 || r.N <= 0 || r.At+r.N > end {
+				t.Fatalf("%v of %d, %v", r, end, err)
+			}
+		}
+	})
 }
 
 func FuzzDecodeHeader(f *testing.F) {

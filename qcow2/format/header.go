@@ -45,6 +45,8 @@ type Header struct {
 
 	Length     uint32 // of the fixed part in the image, bytes
 	Extensions []Extension
+
+	extensionsEnd int64 // offset of the end mark, 0 if there is none
 }
 
 // DecodeHeader decodes the header from the beginning of an image. b must hold
@@ -151,7 +153,7 @@ func (h *Header) decodeNames(b []byte) error {
 		end = int64(off)
 	}
 	var err error
-	h.Extensions, err = decodeExtensions(b[h.Length:max(end, int64(h.Length))], int64(h.Length))
+	h.Extensions, h.extensionsEnd, err = decodeExtensions(b[h.Length:max(end, int64(h.Length))], int64(h.Length))
 	return err
 }
 
