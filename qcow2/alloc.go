@@ -23,6 +23,9 @@ type run struct {
 type allocator struct {
 	end     int64 // the cluster behind the last one that is counted
 	openEnd int64 // what end was at open, and inside the file
+	// openSize is the file's size at open, bytes. Nothing that was there is cut
+	// off: if it is not counted, that may be the mistake.
+	openSize int64
 	// zeroFrom: from this cluster on nobody has written, and the storage says
 	// that its fresh space reads zero.
 	zeroFrom int64
@@ -113,13 +116,19 @@ func (im *Image) startAllocator(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// A table that is not counted is an error for a check to find. It must not
+	// be overwritten.
+	if m := im.refs.metadata; len(m) > 0 {
+		end = max(end, m[len(m)-1]+1)
+	}
 	a, size := &im.alloc, im.file.Size()
+	a.openSize = size
 	a.end, a.openEnd = end, min(end, im.geo.Clusters(size))
 	a.zeroFrom = 1<<63 - 1
 	if im.file.Info().FreshZero {
 		a.zeroFrom = max(end, im.geo.Clusters(size))
 	}
-	a.batch = max(2, int64(minReserveBytes)>>im.geo.ClusterBits)
+	a.batch = max(2, min(minReserveBytes, im.opts.ReserveBytes)>>im.geo.ClusterBits)
 	a.bound = Bound(im.geo, im.header.Size) >> im.geo.ClusterBits
 	need := end << im.geo.ClusterBits
 	if size < need-im.geo.ClusterSize() {
@@ -241,7 +250,7 @@ func (im *Image) untilHeld(f *fill) time.Duration {
 // clusters again.
 func (im *Image) freedLocked() {
 	im.alloc.frees++
-	if f := im.alloc.fill; f != nil && !f.fresh && f.stop != nil {
+	if f := im.alloc.fill; f != nil && f.stop != nil {
 		f.stop(errRetry)
 	}
 }

@@ -84,8 +84,10 @@ type Image struct {
 	l2      *sliceCache[format.L2Entry]
 	seen    map[int64]struct{} // L2 slices that were validated when they were loaded
 	refs    refcounts
-	alloc   allocator
-	gone    []run // clusters that no entry names any more; the next commit frees them
+	// badSlices counts the L2 slices with bad entries.
+	badSlices int
+	alloc     allocator
+	gone      []run // clusters that no entry names any more; the next commit frees them
 	// listAt is where the list of reserved clusters is in the file, 0 if the
 	// image has none. suspects are what it listed at open, nil when that is
 	// settled. See settle.go.

@@ -141,7 +141,11 @@ func (im *Image) addBlock(b, c int64) error {
 		return err
 	}
 	if _, err := im.file.WriteAt(data, c*cs); err != nil {
-		return fmt.Errorf("write refcount block: %w", err)
+		err = fmt.Errorf("write refcount block: %w", err)
+		if c/per != b {
+			err = im.uncount([]run{{at: c, n: 1}}, err)
+		}
+		return err
 	}
 	if err := im.file.Sync(); err != nil {
 		return im.poison(err)
@@ -214,6 +218,7 @@ func (im *Image) buildRefcountTable(table []format.RefcountTableEntry, old run, 
 	area := run{at, blocksN + tableN, false}
 	table = append(table, make([]format.RefcountTableEntry, tableN*cs/8-int64(len(table)))...)
 	blocks := map[int64][]byte{}
+	var counted []run // in blocks that exist
 	next := at
 	for c := area.at; c < area.at+area.n; c++ {
 		i := c / per
@@ -225,19 +230,19 @@ func (im *Image) buildRefcountTable(table []format.RefcountTableEntry, old run, 
 		if data := blocks[table[i].Offset()/cs]; data != nil {
 			format.SetRefcount(data, im.geo.RefcountOrder, int(c%per), 1)
 		} else if err := im.countRun(run{at: c, n: 1}); err != nil {
-			return err
-		}
-	}
-	for c, data := range blocks {
-		if _, err := im.file.WriteAt(data, c*cs); err != nil {
-			return fmt.Errorf("write refcount block: %w", err)
+			return im.uncount(counted, err)
+		} else {
+			counted = appendRun(counted, run{at: c, n: 1})
 		}
 	}
 	data := make([]byte, tableN*cs)
 	format.EncodeTable(data, table)
 	tableOff := (at + blocksN) * cs
-	if _, err := im.file.WriteAt(data, tableOff); err != nil {
-		return fmt.Errorf("write refcount table: %w", err)
+	blocks[at+blocksN] = data
+	for c, data := range blocks {
+		if _, err := im.file.WriteAt(data, c*cs); err != nil {
+			return im.uncount(counted, fmt.Errorf("write refcount blocks and table: %w", err))
+		}
 	}
 	if err := im.file.Sync(); err != nil {
 		return im.poison(err)

@@ -30,13 +30,13 @@ func (im *Image) reserve(f *fill) error {
 		return err
 	}
 	defer im.allocating.release()
-	for {
+	for retried := false; ; retried = true {
 		if err := im.usable(true); err != nil {
 			return err
 		}
 		n, grows, seen := im.planBatch()
-		if !f.fresh {
-			runs, err := im.findFree(n, grows)
+		if !f.fresh || retried {
+			runs, err := im.findFree(n, grows && retried)
 			if err != nil {
 				return err
 			}
@@ -51,7 +51,7 @@ func (im *Image) reserve(f *fill) error {
 				continue
 			}
 		}
-		err := im.reserveAtEnd(f, n, seen)
+		err := im.reserveAtEnd(f, n, seen, retried || f.ahead)
 		if !errors.Is(err, errRetry) {
 			return err
 		}
@@ -80,7 +80,7 @@ func (im *Image) planBatch() (n int64, grows bool, frees uint64) {
 	defer im.mu.Unlock()
 	a := &im.alloc
 	cs := im.geo.ClusterSize()
-	least, most := max(2, minReserveBytes/cs), max(2, im.opts.ReserveBytes/cs)
+	least, most := max(2, min(minReserveBytes, im.opts.ReserveBytes)/cs), max(2, im.opts.ReserveBytes/cs)
 	switch idle := time.Since(a.last); {
 	case a.last.IsZero():
 	case idle < 500*time.Millisecond:
@@ -93,20 +93,31 @@ func (im *Image) planBatch() (n int64, grows bool, frees uint64) {
 }
 
 // findFree looks for up to want clusters below the image's end whose count is
-// 0, everywhere or, unless the file would have to grow, in a few slices.
+// 0: in a few slices of counts or, where the file would have to wait for space,
+// everywhere.
 func (im *Image) findFree(want int64, everywhere bool) ([]run, error) {
+	for {
+		runs, ended, err := im.findFreeNear(want)
+		if len(runs) > 0 || ended || err != nil || !everywhere || im.ctx.Err() != nil {
+			return runs, err
+		}
+	}
+}
+
+// findFreeNear looks in the next scanSlices slices, and returns whether that was
+// all.
+func (im *Image) findFreeNear(want int64) (runs []run, ended bool, err error) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	a := &im.alloc
-	var runs []run
 	perSlice := int64(1) << im.refSliceBits()
-	for scanned := 0; a.cursor < a.end && want > 0 && (everywhere || scanned < scanSlices); scanned++ {
+	for range scanSlices {
 		sliceEnd := min(a.end, (a.cursor/perSlice+1)*perSlice)
 		for ; a.cursor < sliceEnd && want > 0; a.cursor++ {
 			c := a.cursor
 			count, err := im.refcountLocked(c)
 			if err != nil {
-				return nil, err
+				return nil, false, err
 			}
 			if _, meta := slices.BinarySearch(im.refs.metadata, c); count != 0 || meta || !im.hasBlockLocked(c) {
 				continue
@@ -115,7 +126,7 @@ func (im *Image) findFree(want int64, everywhere bool) ([]run, error) {
 			want--
 		}
 	}
-	return runs, nil
+	return runs, a.cursor >= a.end, nil
 }
 
 // appendRun appends r to runs, to the last one where they are neighbours.
@@ -146,13 +157,16 @@ func (im *Image) makeReady(runs []run, zero bool) error {
 		return im.fatalUnlessNoSpace(err)
 	}
 	for _, r := range runs {
-		if !zero {
-			if err := im.zeroRun(r); err != nil {
-				return err
-			}
+		if zero {
+			break
 		}
+		if err := im.zeroRun(r); err != nil {
+			return err
+		}
+	}
+	for i, r := range runs {
 		if err := im.countRun(r); err != nil {
-			return im.fatalUnlessNoSpace(err)
+			return im.fatalUnlessNoSpace(im.uncount(runs[:i], err))
 		}
 	}
 	if err := im.file.Sync(); err != nil {
@@ -164,6 +178,18 @@ func (im *Image) makeReady(runs []run, zero bool) error {
 		im.alloc.ready = appendRun(im.alloc.ready, r)
 	}
 	return nil
+}
+
+// uncount takes the counts of runs back after err, which it returns.
+func (im *Image) uncount(runs []run, err error) error {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	for _, r := range runs {
+		if undo := im.setRefcountsLocked(r, 0); undo != nil {
+			return im.poison(undo)
+		}
+	}
+	return err
 }
 
 func (im *Image) zeroRun(r run) error {
@@ -186,42 +212,49 @@ func (im *Image) fatalUnlessNoSpace(err error) error {
 // reserveAtEnd reserves up to n clusters behind the image's end, all of them
 // counted by one refcount block, which it adds where it is missing. It gives up
 // with errRetry if clusters have become free since frees was read and waiting
-// for a larger file may be in vain.
-func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64) error {
+// for a larger file may be in vain. Without patient it does not wait at all, but
+// gives up likewise, so that free clusters are looked for everywhere first.
+func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) error {
 	per, cs := im.geo.RefcountsPerBlock(), im.geo.ClusterSize()
 	im.mu.Lock()
 	at := im.alloc.end
 	b := at / per
 	full := b >= int64(len(im.refs.table))
-	block := int64(1)
+	blockN := int64(1)
 	if im.hasBlockLocked(at) {
-		block = 0
+		blockN = 0
 	}
-	if !f.fresh && im.alloc.frees != frees && (at+block+n)*cs > im.file.Size() {
+	if im.alloc.frees != frees && (at+blockN+n)*cs > im.file.Size() {
 		im.mu.Unlock()
 		return errRetry
 	}
-	ctx, cancel := im.growContextLocked(f)
+	ctx, cancel := im.growContextLocked(f, patient)
 	defer cancel(nil)
 	im.mu.Unlock()
 
 	if full {
 		err := im.growRefcountTable(ctx, b)
 		im.waited(f)
+		if !patient && errors.Is(err, block.ErrNoSpace) {
+			return errRetry
+		}
 		return cmp.Or(err, errRetry) // everything has moved: choose again
 	}
-	n = min(n, (b+1)*per-at-block)
-	size, err := im.file.Grow(ctx, (at+block+1)*cs, (at+block+n)*cs)
+	n = min(n, (b+1)*per-at-blockN)
+	size, err := im.file.Grow(ctx, (at+blockN+1)*cs, (at+blockN+n)*cs)
 	im.waited(f)
 	if err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, errRetry) || errors.Is(cause, errNobody) {
 			return cause
 		}
+		if !patient && errors.Is(err, block.ErrNoSpace) {
+			return errRetry
+		}
 		return err
 	}
-	n = min(n, size/cs-at-block)
-	zero := im.claimZero(run{at: at, n: block + n})
-	if block > 0 {
+	n = min(n, size/cs-at-blockN)
+	zero := im.claimZero(run{at: at, n: blockN + n})
+	if blockN > 0 {
 		if !zero {
 			if err := im.zeroRun(run{at: at, n: 1}); err != nil {
 				return err
@@ -231,7 +264,7 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64) error {
 			return im.fatalUnlessNoSpace(err)
 		}
 	}
-	r := run{at: at + block, n: n, fresh: true}
+	r := run{at: at + blockN, n: n, fresh: true}
 	if err := im.makeReady([]run{r}, zero); err != nil {
 		return err
 	}
@@ -243,10 +276,10 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64) error {
 
 // growContextLocked is the context for f's wait for a larger file. Ahead of use
 // there is none: a deadline that has passed already asks for what is there.
-func (im *Image) growContextLocked(f *fill) (context.Context, context.CancelCauseFunc) {
+func (im *Image) growContextLocked(f *fill, patient bool) (context.Context, context.CancelCauseFunc) {
 	ctx := im.ctx
 	release := func() {}
-	if f.ahead {
+	if f.ahead || !patient {
 		ctx, release = context.WithDeadline(ctx, time.Now())
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -305,7 +338,7 @@ func (im *Image) giveBack() error {
 		}
 		im.alloc.end = c
 	}
-	end := im.alloc.end << im.geo.ClusterBits
+	end := max(im.alloc.end<<im.geo.ClusterBits, im.alloc.openSize)
 	im.mu.Unlock()
 	if err == nil {
 		err = im.writeRefcounts()

@@ -2,31 +2,69 @@ package qcow2
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
+	"tidemark/internal/block"
 	"tidemark/qcow2/format"
 )
 
 // Grow makes the disk size bytes large. It waits for space, for a larger L1
-// table, as long as ctx allows. A smaller size is refused; the same one is fine.
+// table, as long as ctx allows, and holds nothing while it does. A smaller size
+// is refused; the same one is fine.
 func (im *Image) Grow(ctx context.Context, size int64) error {
 	if err := im.enter(true); err != nil {
 		return err
 	}
 	defer im.requests.RUnlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(im.ctx, cancel)() // closing ends the wait
+	for {
+		need := im.growNeed(size)
+		if _, err := im.file.Grow(ctx, need, need); err != nil {
+			return fmt.Errorf("grow disk to %d bytes: space for the L1 table: %w", size, err)
+		}
+		err := im.growNow(ctx, size)
+		if err == nil || !errors.Is(err, block.ErrNoSpace) || ctx.Err() != nil || im.growNeed(size) <= im.file.Size() {
+			return err
+		}
+		// Others were faster: their reservations took that space.
+	}
+}
+
+// growNeed is how long the file must be so that an L1 table for size bytes, and
+// what counts it, fit behind the image's end.
+func (im *Image) growNeed(size int64) int64 {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	end := im.alloc.end
+	if entries := im.geo.L1Entries(size); entries > int64(len(im.l1)) {
+		n := im.geo.Clusters(entries * 8)
+		blocks, table := im.planTableLocked(end, (end+n)/im.geo.RefcountsPerBlock()+1)
+		end += n + blocks + table + n/im.geo.RefcountsPerBlock() + 2
+	}
+	return end << im.geo.ClusterBits
+}
+
+// growNow grows the disk with the space that the file has.
+func (im *Image) growNow(ctx context.Context, size int64) error {
+	if err := im.allocating.acquire(ctx); err != nil {
+		return fmt.Errorf("grow disk to %d bytes: %w", size, err)
+	}
+	defer im.allocating.release()
 	if old := im.size(); size < old || size > im.geo.MaxSize() {
 		return fmt.Errorf("grow disk to %d bytes: expected %d to %d bytes", size, old, im.geo.MaxSize())
 	}
-	if err := im.allocating.acquire(ctx); err != nil {
-		return err
-	}
-	defer im.allocating.release()
-	if err := im.growAllocating(ctx, size); err != nil {
+	now, cancel := context.WithDeadline(ctx, time.Now())
+	defer cancel()
+	if err := im.growAllocating(now, size); err != nil {
 		return fmt.Errorf("grow disk to %d bytes: %w", size, err)
 	}
 	im.mu.Lock()
+	defer im.mu.Unlock()
 	im.alloc.bound = Bound(im.geo, size) >> im.geo.ClusterBits
-	im.mu.Unlock()
 	return nil
 }
 
@@ -67,6 +105,12 @@ func (im *Image) switchL1(at, entries, size int64) error {
 	if err := im.file.Sync(); err != nil {
 		return im.poison(err)
 	}
+	// From here on the table in memory is large enough for whoever sees the new
+	// size. What was added since the copy is dirty.
+	im.mu.Lock()
+	copy(table, im.l1)
+	im.l1 = table
+	im.mu.Unlock()
 	err := im.switchHeader(func(h *format.Header) {
 		h.Size, h.L1Offset, h.L1Size = size, at*cs, uint32(entries)
 	})
@@ -74,8 +118,6 @@ func (im *Image) switchL1(at, entries, size int64) error {
 		return err
 	}
 	im.mu.Lock()
-	copy(table, im.l1) // with what was added meanwhile
-	im.l1 = table
 	if old.n > 0 {
 		im.gone = append(im.gone, old)
 	}

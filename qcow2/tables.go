@@ -47,7 +47,8 @@ func (c *sliceCache[T]) put(n int64, s *slice[T]) {
 		if int64(len(c.m)+1)*int64(len(s.data)) <= c.max {
 			break
 		}
-		if !old.dirty && !old.writing {
+		// One with bad elements stays: loaded again, they might look good.
+		if !old.dirty && !old.writing && old.bad == nil {
 			delete(c.m, k)
 		}
 	}
@@ -181,7 +182,9 @@ func (im *Image) l2SliceLocked(gc int64) (*slice[format.L2Entry], error) {
 		return nil, fmt.Errorf("read L2 table: %w", err)
 	}
 	format.DecodeTable(s.data, b)
-	im.validateLocked(n, s)
+	if err := im.validateLocked(n, s); err != nil {
+		return nil, err
+	}
 	im.l2.put(n, s)
 	return s, nil
 }
@@ -202,7 +205,7 @@ const badEntry format.L2Entry = 3 << 62
 // first time, host offsets must lie below the image's end at open, so that no
 // entry becomes valid because the file grows; later, what this process
 // allocated is allowed too (rule 17).
-func (im *Image) validateLocked(n int64, s *slice[format.L2Entry]) {
+func (im *Image) validateLocked(n int64, s *slice[format.L2Entry]) error {
 	_, again := im.seen[n]
 	end := im.alloc.openEnd
 	switch {
@@ -226,8 +229,18 @@ func (im *Image) validateLocked(n int64, s *slice[format.L2Entry]) {
 			s.bad[i], s.data[i] = e, badEntry
 		}
 	}
+	if s.bad != nil {
+		if im.badSlices++; im.badSlices > maxBadSlices {
+			return &format.CorruptError{What: "L2 table", Off: s.off, Want: "entries that name data clusters inside the image", Got: "too many tables with others"}
+		}
+	}
 	im.seen[n] = struct{}{}
+	return nil
 }
+
+// maxBadSlices bounds the memory for slices that cannot leave the cache because
+// they have bad entries.
+const maxBadSlices = 4096
 
 // badEntryLocked describes a bad entry, that of guest cluster gc.
 func (im *Image) badEntryLocked(gc int64) error {

@@ -20,7 +20,8 @@ func (im *Image) Discard(_ context.Context, off, n int64, f block.Flags) error {
 			return false, nil
 		}
 		first, end := im.wholeClusters(off, n)
-		return im.unlink(first, end, func(error) error { return nil })
+		changed, _, err := im.unlink(first, end, off+n, func(error) error { return nil })
+		return changed, err
 	})
 }
 
@@ -42,8 +43,8 @@ func (im *Image) WriteZeroes(_ context.Context, off, n int64, f block.Flags) err
 		if err := im.zeroInPlace(off, first<<bits-off); err != nil {
 			return false, err
 		}
-		changed, err := im.unlink(first, end, func(err error) error { return err })
-		if tail := end << bits; err == nil && tail < off+n {
+		changed, done, err := im.unlink(first, end, off+n, func(err error) error { return err })
+		if tail := done << bits; err == nil && tail < off+n {
 			err = im.zeroInPlace(tail, off+n-tail)
 		}
 		return changed, err
@@ -103,25 +104,34 @@ func (im *Image) zeroSome(off, n int64) (int64, error) {
 }
 
 // unlink clears the entries of the guest clusters from first to end (D1), a
-// chunk at a time, and returns whether there were any. It asks refused what to
-// make of a cluster that cannot be dropped: nil leaves it as it is.
-func (im *Image) unlink(first, end int64, refused func(error) error) (changed bool, err error) {
+// chunk at a time, and returns whether there were any and how far it came. The
+// last cluster may reach beyond limit, the end of the range in bytes, where that
+// is the disk's end; if the disk has grown meanwhile it is left to the caller. It
+// asks refused what to make of a cluster that cannot be dropped: nil leaves it
+// as it is.
+func (im *Image) unlink(first, end, limit int64, refused func(error) error) (changed bool, done int64, err error) {
 	for first < end {
-		next, some, err := im.unlinkSome(first, end, refused)
+		next, some, err := im.unlinkSome(first, end, limit, refused)
 		changed = changed || some
 		if err != nil {
-			return changed, fmt.Errorf("unlink cluster at %d: %w", next<<im.geo.ClusterBits, err)
+			return changed, next, fmt.Errorf("unlink cluster at %d: %w", next<<im.geo.ClusterBits, err)
+		}
+		if next == first {
+			break
 		}
 		first = next
 	}
-	return changed, nil
+	return changed, first, nil
 }
 
-func (im *Image) unlinkSome(gc, end int64, refused func(error) error) (next int64, changed bool, err error) {
+func (im *Image) unlinkSome(gc, end, limit int64, refused func(error) error) (next int64, changed bool, err error) {
 	im.region.Lock()
 	defer im.region.Unlock()
 	im.mu.Lock()
 	defer im.mu.Unlock()
+	if end<<im.geo.ClusterBits > limit && im.header.Size != limit {
+		end-- // somebody else's bytes may be in it now
+	}
 	for budget := unlinkChunk; gc < end && budget > 0; budget-- {
 		s, err := im.l2SliceLocked(gc)
 		if err != nil {
@@ -129,7 +139,7 @@ func (im *Image) unlinkSome(gc, end int64, refused func(error) error) (next int6
 		}
 		if s == nil {
 			tableBits := im.geo.ClusterBits - 3
-			gc = (gc>>tableBits + 1) << tableBits
+			gc = min((gc>>tableBits+1)<<tableBits, end)
 			continue
 		}
 		i := gc & (1<<im.sliceBits() - 1)
