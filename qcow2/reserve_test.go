@@ -1,0 +1,88 @@
+package qcow2_test
+
+import (
+	"bytes"
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/block"
+	"tidemark/internal/faultfile"
+	"tidemark/qcow2"
+)
+
+func TestRecycleWithoutSpaceLeaksNothing(t *testing.T) {
+	ctx := t.Context()
+	d := newDisk(t, qcow2.CreateOptions{Size: 1 << 30})
+	im, err := qcow2.Open(ctx, d, qcow2.Options{})
+	require.NoError(t, err)
+	require.NoError(t, im.WriteAt(ctx, bytes.Repeat([]byte{1}, 64<<16), 0, 0))
+	for i := range int64(32) {
+		require.NoError(t, im.Discard(ctx, i<<17, 1<<16, 0))
+	}
+	require.NoError(t, im.Close())
+	f := faultfile.New(d, faultfile.Fault{})
+	im, err = qcow2.Open(ctx, f, qcow2.Options{})
+	require.NoError(t, err)
+	for range 20 {
+		f.SetFault(faultfile.Fault{Kinds: faultfile.Zeroes, At: 2, Err: block.ErrNoSpace})
+		err := im.WriteAt(ctx, []byte{1}, 0, 0)
+		if err == nil {
+			break
+		}
+		require.ErrorIs(t, err, block.ErrNoSpace)
+	}
+	f.SetFault(faultfile.Fault{})
+	require.NoError(t, im.Close())
+	r, err := qcow2.Check(ctx, d, qcow2.CheckOptions{})
+	require.NoError(t, err)
+	require.Zero(t, r.Leaks, "no crash, a clean Close, and clusters leaked")
+}
+
+func TestFreedWhileATableWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		p := newPool(3 << 19)
+		require.NoError(t, qcow2.Create(ctx, p, qcow2.CreateOptions{Size: 64 << 20, ClusterSize: 4096}))
+		im, err := qcow2.Open(ctx, p, qcow2.Options{})
+		require.NoError(t, err)
+		c := make([]byte, 4096)
+		require.NoError(t, im.WriteAt(ctx, c, 2<<20, 0)) // table 1
+		for off := int64(0); ; off += 4096 {
+			short, cancel := context.WithTimeout(ctx, time.Second)
+			err := im.WriteAt(short, c, off, 0)
+			cancel()
+			if err != nil {
+				break
+			}
+		}
+		require.NoError(t, im.Flush(ctx))
+		a, b := make(chan error, 1), make(chan error, 1)
+		go func() { a <- im.WriteAt(ctx, c, 4<<20, 0) }() // needs a table
+		synctest.Wait()
+		go func() {
+			b20, cancel := context.WithTimeout(ctx, 20*time.Second)
+			defer cancel()
+			b <- im.WriteAt(b20, c, 2<<20+4096, 0) // needs a data cluster only
+		}()
+		synctest.Wait()
+		require.NoError(t, im.Discard(ctx, 0, 400<<10, 0))
+		require.NoError(t, im.Flush(ctx))
+		err = <-b
+		p.raise(1 << 30)
+		require.NoError(t, <-a)
+		require.NoError(t, err, "100 clusters were free, and the write waited 20 s for a larger file")
+	})
+}
+
+func TestReserveBytes(t *testing.T) {
+	ctx := t.Context()
+	d := newDisk(t, qcow2.CreateOptions{Size: 1 << 30})
+	im, err := qcow2.Open(ctx, d, qcow2.Options{ReserveBytes: 256 << 10})
+	require.NoError(t, err)
+	require.NoError(t, im.WriteAt(ctx, []byte{1}, 0, 0))
+	require.LessOrEqual(t, im.Stats().Reserved, int64(256<<10))
+}
