@@ -18,7 +18,7 @@ type L1Entry uint64
 //	61-56   reserved, 0
 //	55-9    host offset of the cluster, 0: none
 //	8-1     reserved, 0
-//	0       the cluster reads zero (version 3)
+//	0       the cluster reads zero (version 3; 0 with extended L2)
 //
 // Compressed, x = 62 - (ClusterBits - 8):
 //
@@ -67,7 +67,7 @@ func NewL2Entry(off int64) L2Entry { return L2Entry(uint64(off) | copied) }
 // ZeroEntry is a cluster that reads zero and has no host cluster (version 3).
 const ZeroEntry L2Entry = readsZero
 
-// A Kind is what an L2 entry says of its cluster.
+// A Kind is what an L2 entry says of its cluster, or of one of its sub-clusters.
 type Kind uint8
 
 // The kinds. The zero value is the entry 0.
@@ -78,11 +78,14 @@ const (
 	Data                      // read the host cluster
 	Compressed                // read the sectors and decompress
 	Invalid                   // contradicts the specification
-	KindCount     = iota
+	// UnallocatedAlloc is a sub-cluster that has a host cluster and is not
+	// allocated in it: ask the backing file, or zero. No whole cluster is one.
+	UnallocatedAlloc
+	KindCount = iota
 )
 
 func (k Kind) String() string {
-	names := [KindCount]string{"unallocated", "zero", "zero with host cluster", "data", "compressed", "invalid"}
+	names := [KindCount]string{"unallocated", "zero", "zero with host cluster", "data", "compressed", "invalid", "unallocated with host cluster"}
 	if int(k) < len(names) {
 		return names[k]
 	}
@@ -91,6 +94,8 @@ func (k Kind) String() string {
 
 // Kind classifies e by the rules of g's version. It does not look at the host
 // offset beyond its alignment: whether it lies in the file is the caller's to say.
+// With extended L2 it is what the first word alone says, where zero marks are
+// not allowed; SubclusterKind looks at both.
 func (e L2Entry) Kind(g Geometry) Kind {
 	switch {
 	case e&compressed != 0:
@@ -100,7 +105,7 @@ func (e L2Entry) Kind(g Geometry) Kind {
 		return Compressed
 	case uint64(e)&l2Reserved != 0 || uint64(e)&offsetMask&uint64(g.ClusterSize()-1) != 0:
 		return Invalid
-	case e&readsZero != 0 && g.Version < 3:
+	case e&readsZero != 0 && (g.Version < 3 || g.ExtendedL2):
 		return Invalid
 	case e&readsZero != 0 && e&offsetMask == 0:
 		return ZeroPlain

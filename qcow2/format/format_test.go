@@ -159,7 +159,7 @@ func TestRefcounts(t *testing.T) {
 }
 
 func TestL2Kinds(t *testing.T) {
-	v2, v3 := Geometry{2, 16, 4}, Geometry{3, 16, 4}
+	v2, v3 := Geometry{Version: 2, ClusterBits: 16, RefcountOrder: 4}, Geometry{Version: 3, ClusterBits: 16, RefcountOrder: 4}
 	for _, c := range []struct {
 		e      L2Entry
 		k2, k3 Kind
@@ -182,7 +182,7 @@ func TestL2Kinds(t *testing.T) {
 
 func TestCompressedRange(t *testing.T) {
 	// 64 KiB clusters: x = 54. Two further sectors, 100 bytes into the third.
-	off, n := L2Entry(compressed | 2<<54 | (1024 + 100)).CompressedRange(Geometry{3, 16, 4})
+	off, n := L2Entry(compressed | 2<<54 | (1024 + 100)).CompressedRange(Geometry{Version: 3, ClusterBits: 16, RefcountOrder: 4})
 	require.Equal(t, int64(1124), off)
 	require.Equal(t, int64(3*512-100), n)
 }
@@ -259,6 +259,13 @@ func FuzzDecodeHeader(f *testing.F) {
 		}
 		f.Add(b[:1024])
 	}
+	h := testHeader(3)
+	h.ExtendedL2 = true
+	b, err := h.Encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b[:1024])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := DecodeHeader(b)
 		if err != nil {

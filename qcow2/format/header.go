@@ -100,6 +100,10 @@ func (h *Header) decodeV3(b []byte) error {
 		return corrupt("refcount_order", 96, order, "at most %d", MaxRefcountOrder)
 	}
 	h.RefcountOrder = uint(order)
+	h.ExtendedL2 = h.Incompatible&IncompatExtendedL2 != 0
+	if h.ExtendedL2 && h.ClusterBits < MinExtendedL2ClusterBits {
+		return corrupt("cluster_bits", 20, h.ClusterBits, "at least %d with extended L2 entries", MinExtendedL2ClusterBits)
+	}
 	if h.Length < headerLenV3 || h.Length%8 != 0 || int64(h.Length) > h.ClusterSize() {
 		return corrupt("header_length", 100, h.Length, "a multiple of 8 from %d to the cluster size %d", headerLenV3, h.ClusterSize())
 	}
@@ -198,7 +202,8 @@ func (h *Header) CheckLayout(fileSize int64) error {
 
 // Put writes the fixed fields of h into sector, the first 512 bytes of an
 // image, and leaves everything else there as it is: extensions, the backing
-// file's name and fields that this package does not know.
+// file's name and fields that this package does not know. It sets the
+// incompatible bit of what the geometry says.
 func (h *Header) Put(sector []byte) {
 	be := binary.BigEndian
 	be.PutUint32(sector, Magic)
@@ -214,6 +219,10 @@ func (h *Header) Put(sector []byte) {
 	be.PutUint64(sector[64:], uint64(h.SnapshotsOffset))
 	if h.Version < 3 {
 		return
+	}
+	h.Incompatible &^= IncompatExtendedL2
+	if h.ExtendedL2 {
+		h.Incompatible |= IncompatExtendedL2
 	}
 	be.PutUint64(sector[72:], h.Incompatible)
 	be.PutUint64(sector[80:], h.Compatible)
