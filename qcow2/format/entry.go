@@ -23,7 +23,7 @@ type L1Entry uint64
 // Compressed, x = 62 - (ClusterBits - 8):
 //
 //	61-x    number of further 512-byte sectors
-//	x-1-0   host offset in bytes
+//	x-1-0   host offset in bytes, below 2^56
 type L2Entry uint64
 
 // A RefcountTableEntry names a refcount block: host offset in bits 63-9, bits
@@ -99,8 +99,8 @@ func (k Kind) String() string {
 func (e L2Entry) Kind(g Geometry) Kind {
 	switch {
 	case e&compressed != 0:
-		if e&copied != 0 {
-			return Invalid // "set to 0 for compressed clusters"
+		if off, _ := e.CompressedRange(g); e&copied != 0 || off >= MaxHostOffset {
+			return Invalid // "set to 0 for compressed clusters", "bits beyond 55 must be 0"
 		}
 		return Compressed
 	case uint64(e)&l2Reserved != 0 || uint64(e)&offsetMask&uint64(g.ClusterSize()-1) != 0:

@@ -178,6 +178,9 @@ func TestL2Kinds(t *testing.T) {
 		require.Equal(t, c.k2, c.e.Kind(v2), "0x%x", uint64(c.e))
 		require.Equal(t, c.k3, c.e.Kind(v3), "0x%x", uint64(c.e))
 	}
+	small := Geometry{Version: 3, ClusterBits: 9, RefcountOrder: 4} // 61 bits of offset
+	require.Equal(t, Compressed, L2Entry(compressed|(1<<56-512)).Kind(small))
+	require.Equal(t, Invalid, L2Entry(compressed|1<<56).Kind(small))
 }
 
 func TestCompressedRange(t *testing.T) {
@@ -309,7 +312,7 @@ func FuzzEntries(f *testing.F) {
 			}
 		case Compressed:
 			off, n := e.CompressedRange(g)
-			if off < 0 || n <= 0 || n > 2*g.ClusterSize()+512 {
+			if off < 0 || off >= MaxHostOffset || n <= 0 || n > 2*g.ClusterSize()+512 {
 				t.Fatalf("0x%x: %d bytes at 0x%x", word, n, off)
 			}
 		}
