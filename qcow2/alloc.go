@@ -29,8 +29,6 @@ type allocator struct {
 	// zeroFrom: from this cluster on nobody has written, and the storage says
 	// that its fresh space reads zero.
 	zeroFrom int64
-	// cursor: the clusters below are known to be counted.
-	cursor int64
 	// frees counts the events after which a search for free clusters may find
 	// more than it did before.
 	frees uint64
@@ -40,8 +38,13 @@ type allocator struct {
 	bound int64
 
 	ready []run
-	batch int64 // clusters of the next reservation
-	fill  *fill // the reservation in progress, nil if none
+	// tables are ready clusters for L2 tables: fresh ones that the storage has
+	// set space aside for, so that writing a table cannot fail for want of it
+	// (rule 14).
+	tables []run
+	share  int64 // of the last reservation that was made for want of a table
+	batch  int64 // clusters of the next reservation
+	fill   *fill // the reservation in progress, nil if none
 	// last is when a reservation ended, failed when one did without success.
 	last, failed time.Time
 }
@@ -51,44 +54,45 @@ func (a *allocator) readyClusters() int64 {
 	for _, r := range a.ready {
 		n += r.n
 	}
+	for _, r := range a.tables {
+		n += r.n
+	}
 	return n
 }
 
-// take removes up to want contiguous clusters from the ready ones; n is 0 if
-// there are none of that sort.
-func (a *allocator) take(want int64, fresh bool) (at, n int64) {
-	for i := range a.ready {
-		r := &a.ready[i]
-		if fresh && !r.fresh {
-			continue
-		}
-		at, n = r.at, min(want, r.n)
-		r.at, r.n = r.at+n, r.n-n
-		if r.n == 0 {
-			a.ready = append(a.ready[:i], a.ready[i+1:]...)
-		}
-		return at, n
+// take removes up to want contiguous clusters from those that are ready for data;
+// n is 0 if there are none.
+func (a *allocator) take(want int64) (at, n int64) { return takeFrom(&a.ready, want) }
+
+// takeTable removes a cluster that is ready for an L2 table; n is 0 if there is
+// none.
+func (a *allocator) takeTable() (at, n int64) { return takeFrom(&a.tables, 1) }
+
+func takeFrom(runs *[]run, want int64) (at, n int64) {
+	if len(*runs) == 0 {
+		return 0, 0
 	}
-	return 0, 0
+	r := &(*runs)[0]
+	at, n = r.at, min(want, r.n)
+	r.at, r.n = r.at+n, r.n-n
+	if r.n == 0 {
+		*runs = append((*runs)[:0], (*runs)[1:]...)
+	}
+	return at, n
 }
+
+// putBack makes a cluster that was taken, and not written to, ready again.
+func (a *allocator) putBack(c int64) { a.ready = append(a.ready, run{at: c, n: 1}) }
 
 // has reports whether a cluster for data, and one for a table if that is asked
 // for, can be taken.
 func (a *allocator) has(table bool) bool {
-	if !table {
-		return len(a.ready) > 0
-	}
-	total, fresh := int64(0), false
-	for _, r := range a.ready {
-		total += r.n
-		fresh = fresh || r.fresh
-	}
-	return fresh && total >= 2
+	return len(a.ready) > 0 && (!table || len(a.tables) > 0)
 }
 
 // A fill is one reservation in progress.
 type fill struct {
-	fresh bool // only fresh clusters will do
+	fresh bool // a cluster for a table is wanted: only fresh ones will do
 	// ahead of use: it takes what can be had at once, and does not wait for a
 	// larger file. Others do, for as long as a request waits for them.
 	ahead bool
@@ -150,8 +154,12 @@ func (im *Image) startFillLocked(fresh, ahead bool) *fill {
 		return a.fill
 	}
 	f := &fill{fresh: fresh, ahead: ahead, done: make(chan struct{})}
+	if !im.startTask() {
+		f.err = block.ErrClosed
+		close(f.done)
+		return f
+	}
 	a.fill = f
-	im.tasks.Add(1)
 	go func() {
 		defer im.tasks.Done()
 		err := im.reserve(f)
@@ -178,6 +186,13 @@ func (im *Image) prefetchLocked() {
 	}
 }
 
+// prefetch is prefetchLocked for who does not hold mu.
+func (im *Image) prefetch() {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.prefetchLocked()
+}
+
 // holdGrace is how long a reservation waits for a larger file before the requests
 // that wait for it count as held: an extension that is just slow is none, nor is
 // a slow sync.
@@ -192,7 +207,7 @@ func (im *Image) waitReady(ctx context.Context, table bool) error {
 			im.mu.Unlock()
 			return nil
 		}
-		f := im.startFillLocked(table, false)
+		f := im.startFillLocked(table && len(im.alloc.tables) == 0, false)
 		f.waiters++
 		im.mu.Unlock()
 		err := im.waitFill(ctx, f)

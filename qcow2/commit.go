@@ -2,18 +2,20 @@ package qcow2
 
 import (
 	"context"
-	"fmt"
 	"sync"
+	"time"
 
 	"tidemark/internal/block"
-	"tidemark/qcow2/format"
+	"tidemark/internal/mutant"
+	"tidemark/internal/steps"
 )
 
 // A committer lets all flushes that wait share one commit.
 type committer struct {
 	token semaphore // held by the commit in progress
 	mu    sync.Mutex
-	next  *commitRun // what flushes that arrive now join; guarded by mu
+	next  *commitRun  // what flushes that arrive now join; guarded by mu
+	timer *time.Timer // begins a commit by itself; guarded by mu
 }
 
 // A commitRun is one commit, in progress or to come.
@@ -27,7 +29,7 @@ func (im *Image) Flush(_ context.Context) error {
 	if err := im.enter(false); err != nil {
 		return err
 	}
-	defer im.requests.RUnlock()
+	defer im.exit()
 	if im.opts.ReadOnly {
 		return nil
 	}
@@ -62,9 +64,13 @@ func (im *Image) commit() error {
 	c.token.lock()
 	defer c.token.release()
 	// From here on nobody joins: what completes now may miss C1.
-	c.mu.Lock()
-	c.next = nil
-	c.mu.Unlock()
+	if mutant.On("commit-joined-late") {
+		defer func() { c.next = nil }()
+	} else {
+		c.mu.Lock()
+		c.next = nil
+		c.mu.Unlock()
+	}
 	r.err = im.commitOnce()
 	close(r.done)
 	return r.err
@@ -75,90 +81,130 @@ func (im *Image) commitOnce() error {
 	if err := im.poisoned.Load(); err != nil {
 		return *err
 	}
+	// What is unlinked before the dirty tables are taken is unlinked in them.
 	im.mu.Lock()
-	upTo, gone := im.completed.Load(), im.gone
+	gone := im.gone
 	im.gone = nil
 	im.mu.Unlock()
-
-	if err := im.writeTables(); err != nil {
+	upTo, logged := im.completed.Load(), im.logHead()
+	steps.At("C1")
+	if mutant.On("discard-before-unlink") {
+		im.discard(gone)
+	}
+	if mutant.On("decrement-before-unlink") {
+		im.part(gone)
+		gone = nil
+		_ = im.reapNow()
+	}
+	if mutant.On("ring-trimmed-early") {
+		im.trimLog(logged)
+	}
+	if err := im.pushTables(true); err != nil {
 		return err
 	}
 	if err := im.writeRefcounts(); err != nil {
 		return im.poison(err)
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(fmt.Errorf("sync: %w", err))
+	if err := im.syncUnless(mutant.On("commit-unsynced")); err != nil {
+		return err
+	}
+	if mutant.On("completed-read-late") {
+		upTo = im.completed.Load()
+	}
+	if mutant.On("unlinked-taken-late") {
+		im.mu.Lock()
+		gone, im.gone = append(gone, im.gone...), nil
+		im.mu.Unlock()
 	}
 	if err := im.poisoned.Load(); err != nil {
 		return *err // another Sync failed meanwhile, and this one may not have said so
 	}
+	steps.At("C4")
 	im.durable.Store(upTo) // commits are one at a time, so it only rises
-	if err := im.free(gone); err != nil {
-		return im.poison(err)
-	}
+	im.lastCommit.Store(im.dirty.commits.Load())
+	im.trimLog(logged)
+	im.part(gone)
 	return nil
 }
 
-// free is C3 and C4: what is durably unlinked loses a count, and its bytes if it
-// was the last one. Only commits lower counts, so what the first look finds
-// still holds at the second.
-func (im *Image) free(gone []run) error {
-	if len(gone) == 0 {
+// durableSlice reports whether everything in s is on disk, the entries of the
+// tables above it included.
+func (im *Image) durableSlice(s *slice) bool {
+	if mutant.On("fua-epoch-off-by-one") {
+		return im.lastCommit.Load() >= s.epoch.Load()
+	}
+	return im.lastCommit.Load() > s.epoch.Load() || mutant.On("fua-without-metadata")
+}
+
+// commitLater sees to it that what has completed now becomes durable soon even if
+// nobody flushes.
+func (im *Image) commitLater() {
+	if im.opts.CommitInterval < 0 || im.commitArmed.Load() || !im.commitArmed.CompareAndSwap(false, true) {
+		return
+	}
+	c := &im.commits
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if im.closed.Load() {
+		return
+	}
+	c.timer = time.AfterFunc(im.opts.CommitInterval, im.commitInBackground)
+}
+
+func (im *Image) commitInBackground() {
+	im.commitArmed.Store(false)
+	if im.enter(true) != nil {
+		return
+	}
+	defer im.exit()
+	_ = im.flush() // an error poisons, and the next request says so
+}
+
+// stopCommits ends commits that begin by themselves.
+func (im *Image) stopCommits() {
+	c := &im.commits
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+}
+
+// throttled reports whether so many tables are dirty that a writer should wait
+// for a commit; it begins one long before.
+func (im *Image) throttled() bool {
+	n := im.dirty.count.Load()
+	most := int64(im.tab.max) / 2
+	if n < most/2 {
+		return false
+	}
+	if im.kicked.CompareAndSwap(false, true) && im.startTask() {
+		go func() {
+			defer im.tasks.Done()
+			defer im.kicked.Store(false)
+			_ = im.commit()
+		}()
+	}
+	return n >= most
+}
+
+// throttle waits while too many tables are dirty. Its caller holds nothing.
+func (im *Image) throttle() error {
+	if !im.throttled() {
 		return nil
 	}
-	im.mu.Lock()
-	last, err := im.lastOnesLocked(gone)
-	im.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	cs := im.geo.ClusterSize()
-	for _, r := range last {
-		if err := im.file.Discard(r.at*cs, r.n*cs); err != nil {
-			im.log.Warn("discard failed; the space stays allocated in the storage", "offset", r.at*cs, "bytes", r.n*cs, "error", err)
-		}
-	}
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	for _, r := range gone {
-		for c := r.at; c < r.at+r.n; c++ {
-			if err := im.uncountLocked(c); err != nil {
-				return err
-			}
-		}
-		im.alloc.cursor = min(im.alloc.cursor, r.at)
-	}
-	im.freedLocked()
-	return nil
+	return im.commit()
 }
 
-// lastOnesLocked picks the clusters whose count is about to fall to 0.
-func (im *Image) lastOnesLocked(gone []run) ([]run, error) {
-	var runs []run
-	for _, r := range gone {
-		for c := r.at; c < r.at+r.n; c++ {
-			n, err := im.refcountLocked(c)
-			if err != nil {
-				return nil, err
-			}
-			if n == 1 {
-				runs = appendRun(runs, run{at: c, n: 1})
-			}
-		}
+// startTask begins a task that Close waits for, unless the image is closed.
+func (im *Image) startTask() bool {
+	im.taskMu.Lock()
+	defer im.taskMu.Unlock()
+	if im.closed.Load() {
+		return false
 	}
-	return runs, nil
-}
-
-// uncountLocked lowers the count of cluster c.
-func (im *Image) uncountLocked(c int64) error {
-	n, err := im.refcountLocked(c)
-	if err != nil {
-		return err
-	}
-	if n == 0 {
-		return &format.CorruptError{What: "reference count of the cluster", Off: c << im.geo.ClusterBits, Want: "at least 1, as an entry named it", Got: "0"}
-	}
-	return im.setRefcountsLocked(run{at: c, n: 1}, n-1)
+	im.tasks.Add(1)
+	return true
 }
 
 var _ block.Device = (*Image)(nil)

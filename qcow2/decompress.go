@@ -76,8 +76,10 @@ func inflate(dst, src []byte) (int, error) {
 	defer inflaters.Put(d)
 	defer d.src.Reset(nil) // an idle decoder keeps nobody's buffer alive
 	d.src.Reset(src)
-	if err := d.r.(flate.Resetter).Reset(&d.src, nil); err != nil {
-		return 0, err
+	if r, ok := d.r.(flate.Resetter); ok { // what the package promises
+		if err := r.Reset(&d.src, nil); err != nil {
+			return 0, err
+		}
 	}
 	n, err := io.ReadFull(d.r, dst)
 	switch {

@@ -2,7 +2,8 @@
 // [block.File] and offers it as a [block.Device].
 //
 // It knows nothing of NBD, FUSE, LVM or pools. Space is asked for with
-// File.Grow, ahead of use; whoever makes the file larger is behind that call.
+// File.Grow, ahead of use; whoever makes the file larger is behind that call. A
+// backing file is a Device that is given to it.
 //
 // # Fault model
 //
@@ -15,10 +16,10 @@
 //
 //	I1  an entry names a cluster whose reference count was durably 1 before
 //	I2  the file's durable size covers every reference
-//	I3  a cluster that an entry begins to name reads zero durably, or its whole
-//	    content was durable before the entry was written
+//	I3  a cluster that an entry begins to name reads zero durably, or what was
+//	    written into it was durable before the entry was written
 //	I4  a reference count falls, and a cluster is reused, only after the entry
-//	    that named it is durably gone
+//	    that named it is durably gone and no request can know it any more
 //	I5  a flush is acknowledged after a Sync that began when all writes it
 //	    covers had returned
 //
@@ -32,74 +33,107 @@
 //	R2  File.Grow, durable when it returns; no lock is held
 //	R3  where a refcount block is missing: the block, Sync, its entry in the
 //	    refcount table, Sync
-//	R4  zero what is not known to read zero
+//	R4  zero what is not known to read zero; for L2 tables also what is, so that
+//	    the storage has space for them
 //	R5  write the list of what is reserved, and the counts 1; Sync
 //	R6  the clusters are ready: counted, reading zero, both durably
 //
 // A crash in R2 to R5 leaves at most leaks; an error in R3 to R5 that is not
 // "no space" poisons.
 //
-// A write into a cluster that has none, or that is marked zero (write.go):
+// A write into a cluster that has no content, its own or a backing file's
+// (write.go):
 //
-//	W1  take a ready cluster, and one for the L2 table if that is missing too
+//	W1  take ready clusters, and one for the L2 table if that is missing too
 //	W2  publish the entries in memory, which marks them dirty; a host cluster
 //	    that a zero mark kept is unlinked
 //	W3  write the guest's bytes; the rest of the cluster reads zero already
-//	W4  write the dirty tables, without a Sync; then the request is complete
+//	W4  the request is complete
 //
-// A crash after any of them shows the old content (zeroes) or the new.
+// A crash after any of them shows the old content (zeroes) or the new; so the
+// entry may be written before the bytes, or after them, or together with them.
 //
-// Discard, and zeroing that may unmap (unlink.go), region held exclusively:
+// A write into a cluster whose content is elsewhere (copy.go): X1 to X4, with the
+// bytes first and a barrier between them and the entry. A table that a snapshot
+// shares is copied before it is changed (tables.go).
 //
-//	D1  clear the entries in memory; remember what they named as unlinked
-//	D2  write the dirty tables, as W4
+// Discard, and zeroing that may unmap (erase.go):
 //
-// W4 and D2 are why a completed write survives the death of the process: all of
-// it is in the host's cache then. Writing tables early is allowed because an
-// entry may land at any time after it was published: I3 holds since R6. (So
-// there is no entry here that must wait for data, and no barrier. Copying, which
-// comes with backing files and snapshots, will need one.)
+//	D1  clear the entries in memory, or mark them zero where a backing file
+//	    would show; remember what they named as unlinked
+//	D2  the request is complete
 //
-// Commit, shared by all flushes that wait (commit.go); it allocates nothing and
-// takes no region lock:
+// What completes must survive the death of the process: the host's cache has the
+// bytes, and the redo ring has the entries (log.go). Where there is no ring, W4
+// and D2 write the dirty tables first, as C2 and C3 do.
 //
-//	C1  note how many writes have completed, and what is unlinked
-//	C2  write the dirty tables and the dirty reference counts; Sync.
-//	    Commit point: what had completed at C1 is durable
-//	C3  discard the bytes of the unlinked clusters whose count falls to 0
-//	C4  lower the counts in memory; the clusters are free to be chosen in R1.
-//	    They reach the disk with the next C2 or R5
+// Commit, shared by all flushes that wait (commit.go, push.go); it allocates
+// nothing:
 //
-// L2 tables of this process come from R6 and read zero, so the table, its
-// entries and the L1 entry that names it may land in any order.
+//	C1  note what is unlinked, how many writes have completed, and how far the
+//	    ring is filled
+//	C2  copy the dirty tables; write those that are copies of a snapshot's, and
+//	    Sync if there were any or the barrier was raised before
+//	C3  write the other L2 tables and the L1 table
+//	C4  write the dirty reference counts; Sync. Commit point: what had completed
+//	    at C1 is durable. Trim the ring
 //
-// Big changes (table growth, resize.go and refcount.go): build the new table
-// beside the old one, Sync, switch with one write of the header's first sector,
+// L2 tables that this process made come from R6 and read zero, so such a table,
+// its entries and the L1 entry that names it may land in any order.
+//
+// Free, in the background after a commit (reap.go):
+//
+//	F1  when the requests that began before it have ended: discard the bytes of
+//	    the unlinked clusters that are counted once
+//	F2  lower the counts in memory; the clusters may be chosen in R1. Counts
+//	    reach the disk with the next C4 or R5
+//
+// Big changes (table growth, resize.go and refcount.go): G1 build the new table
+// beside the old one, Sync, G2 switch with one write of the header's first sector,
 // Sync; the old table's clusters are unlinked.
 //
 // What a writer that died had reserved is given back after the next open, in the
-// background: settle.go.
+// background: settle.go, S1 to S4.
 //
-// Closing: commit, count the ready clusters 0 again, Sync, shrink the file to
-// the image's end, Sync.
+// Closing: commit, free, count the ready clusters 0 again, Sync, shrink the file
+// to the image's end, Sync, and end the ring.
 //
 // # Poison
 //
 // Any failed Sync and any failed write of metadata is final: the image stops
-// accepting writes and flushes and says why; reads go on.
+// accepting writes and flushes and says why; reads go on. Space that the storage
+// lacks is no error but a wait (rule 14): metadata has its space since R4, data
+// waits for it.
+//
+// # Requests and clusters
+//
+// A request is in progress (grace.go) from before it looks up its clusters until
+// their bytes are where they belong. No lock protects the clusters meanwhile:
+// requests that overlap in time may do so in any order, as on a disk, and a
+// cluster that an entry has lost is reused only when every request has ended that
+// may know it. A request that waits for space is not in progress and holds
+// nothing; it looks everything up again afterwards. That takes the place of a
+// lock for each region: a discard never waits for a write, nor a read for either.
 //
 // # Locks, in this order
 //
-//	allocating  (channel)  held by whoever moves the image's end or the tables:
-//	                       reserve, resize, close. Waiting for it obeys the context
+//	allocating  (channel)  held by whoever moves the image's end or the big
+//	                       tables: reserve, resize, close. Waiting for it obeys
+//	                       the context
 //	committing  (channel)  one commit at a time
-//	region      (RWMutex)  shared: data I/O, from the lookup until the bytes are
-//	                       where they belong. Exclusive: D1
+//	claim       (channel)  one copy of a guest cluster at a time (copy.go)
+//	copying     (channel)  one copy of an L2 table at a time
 //	tableIO     (Mutex)    one copy-and-write of L2 and L1 at a time; switching
 //	                       the L1 table
 //	refcountIO  (Mutex)    one copy-and-write of reference counts at a time
-//	mu          (Mutex)    tables, caches, allocator: memory, and reads of metadata
+//	reaper      (Mutex)    one F1 and F2 at a time
+//	tab.mu      (Mutex)    L1 table, cache of slices
+//	slice.mu    (Mutex)    entries of one slice, for changing them
+//	mu          (Mutex)    allocator, header, what is unlinked
+//	refs.mu     (Mutex)    reference counts; blocks of them are read under it
+//	dirty.mu    (Mutex)    list of dirty slices
 //
-// Nobody waits for space, a Sync or a peer while holding region, refcountIO or mu;
-// only a resize syncs while it holds tableIO.
+// From tableIO on, the build tag lockcheck checks the order. Nobody waits for
+// space or a peer while holding any of them; a Sync is waited for under the first
+// five at most.
 package qcow2

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"tidemark/internal/block"
+	"tidemark/internal/mutant"
 	"tidemark/qcow2/format"
 )
 
@@ -11,9 +12,15 @@ import (
 // its tables lie in the file.
 func ReadHeader(f block.File) (*format.Header, error) {
 	size := f.Size()
-	first := make([]byte, min(size, 1<<format.MaxClusterBits))
+	first := make([]byte, min(size, format.SectorSize))
 	if _, err := readFull(f, first, 0); err != nil {
 		return nil, fmt.Errorf("read header: %w", err)
+	}
+	if n := min(size, format.HeaderCluster(first)); n > int64(len(first)) {
+		first = make([]byte, n)
+		if _, err := readFull(f, first, 0); err != nil {
+			return nil, fmt.Errorf("read header: %w", err)
+		}
 	}
 	h, err := format.DecodeHeader(first)
 	if err != nil {
@@ -37,11 +44,50 @@ func (im *Image) switchHeader(change func(*format.Header)) error {
 	if _, err := im.file.WriteAt(sector, 0); err != nil {
 		return im.poison(fmt.Errorf("write header: %w", err))
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(fmt.Errorf("sync header: %w", err))
+	if err := im.syncUnless(mutant.On("header-switched-unsynced")); err != nil {
+		return err
 	}
 	im.mu.Lock()
 	im.header = &h
 	im.mu.Unlock()
+	im.diskSize.Store(h.Size)
 	return nil
+}
+
+// size of the virtual disk in bytes.
+func (im *Image) size() int64 { return im.diskSize.Load() }
+
+// putExtension writes a header extension of ours, without a Sync: over the one
+// there is, or behind the others. It reports whether there was room. What makes a
+// new one valid is written last; that both parts may land in any order does no
+// harm, because what stands behind the end mark is zero or an older one. Its caller
+// holds allocating, or has closed the image.
+func (im *Image) putExtension(t format.ExtensionType, data []byte) (bool, error) {
+	im.mu.Lock()
+	h := *im.header
+	im.mu.Unlock()
+	if e, has := h.FindExtension(t); has {
+		if len(e.Data) != len(data) {
+			return false, nil // of another version: not ours
+		}
+		_, err := im.file.WriteAt(data, e.Off)
+		return err == nil, err
+	}
+	off, b, ok := h.PlaceForExtension(t, data)
+	if !ok {
+		return false, nil
+	}
+	for _, part := range []struct{ from, to int }{{8, len(b)}, {0, 8}} {
+		if _, err := im.file.WriteAt(b[part.from:part.to], off+int64(part.from)); err != nil {
+			return false, fmt.Errorf("write header extension: %w", err)
+		}
+	}
+	again, err := ReadHeader(im.file)
+	if err != nil {
+		return false, fmt.Errorf("read header: %w", err)
+	}
+	im.mu.Lock()
+	im.header = again
+	im.mu.Unlock()
+	return true, nil
 }

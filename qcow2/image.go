@@ -7,8 +7,12 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"tidemark/internal/block"
+	"tidemark/internal/lockorder"
+	"tidemark/internal/mutant"
+	"tidemark/internal/redo"
 	"tidemark/qcow2/format"
 )
 
@@ -16,6 +20,17 @@ import (
 // reading and writing.
 type Options struct {
 	ReadOnly bool
+	// Backing is what clusters read from that the image does not have; it
+	// reads zero behind its end. An image that names a backing file is not
+	// opened without it. The Image only reads it, and does not close it.
+	Backing block.Device
+	// RedoDir is a directory, best on a tmpfs, for the ring that lets completed
+	// writes survive the death of the process; "" means none: then the tables
+	// that a write changes are written before it completes, which is slower.
+	RedoDir string
+	// RedoSlots is how many changed entries the ring holds between two commits;
+	// 0 means 16,384, which is 512 KiB.
+	RedoSlots int
 	// IgnoreDiscard makes Discard do nothing; zeroing may still unmap.
 	IgnoreDiscard bool
 	// CacheBytes bounds the memory for L2 tables and for refcount blocks, each;
@@ -23,13 +38,17 @@ type Options struct {
 	CacheBytes int64
 	// ReserveBytes bounds how much is reserved ahead of use; 0 means 64 MiB.
 	ReserveBytes int64
+	// CommitInterval is how long what completed may stay volatile if nobody
+	// flushes; 0 means 5 s, a negative value for ever.
+	CommitInterval time.Duration
 	// Logger receives one line per state change; nil discards them.
 	Logger *slog.Logger
 }
 
 const (
-	defaultCacheBytes   = 32 << 20
-	defaultReserveBytes = 64 << 20
+	defaultCacheBytes     = 32 << 20
+	defaultReserveBytes   = 64 << 20
+	defaultCommitInterval = 5 * time.Second
 	// minReserveBytes is the first reservation; it doubles while it is used up
 	// quickly.
 	minReserveBytes = 8 << 20
@@ -42,71 +61,104 @@ func (o Options) withDefaults() Options {
 	if o.ReserveBytes <= 0 {
 		o.ReserveBytes = defaultReserveBytes
 	}
+	if o.CommitInterval == 0 {
+		o.CommitInterval = defaultCommitInterval
+	}
+	if o.RedoSlots <= 0 {
+		o.RedoSlots = redo.DefaultSlots
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return o
 }
 
+// The ranks of the locks, outermost first; see the package comment.
+const (
+	_ lockorder.Rank = iota
+	rankTableIO
+	rankRefcountIO
+	rankReaper
+	rankTables
+	rankSlice
+	rankMu
+	rankRefs
+	rankDirty
+)
+
 // An Image is an open QCOW2 image. It is a [block.Device].
 type Image struct {
-	file block.File
-	opts Options
-	log  *slog.Logger
-	geo  format.Geometry // does not change
+	file        block.File
+	opts        Options
+	log         *slog.Logger
+	geo         format.Geometry // does not change
+	compression uint8           // does not change
+	snapshots   []format.Snapshot
+	direct      bool         // I/O of file is never in a page cache
+	backingSize int64        // bytes, 0 without a backing file
+	diskSize    atomic.Int64 // header.Size, for who holds no lock
 
 	// ctx ends when the image closes: what the engine does by itself stops.
 	ctx    context.Context
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup // goroutines of the engine
+	taskMu sync.Mutex     // orders the start of a task and the closing
 
 	poisoned atomic.Pointer[error]
 	closed   atomic.Bool
-	// requests is held shared by every request in progress, so that Close can
-	// wait for them.
+	// requests is held shared by what is in progress and knows no host cluster
+	// (flushes, resizes), so that Close can wait for it. Requests for data are
+	// in grace.
 	requests sync.RWMutex
+	grace    *grace
 
 	// completed counts mutations, raised after the bytes are written and before
 	// the request returns. durable is the value of completed that the last
-	// commit covers. "Is it durable?" is always this comparison.
-	completed, durable atomic.Uint64
+	// commit covers. "Is it durable?" is always this comparison, or that of
+	// lastCommit, the number of the last commit, with a slice's epoch.
+	completed, durable, lastCommit atomic.Uint64
+	// barrier: data was written that an entry in memory names and no Sync
+	// covers; the entry must not be written before one.
+	barrier     atomic.Bool
+	kicked      atomic.Bool // a commit was begun because too much is dirty
+	commitArmed atomic.Bool // a commit will begin by itself
 
 	allocating semaphore // see the package comment
+	copying    semaphore
 	commits    committer
-	region     sync.RWMutex
-	tableIO    sync.Mutex
-	refcountIO sync.Mutex
+	copies     claims
+	tableIO    lockorder.Mutex
+	refcountIO lockorder.Mutex
+	reaper     lockorder.Mutex
 
-	mu      sync.Mutex // guards all below
-	header  *format.Header
-	l1      []format.L1Entry
-	l1Dirty map[int]struct{} // numbers of 512-byte sectors of the L1 table
-	l2      *sliceCache[format.L2Entry]
-	seen    map[int64]struct{} // L2 slices that were validated when they were loaded
-	refs    refcounts
-	// badSlices counts the L2 slices with bad entries.
-	badSlices int
-	alloc     allocator
-	gone      []run // clusters that no entry names any more; the next commit frees them
-	// listAt is where the list of reserved clusters is in the file, 0 if the
-	// image has none. suspects are what it listed at open, nil when that is
-	// settled. See settle.go.
-	listAt   int64
-	listed   []run // by the last list, without suspects
+	tab   tables
+	dirty dirtyList
+	refs  refcounts
+
+	// ring is the redo ring, nil if there is none (yet). See log.go.
+	ring     atomic.Pointer[redo.Ring]
+	logTried bool // whoever holds allocating reads and sets it
+
+	mu     lockorder.Mutex // guards all below
+	header *format.Header
+	alloc  allocator
+	gone   []run // clusters that no entry in memory names any more; see reap.go
+	parted []parted
+	reaped chan struct{} // closed when the reaper has ended, nil if there is none
+	// listed is what the last list of reserved clusters had, without suspects:
+	// those are what it listed at open, nil when that is settled. See settle.go.
+	listed   []run
 	suspects *clusterSet
 	settled  chan struct{} // closed when settling has ended
 }
 
-// Open opens the image in f. It reads the header, the L1 table and the refcount
+// Open opens the image in f. It reads the header, the L1 tables and the refcount
 // table, nothing else, and opens no other file. The Image does not close f.
 //
 // A feature that is missing here is refused by an [UnsupportedError] and the
 // image is left as it is.
 func Open(ctx context.Context, f block.File, o Options) (*Image, error) {
-	im := &Image{file: f, opts: o.withDefaults(), l1Dirty: map[int]struct{}{}, seen: map[int64]struct{}{}}
-	im.log = im.opts.Logger
-	im.allocating, im.commits.token = newSemaphore(), newSemaphore()
-	im.ctx, im.cancel = context.WithCancel(context.Background())
+	im := newImage(f, o)
 	if f.Info().ReadOnly && !o.ReadOnly {
 		return nil, fmt.Errorf("open image for writing: %w", block.ErrReadOnly)
 	}
@@ -114,39 +166,68 @@ func Open(ctx context.Context, f block.File, o Options) (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image: %w", err)
 	}
-	im.header, im.geo = h, h.Geometry
+	im.header, im.geo, im.compression = h, h.Geometry, h.CompressionType
+	im.diskSize.Store(h.Size)
 	// A process that died before this one may have left completed writes in the
 	// host's cache. The first flush covers them, as if they were ours.
 	im.completed.Store(1)
-	if err := im.load(ctx); err != nil {
+	if err := im.open2(ctx); err != nil {
+		im.cancel()
 		return nil, fmt.Errorf("open image: %w", err)
 	}
 	return im, nil
 }
 
-// load decides whether the image can be opened and reads its tables.
-func (im *Image) load(ctx context.Context) error {
-	if err := checkFeatures(im.header, !im.opts.ReadOnly); err != nil {
+func newImage(f block.File, o Options) *Image {
+	im := &Image{file: f, opts: o.withDefaults(), direct: f.Info().Direct, grace: newGrace()}
+	im.log = im.opts.Logger
+	im.allocating, im.copying, im.commits.token = newSemaphore(), newSemaphore(), newSemaphore()
+	im.ctx, im.cancel = context.WithCancel(context.Background())
+	im.tab.l1Dirty = map[int]struct{}{}
+	im.tab.loading = map[int64]*sliceLoad{}
+	im.tab.seen = map[int64]struct{}{}
+	if o.Backing != nil {
+		im.backingSize = o.Backing.Info().Size
+	}
+	for m, r := range map[*lockorder.Mutex]lockorder.Rank{
+		&im.tableIO: rankTableIO, &im.refcountIO: rankRefcountIO, &im.reaper: rankReaper, &im.tab.mu: rankTables,
+		&im.mu: rankMu, &im.refs.mu: rankRefs, &im.dirty.mu: rankDirty,
+	} {
+		m.SetRank(r)
+	}
+	return im
+}
+
+// open2 decides whether the image can be opened and reads its tables.
+func (im *Image) open2(ctx context.Context) error {
+	if err := checkFeatures(im.header, im.opts); err != nil {
 		return err
 	}
 	if err := im.loadL1(); err != nil {
 		return err
 	}
-	im.l2 = newSliceCache[format.L2Entry](im.opts.CacheBytes / 8)
+	im.tab.max = int(max(im.opts.CacheBytes/im.sliceBytes(), 16))
 	if im.opts.ReadOnly {
 		return nil
 	}
 	if err := im.loadRefcountTable(); err != nil {
 		return err
 	}
-	if err := im.checkMetadataOverlap(); err != nil {
+	if err := im.listMetadata(); err != nil {
 		return err
 	}
 	if err := im.startAllocator(ctx); err != nil {
 		return err
 	}
-	if err := im.clearAutoclear(); err != nil {
+	im.findSuspects()
+	redone, err := im.redoLog()
+	if err != nil {
 		return err
+	}
+	if !redone {
+		if err := im.clearAutoclear(); err != nil {
+			return err
+		}
 	}
 	im.startSettling()
 	return nil
@@ -156,13 +237,19 @@ func (im *Image) load(ctx context.Context) error {
 // written, and returns what every later mutation returns.
 func (im *Image) poison(err error) error {
 	err = fmt.Errorf("image stopped accepting writes: %w", err)
+	if mutant.On("poison-not-latched") {
+		return err
+	}
 	if im.poisoned.CompareAndSwap(nil, &err) {
 		im.log.Error("image stopped accepting writes; what was not flushed may be lost: check the storage, then open the image again", "cause", err)
+		if r := im.ring.Load(); r != nil {
+			r.Distrust()
+		}
 	}
 	return *im.poisoned.Load()
 }
 
-// enter begins a request; im.requests.RUnlock ends it.
+// enter begins what knows no host cluster; exit ends it.
 func (im *Image) enter(mutates bool) error {
 	im.requests.RLock()
 	err := im.usable(mutates)
@@ -170,6 +257,22 @@ func (im *Image) enter(mutates bool) error {
 		im.requests.RUnlock()
 	}
 	return err
+}
+
+func (im *Image) exit() { im.requests.RUnlock() }
+
+// begin begins a request for n bytes at off; grace.leave ends it.
+func (im *Image) begin(mutates bool, verb string, off, n int64) (ticket, error) {
+	t := im.grace.enter(off)
+	err := im.usable(mutates)
+	if err == nil {
+		if err = block.CheckRange(off, n, im.size()); err == nil {
+			return t, nil
+		}
+		err = fmt.Errorf("%s %d bytes at %d: %w", verb, n, off, err)
+	}
+	im.grace.leave(t)
+	return t, err
 }
 
 func (im *Image) usable(mutates bool) error {
@@ -186,13 +289,6 @@ func (im *Image) usable(mutates bool) error {
 		return *err
 	}
 	return nil
-}
-
-// size of the virtual disk in bytes.
-func (im *Image) size() int64 {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	return im.header.Size
 }
 
 // Info describes the disk.
@@ -218,23 +314,46 @@ func (im *Image) Header() format.Header {
 // are cancelled, commits, gives reserved space back and shrinks the file to the
 // image's end. It does not close the file.
 func (im *Image) Close() error {
-	if !im.closed.CompareAndSwap(false, true) {
+	im.taskMu.Lock()
+	first := im.closed.CompareAndSwap(false, true)
+	im.taskMu.Unlock()
+	if !first {
 		return block.ErrClosed
 	}
 	im.cancel()
+	im.stopCommits()
 	im.requests.Lock()
 	defer im.requests.Unlock()
 	im.tasks.Wait()
+	im.waitIdle()
 	if im.opts.ReadOnly {
 		return nil
 	}
 	if err := im.poisoned.Load(); err != nil {
+		im.leaveLog()
 		return *err
 	}
-	if err := im.commit(); err != nil {
+	if mutant.On("closed-without-commit") {
+		im.part(im.gone)
+	} else if err := im.commit(); err != nil {
 		return err
 	}
-	return im.giveBack()
+	if err := im.reapNow(); err != nil {
+		return err
+	}
+	if err := im.giveBack(); err != nil {
+		return err
+	}
+	return im.endLog()
+}
+
+// waitIdle waits until no request for data is in progress. The reaper, which
+// waits for the same, has ended.
+func (im *Image) waitIdle() {
+	im.grace.wanted.Store(true)
+	for !im.grace.idle() {
+		<-im.grace.ended
+	}
 }
 
 // readFull reads len(p) bytes; bytes behind the file's end are an error.

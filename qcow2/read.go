@@ -5,25 +5,31 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"tidemark/internal/block"
 	"tidemark/qcow2/format"
 )
 
-// ReadAt reads len(p) bytes at off.
-func (im *Image) ReadAt(_ context.Context, p []byte, off int64, f block.Flags) error {
-	if err := im.enter(false); err != nil {
+// ReadAt reads len(p) bytes at off. With NoWait it reads what needs no I/O but
+// zeroes; for the rest it answers ErrWouldBlock.
+func (im *Image) ReadAt(ctx context.Context, p []byte, off int64, f block.Flags) error {
+	t, err := im.begin(false, "read", off, int64(len(p)))
+	if err != nil {
 		return err
 	}
-	defer im.requests.RUnlock()
-	if err := block.CheckRange(off, int64(len(p)), im.size()); err != nil {
-		return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
-	}
+	defer im.grace.leave(t)
 	if f.Has(block.NoWait) {
-		return block.ErrWouldBlock
+		return im.readNow(p, off)
 	}
+	return im.read(ctx, p, off)
+}
+
+// read fills p from what the tables say. Its caller is in progress (grace), so
+// that no host cluster is reused under it.
+func (im *Image) read(ctx context.Context, p []byte, off int64) error {
 	for len(p) > 0 {
-		n, err := im.readSome(p, off)
+		n, err := im.readSome(ctx, p, off)
 		if err != nil {
 			return fmt.Errorf("read at %d: %w", off, err)
 		}
@@ -32,118 +38,157 @@ func (im *Image) ReadAt(_ context.Context, p []byte, off int64, f block.Flags) e
 	return nil
 }
 
-// readSome reads the first extent of what is asked for. It holds region until
-// the bytes are in p, so that the host cluster cannot be reused under it.
-func (im *Image) readSome(p []byte, off int64) (int64, error) {
-	im.region.RLock()
-	defer im.region.RUnlock()
-	im.mu.Lock()
-	e, err := im.extentLocked(off, int64(len(p)))
-	im.mu.Unlock()
-	switch {
-	case err != nil:
-		return 0, err
-	case e.State.Has(block.Zero):
-		clear(p[:e.Len])
-	case e.State.Has(block.Compressed):
-		return 0, refusal(format.Compressed, false)
-	default:
-		n, err := im.file.ReadAt(p[:e.Len], e.Host)
-		if n < int(e.Len) && err != nil && !errors.Is(err, io.EOF) {
-			return 0, err
+// readNow reads zeroes that the tables in memory know of.
+func (im *Image) readNow(p []byte, off int64) error {
+	for done := int64(0); done < int64(len(p)); {
+		n, _ := im.sliceOf((off + done) >> im.geo.ClusterBits)
+		s := im.tab.dir.get(n)
+		if s == nil {
+			return block.ErrWouldBlock
 		}
-		clear(p[n:e.Len]) // a read-only image may end inside its last cluster
+		piece, err := im.locate(s, off+done, int64(len(p))-done)
+		if err != nil || !piece.readsZero() {
+			return block.ErrWouldBlock
+		}
+		done += piece.n
 	}
-	return e.Len, nil
+	clear(p)
+	return nil
 }
 
-// extentLocked returns the extent at off, at most n bytes of it and at most to
-// the end of an L2 slice or of a missing L2 table.
-func (im *Image) extentLocked(off, n int64) (block.Extent, error) {
-	bits := im.geo.ClusterBits
-	gc := off >> bits
-	s, err := im.l2SliceLocked(gc)
+// readsZero reports whether there is nothing to read.
+func (p piece) readsZero() bool {
+	switch p.kind {
+	case format.ZeroPlain, format.ZeroAllocated:
+		return true
+	case format.Unallocated, format.UnallocatedAlloc:
+		return !p.backed
+	}
+	return false
+}
+
+// readSome reads the first piece of what is asked for.
+func (im *Image) readSome(ctx context.Context, p []byte, off int64) (int64, error) {
+	piece, err := im.find(off, int64(len(p)))
 	if err != nil {
-		return block.Extent{}, err
+		return 0, err
 	}
-	if s == nil {
-		end := (gc>>(bits-3) + 1) << (2*bits - 3)
-		return block.Extent{Off: off, Len: min(n, end-off), State: block.Zero, Host: -1}, nil
-	}
-	i := gc & (1<<im.sliceBits() - 1)
-	if s.data[i] == badEntry {
-		return block.Extent{}, im.badEntryLocked(gc)
-	}
-	inCluster := off & (im.geo.ClusterSize() - 1)
-	ext := im.describe(s.data[i])
-	ext.Off, ext.Len = off, im.geo.ClusterSize()-inCluster
-	if ext.Host >= 0 {
-		ext.Host += inCluster
-	}
-	for _, e := range s.data[i+1:] {
-		next := im.describe(e)
-		if ext.Len >= n || e == badEntry || next.State != ext.State || !follows(ext, next) {
-			break
+	return piece.n, im.readPiece(ctx, p[:piece.n], piece)
+}
+
+// readPiece reads all of a piece, or its first bytes, into p.
+func (im *Image) readPiece(ctx context.Context, p []byte, piece piece) error {
+	switch {
+	case piece.readsZero():
+		clear(p)
+		return nil
+	case piece.kind == format.Data:
+		n, err := im.file.ReadAt(p, piece.host)
+		if n < len(p) && err != nil && !errors.Is(err, io.EOF) {
+			return err
 		}
-		ext.Len += im.geo.ClusterSize()
+		clear(p[n:]) // a read-only image may end inside its last cluster
+		return nil
+	case piece.kind == format.Compressed:
+		return im.readCompressed(p, piece)
 	}
-	ext.Len = min(ext.Len, n)
-	return ext, nil
+	return im.readBacking(ctx, p, piece.off)
 }
 
-// describe says what an entry means, without a place.
-func (im *Image) describe(e format.L2Entry) block.Extent {
-	ext := block.Extent{Host: -1}
-	switch e.Kind(im.geo) {
-	case format.Unallocated:
-		ext.State = block.Zero
-	case format.ZeroPlain:
-		ext.State = block.Allocated | block.Zero
-	case format.ZeroAllocated:
-		ext.State, ext.Host = block.Allocated|block.Zero, e.Offset()
-	case format.Compressed:
-		ext.State = block.Allocated | block.Data | block.Compressed
-	default:
-		ext.State, ext.Host = block.Allocated|block.Data, e.Offset()
+// readBacking reads from the backing file, and zeroes where that has ended.
+func (im *Image) readBacking(ctx context.Context, p []byte, off int64) error {
+	n := max(min(int64(len(p)), im.backingSize-off), 0)
+	clear(p[n:])
+	if n == 0 {
+		return nil
 	}
-	return ext
+	if err := im.opts.Backing.ReadAt(ctx, p[:n], off, 0); err != nil {
+		return fmt.Errorf("backing file: %w", err)
+	}
+	return nil
 }
 
-// follows reports whether b's place in the file continues a's.
-func follows(a, b block.Extent) bool {
-	if a.Host < 0 || b.Host < 0 {
-		return a.Host == b.Host
+// clusterBuffers holds buffers of one cluster size each; compressed clusters are
+// read and clusters are copied through them.
+var clusterBuffers [format.MaxClusterBits + 2]sync.Pool
+
+// getBuffer returns a buffer of 1<<bits bytes, of any content.
+func getBuffer(bits uint) *[]byte {
+	if b, ok := clusterBuffers[bits].Get().(*[]byte); ok {
+		return b
 	}
-	return b.Host == a.Host+a.Len
+	b := make([]byte, 1<<bits)
+	return &b
+}
+
+func putBuffer(bits uint, b *[]byte) { clusterBuffers[bits].Put(b) }
+
+// readCompressed reads p, which lies in one compressed cluster.
+func (im *Image) readCompressed(p []byte, piece piece) error {
+	bits := im.geo.ClusterBits
+	whole, sectors := getBuffer(bits), getBuffer(bits+1)
+	defer putBuffer(bits, whole)
+	defer putBuffer(bits+1, sectors)
+	off, n := piece.pair.Entry.CompressedRange(im.geo)
+	if n > int64(len(*sectors)) {
+		return &format.CorruptError{What: "compressed cluster", Off: off, Want: fmt.Sprintf("at most %d bytes", len(*sectors)), Got: fmt.Sprint(n)}
+	}
+	// The last sectors may lie behind the end of the file, if the stream does
+	// not reach them.
+	got, err := im.file.ReadAt((*sectors)[:n], off)
+	if int64(got) < n && err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if err := decompress(*whole, (*sectors)[:got], im.compression); err != nil {
+		return fmt.Errorf("guest cluster %d, compressed at %d: %w", piece.off>>bits, off, err)
+	}
+	copy(p, (*whole)[piece.off&(im.geo.ClusterSize()-1):])
+	return nil
 }
 
 // AppendExtents appends the extents of n bytes at off.
-func (im *Image) AppendExtents(_ context.Context, dst []block.Extent, off, n int64) ([]block.Extent, error) {
-	if err := im.enter(false); err != nil {
+func (im *Image) AppendExtents(ctx context.Context, dst []block.Extent, off, n int64) ([]block.Extent, error) {
+	t, err := im.begin(false, "extents of", off, n)
+	if err != nil {
 		return dst, err
 	}
-	defer im.requests.RUnlock()
-	if err := block.CheckRange(off, n, im.size()); err != nil {
-		return dst, fmt.Errorf("extents of %d bytes at %d: %w", n, off, err)
-	}
+	defer im.grace.leave(t)
 	room := max(cap(dst)-len(dst), 1)
 	first := len(dst)
 	for end := off + n; off < end; {
-		im.mu.Lock()
-		e, err := im.extentLocked(off, end-off)
-		im.mu.Unlock()
+		next, err := im.extentsAt(ctx, off, end-off)
 		if err != nil {
 			return dst, fmt.Errorf("extents at %d: %w", off, err)
 		}
-		off = e.End()
-		if last := len(dst) - 1; last >= first && dst[last].State == e.State && follows(dst[last], e) {
-			dst[last].Len += e.Len
-			continue
+		for _, e := range next {
+			off = e.End()
+			if last := len(dst) - 1; last >= first && dst[last].State == e.State && dst[last].Depth == e.Depth && follows(dst[last].Host, dst[last].Len, e.Host) {
+				dst[last].Len += e.Len
+				continue
+			}
+			if len(dst)-first == room {
+				return dst, nil
+			}
+			dst = append(dst, e)
 		}
-		if len(dst)-first == room {
-			break
-		}
-		dst = append(dst, e)
 	}
 	return dst, nil
+}
+
+// extentsAt are the first extents at off: one of this image's, or those of the
+// backing file that one piece shows.
+func (im *Image) extentsAt(ctx context.Context, off, n int64) ([]block.Extent, error) {
+	p, err := im.find(off, n)
+	if err != nil {
+		return nil, err
+	}
+	open := p.kind == format.Unallocated || p.kind == format.UnallocatedAlloc
+	if !open || !p.backed || off >= im.backingSize {
+		return []block.Extent{p.extent()}, nil
+	}
+	below, err := im.opts.Backing.AppendExtents(ctx, make([]block.Extent, 0, 64), off, min(p.n, im.backingSize-off))
+	for i := range below {
+		below[i].Depth++
+	}
+	return below, err
 }

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"slices"
 
+	"tidemark/internal/lockorder"
+	"tidemark/internal/mutant"
+	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
 )
 
@@ -12,10 +15,15 @@ import (
 // a block is its next image on disk: a count is lowered in it only when that
 // may be written (rule 3).
 type refcounts struct {
-	table  []format.RefcountTableEntry
-	slices *sliceCache[byte]
-	// metadata lists the clusters that held metadata at open, sorted.
+	// metadata lists the clusters that held metadata at open, sorted. It does not
+	// change.
 	metadata []int64
+
+	mu     lockorder.Mutex // guards what follows; refcount blocks are read under it
+	table  []format.RefcountTableEntry
+	slices *countCache
+	// cursor: the clusters below are known to be counted.
+	cursor int64
 }
 
 func (im *Image) loadRefcountTable() error {
@@ -24,7 +32,7 @@ func (im *Image) loadRefcountTable() error {
 	if _, err := readFull(im.file, b, h.RefcountTableOffset); err != nil {
 		return fmt.Errorf("read refcount table: %w", err)
 	}
-	im.refs.slices = newSliceCache[byte](im.opts.CacheBytes)
+	im.refs.slices = newCountCache(im.opts.CacheBytes)
 	im.refs.table = make([]format.RefcountTableEntry, len(b)/8)
 	format.DecodeTable(im.refs.table, b)
 	for i, e := range im.refs.table {
@@ -67,7 +75,7 @@ func (im *Image) hasBlockLocked(c int64) bool {
 
 // refSliceLocked returns the slice that counts cluster c, nil if there is no
 // block for it.
-func (im *Image) refSliceLocked(c int64) (*slice[byte], error) {
+func (im *Image) refSliceLocked(c int64) (*countSlice, error) {
 	n := c >> im.refSliceBits()
 	if s := im.refs.slices.get(n); s != nil {
 		return s, nil
@@ -76,7 +84,7 @@ func (im *Image) refSliceLocked(c int64) (*slice[byte], error) {
 		return nil, nil
 	}
 	per := im.geo.RefcountsPerBlock()
-	s := &slice[byte]{data: make([]byte, im.refSliceBytes())}
+	s := &countSlice{data: make([]byte, im.refSliceBytes())}
 	s.off = im.refs.table[c/per].Offset() + c%per>>im.refSliceBits()*im.refSliceBytes()
 	if _, err := readFull(im.file, s.data, s.off); err != nil {
 		return nil, fmt.Errorf("read refcount block: %w", err)
@@ -116,13 +124,13 @@ func (im *Image) setRefcountsLocked(r run, v uint64) error {
 func (im *Image) writeRefcounts() error {
 	im.refcountIO.Lock()
 	defer im.refcountIO.Unlock()
-	im.mu.Lock()
-	writes, finish := im.refs.slices.stage(func(s *slice[byte]) []byte { return slices.Clone(s.data) })
-	im.mu.Unlock()
+	im.refs.mu.Lock()
+	writes, finish := im.refs.slices.stage()
+	im.refs.mu.Unlock()
 	err := writeStaged(im.file, writes)
-	im.mu.Lock()
+	im.refs.mu.Lock()
 	finish(err)
-	im.mu.Unlock()
+	im.refs.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("write reference counts: %w", err)
 	}
@@ -147,44 +155,49 @@ func (im *Image) addBlock(b, c int64) error {
 		}
 		return err
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(err)
+	if err := im.syncUnless(mutant.On("refcount-block-unsynced")); err != nil {
+		return err
 	}
 	im.mu.Lock()
 	tableOff := im.header.RefcountTableOffset
+	im.mu.Unlock()
 	sectorAt := b * 8 / format.SectorSize * format.SectorSize
 	per8 := int64(format.SectorSize / 8)
+	im.refs.mu.Lock()
 	entries := slices.Clone(im.refs.table[sectorAt/8 : sectorAt/8+per8])
-	im.mu.Unlock()
+	im.refs.mu.Unlock()
 	entries[b%per8] = format.RefcountTableEntry(c * cs)
 	sector := make([]byte, format.SectorSize)
 	format.EncodeTable(sector, entries)
 	if _, err := im.file.WriteAt(sector, tableOff+sectorAt); err != nil {
 		return im.poison(fmt.Errorf("write refcount table: %w", err))
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(err)
+	if err := im.syncUnless(mutant.On("refcount-entry-unsynced")); err != nil {
+		return err
 	}
-	im.mu.Lock()
+	im.refs.mu.Lock()
 	im.refs.table[b] = format.RefcountTableEntry(c * cs)
+	im.refs.mu.Unlock()
+	im.mu.Lock()
 	im.alloc.end = max(im.alloc.end, c+1)
 	im.mu.Unlock()
+	steps.At("R3")
 	return nil
 }
 
 // countRun sets the counts of r to 1, in memory and on disk, without a Sync. If
 // there is no space for that, nothing has changed.
 func (im *Image) countRun(r run) error {
-	im.mu.Lock()
+	im.refs.mu.Lock()
 	err := im.setRefcountsLocked(r, 1)
-	im.mu.Unlock()
+	im.refs.mu.Unlock()
 	if err == nil {
 		err = im.writeRefcounts()
 	}
 	if err != nil {
-		im.mu.Lock()
+		im.refs.mu.Lock()
 		undo := im.setRefcountsLocked(r, 0)
-		im.mu.Unlock()
+		im.refs.mu.Unlock()
 		if undo != nil {
 			return im.poison(undo)
 		}
@@ -200,9 +213,11 @@ func (im *Image) growRefcountTable(ctx context.Context, b int64) error {
 	im.mu.Lock()
 	at := im.alloc.end
 	old := run{im.header.RefcountTableOffset / cs, int64(im.header.RefcountTableClusters), false}
+	im.mu.Unlock()
+	im.refs.mu.Lock()
 	table := slices.Clone(im.refs.table)
 	blocksN, tableN := im.planTableLocked(at, b)
-	im.mu.Unlock()
+	im.refs.mu.Unlock()
 
 	area := run{at, blocksN + tableN, false}
 	if err := im.growFile(ctx, area); err != nil {
@@ -244,8 +259,8 @@ func (im *Image) buildRefcountTable(table []format.RefcountTableEntry, old run, 
 			return im.uncount(counted, fmt.Errorf("write refcount blocks and table: %w", err))
 		}
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(err)
+	if err := im.syncUnless(mutant.On("refcount-table-switched-unsynced")); err != nil {
+		return err
 	}
 	err := im.switchHeader(func(h *format.Header) {
 		h.RefcountTableOffset, h.RefcountTableClusters = tableOff, uint32(tableN)
@@ -253,8 +268,10 @@ func (im *Image) buildRefcountTable(table []format.RefcountTableEntry, old run, 
 	if err != nil {
 		return err
 	}
-	im.mu.Lock()
+	im.refs.mu.Lock()
 	im.refs.table = table
+	im.refs.mu.Unlock()
+	im.mu.Lock()
 	im.alloc.end = area.at + area.n
 	im.gone = append(im.gone, old)
 	im.mu.Unlock()
@@ -282,4 +299,16 @@ func (im *Image) planTableLocked(at, b int64) (blocksN, tableN int64) {
 		}
 		blocksN, tableN = missing, needed
 	}
+}
+
+// uncountLocked lowers the count of cluster c.
+func (im *Image) uncountLocked(c int64) error {
+	n, err := im.refcountLocked(c)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return &format.CorruptError{What: "reference count of the cluster", Off: c << im.geo.ClusterBits, Want: "at least 1, as an entry named it", Got: "0"}
+	}
+	return im.setRefcountsLocked(run{at: c, n: 1}, n-1)
 }

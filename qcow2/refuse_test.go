@@ -32,20 +32,13 @@ func TestUnsupportedIsRefused(t *testing.T) {
 	}{
 		{"backing file", func(p string) {
 			testenv.Run(t, img, "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", p)
-		}, "a backing file", false},
+		}, "has the backing file", false},
 		{"encryption", func(p string) {
 			testenv.Run(t, img, "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", p, "16M")
 		}, "encryption (method 2)", false},
 		{"data file", func(p string) {
 			testenv.Run(t, img, "create", "-q", "-f", "qcow2", "-o", "data_file="+p+".data", p, "16M")
 		}, `"external data file"`, false},
-		{"extended L2", func(p string) {
-			testenv.Run(t, img, "create", "-q", "-f", "qcow2", "-o", "extended_l2=on", p, "16M")
-		}, `"extended L2 entries"`, false},
-		{"snapshot", func(p string) {
-			testenv.Run(t, img, "create", "-q", "-f", "qcow2", p, "16M")
-			testenv.Run(t, img, "snapshot", "-c", "one", p)
-		}, "1 internal snapshots", true},
 		{"bitmap", func(p string) {
 			testenv.Run(t, img, "create", "-q", "-f", "qcow2", p, "16M")
 			testenv.Run(t, img, "bitmap", "--add", p, "one")
@@ -83,30 +76,6 @@ func TestUnsupportedIsRefused(t *testing.T) {
 			require.Equal(t, before, after, "the image was changed")
 		})
 	}
-}
-
-// TestCompressedIsRefused: only the compressed clusters of an image are out of
-// reach; everything else works.
-func TestCompressedIsRefused(t *testing.T) {
-	img, qio := testenv.Tool(t, "qemu-img"), testenv.Tool(t, "qemu-io")
-	ctx, path := context.Background(), filepath.Join(t.TempDir(), "image.qcow2")
-	testenv.Run(t, img, "create", "-q", "-f", "qcow2", path, "16M")
-	testenv.Run(t, qio, "-f", "qcow2", "-c", "write -c -P 7 0 64k", "-c", "write -P 8 1M 64k", path)
-	im, err := open(t, path, false)
-	require.NoError(t, err)
-	var u *qcow2.UnsupportedError
-	p := make([]byte, 1<<16)
-	require.ErrorAs(t, im.ReadAt(ctx, p, 0, 0), &u)
-	require.ErrorAs(t, im.WriteAt(ctx, p, 0, 0), &u)
-	require.NoError(t, im.Discard(ctx, 0, 1<<16, 0), "a hint, and not taken")
-	require.ErrorAs(t, im.WriteZeroes(ctx, 100, 100, 0), &u)
-	require.ErrorAs(t, im.WriteZeroes(ctx, 0, 1<<16, qcow2.MayUnmap), &u)
-	require.NoError(t, im.WriteAt(ctx, p, 2<<20, 0))
-	require.NoError(t, im.ReadAt(ctx, p, 1<<20, 0))
-	require.Equal(t, byte(8), p[0])
-	require.NoError(t, im.Close())
-	testenv.Run(t, qio, "-f", "qcow2", "-r", "-c", "read -P 7 0 64k", "-c", "read -P 0 2M 64k", path)
-	requireCheck(t, img, path)
 }
 
 // TestAutoclear: bits that are not maintained here are cleared when an image is

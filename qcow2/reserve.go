@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"tidemark/internal/block"
+	"tidemark/internal/mutant"
+	"tidemark/internal/steps"
+	"tidemark/qcow2/format"
 )
 
 // scanSlices bounds how many slices of reference counts one reservation looks
@@ -30,6 +33,9 @@ func (im *Image) reserve(f *fill) error {
 		return err
 	}
 	defer im.allocating.release()
+	if err := im.startLog(); err != nil {
+		return err
+	}
 	for retried := false; ; retried = true {
 		if err := im.usable(true); err != nil {
 			return err
@@ -44,8 +50,12 @@ func (im *Image) reserve(f *fill) error {
 				return im.recycle(runs)
 			}
 			if grows && im.hasGone() {
-				// What was discarded becomes free with a commit.
+				// What was discarded becomes free with a commit, when the
+				// requests that may know it have ended.
 				if err := im.commit(); err != nil {
+					return err
+				}
+				if err := im.waitReaped(); err != nil {
 					return err
 				}
 				continue
@@ -61,7 +71,7 @@ func (im *Image) reserve(f *fill) error {
 func (im *Image) hasGone() bool {
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	return len(im.gone) > 0
+	return len(im.gone) > 0 || len(im.parted) > 0
 }
 
 // nearBound reports whether the next reservation at the image's end may pass
@@ -108,25 +118,28 @@ func (im *Image) findFree(want int64, everywhere bool) ([]run, error) {
 // all.
 func (im *Image) findFreeNear(want int64) (runs []run, ended bool, err error) {
 	im.mu.Lock()
-	defer im.mu.Unlock()
-	a := &im.alloc
+	end := im.alloc.end
+	im.mu.Unlock()
+	r := &im.refs
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	perSlice := int64(1) << im.refSliceBits()
 	for range scanSlices {
-		sliceEnd := min(a.end, (a.cursor/perSlice+1)*perSlice)
-		for ; a.cursor < sliceEnd && want > 0; a.cursor++ {
-			c := a.cursor
+		sliceEnd := min(end, (r.cursor/perSlice+1)*perSlice)
+		for ; r.cursor < sliceEnd && want > 0; r.cursor++ {
+			c := r.cursor
 			count, err := im.refcountLocked(c)
 			if err != nil {
 				return nil, false, err
 			}
-			if _, meta := slices.BinarySearch(im.refs.metadata, c); count != 0 || meta || !im.hasBlockLocked(c) {
+			if _, meta := slices.BinarySearch(r.metadata, c); count != 0 || meta || !im.hasBlockLocked(c) {
 				continue
 			}
 			runs = appendRun(runs, run{at: c, n: 1})
 			want--
 		}
 	}
-	return runs, a.cursor >= a.end, nil
+	return runs, r.cursor >= end, nil
 }
 
 // appendRun appends r to runs, to the last one where they are neighbours.
@@ -138,23 +151,36 @@ func appendRun(runs []run, r run) []run {
 	return append(runs, r)
 }
 
-// recycle makes free clusters below the image's end ready.
+// recycle makes free clusters below the image's end ready. One that is on the list
+// of a writer that died, which did not come to count it, is ours now.
 func (im *Image) recycle(runs []run) error {
-	if err := im.makeReady(runs, false); err != nil {
-		im.mu.Lock()
-		im.alloc.cursor = min(im.alloc.cursor, runs[0].at)
-		im.mu.Unlock()
+	im.mu.Lock()
+	for _, r := range runs {
+		im.clearedLocked(r.at, r.n)
+	}
+	im.mu.Unlock()
+	if err := im.makeReady(runs, 0, mutant.On("recycled-without-zeroing")); err != nil {
+		im.refs.mu.Lock()
+		im.refs.cursor = min(im.refs.cursor, runs[0].at)
+		im.refs.mu.Unlock()
 		return err
 	}
 	return nil
 }
 
-// makeReady is R4 to R6. zero says that the clusters read zero already.
-func (im *Image) makeReady(runs []run, zero bool) error {
+// makeReady is R4 to R6. The first tables clusters of the runs become ready for
+// L2 tables. zero says that the clusters read zero already.
+func (im *Image) makeReady(runs []run, tables int64, zero bool) error {
 	// The list goes first, so that the death of the process leaves no count
 	// that is not on it. After a power cut there may be some: those are leaks.
 	if err := im.listReserved(runs); err != nil {
 		return im.fatalUnlessNoSpace(err)
+	}
+	if zero && tables > 0 {
+		// It reads zero, but the storage may have set nothing aside for it.
+		if err := im.zeroRun(run{at: runs[0].at, n: tables}); err != nil {
+			return err
+		}
 	}
 	for _, r := range runs {
 		if zero {
@@ -164,26 +190,53 @@ func (im *Image) makeReady(runs []run, zero bool) error {
 			return err
 		}
 	}
+	steps.At("R4")
 	for i, r := range runs {
+		if mutant.On("reserved-uncounted") {
+			break
+		}
 		if err := im.countRun(r); err != nil {
 			return im.fatalUnlessNoSpace(im.uncount(runs[:i], err))
 		}
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(fmt.Errorf("sync reservation: %w", err))
+	steps.At("R5")
+	if err := im.syncUnless(mutant.On("reservation-unsynced")); err != nil {
+		return err
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	for _, r := range runs {
-		im.alloc.ready = appendRun(im.alloc.ready, r)
+		if n := min(tables, r.n); n > 0 {
+			im.alloc.tables = appendRun(im.alloc.tables, run{at: r.at, n: n, fresh: r.fresh})
+			r.at, r.n, tables = r.at+n, r.n-n, tables-n
+		}
+		if r.n > 0 {
+			im.alloc.ready = appendRun(im.alloc.ready, r)
+		}
+	}
+	steps.At("R6")
+	return nil
+}
+
+// syncUnless syncs the file, unless a mutant skips that; an error is final.
+func (im *Image) syncUnless(skipped bool) error {
+	if skipped {
+		return nil
+	}
+	err := im.file.Sync()
+	if err != nil && mutant.On("failed-sync-tried-again") {
+		err = im.file.Sync()
+	}
+	if err != nil && !mutant.On("failed-sync-ignored") {
+		return im.poison(fmt.Errorf("sync: %w", err))
 	}
 	return nil
 }
 
 // uncount takes the counts of runs back after err, which it returns.
 func (im *Image) uncount(runs []run, err error) error {
-	im.mu.Lock()
-	defer im.mu.Unlock()
+	im.refs.mu.Lock()
+	defer im.refs.mu.Unlock()
 	for _, r := range runs {
 		if undo := im.setRefcountsLocked(r, 0); undo != nil {
 			return im.poison(undo)
@@ -193,6 +246,9 @@ func (im *Image) uncount(runs []run, err error) error {
 }
 
 func (im *Image) zeroRun(r run) error {
+	if mutant.On("reserved-without-zeroing") {
+		return nil
+	}
 	cs := im.geo.ClusterSize()
 	if err := im.file.WriteZeroes(r.at*cs, r.n*cs); err != nil {
 		return im.fatalUnlessNoSpace(fmt.Errorf("zero reserved clusters: %w", err))
@@ -219,11 +275,13 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 	im.mu.Lock()
 	at := im.alloc.end
 	b := at / per
-	full := b >= int64(len(im.refs.table))
 	blockN := int64(1)
+	im.refs.mu.Lock()
+	full := b >= int64(len(im.refs.table))
 	if im.hasBlockLocked(at) {
 		blockN = 0
 	}
+	im.refs.mu.Unlock()
 	if im.alloc.frees != frees && (at+blockN+n)*cs > im.file.Size() {
 		im.mu.Unlock()
 		return errRetry
@@ -265,13 +323,30 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 		}
 	}
 	r := run{at: at + blockN, n: n, fresh: true}
-	if err := im.makeReady([]run{r}, zero); err != nil {
+	if err := im.makeReady([]run{r}, im.tableShare(n, f.fresh), zero); err != nil {
 		return err
 	}
 	im.mu.Lock()
 	im.alloc.end = r.at + r.n
 	im.mu.Unlock()
 	return nil
+}
+
+// tableShare is how many of the n clusters of a reservation are set aside for L2
+// tables: one, but where writes are scattered, so that tables run out, twice as
+// many as the last time.
+func (im *Image) tableShare(n int64, wanted bool) int64 {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	a := &im.alloc
+	switch {
+	case wanted:
+		a.share = min(max(2*a.share, 1), 64)
+		return min(a.share, max(n/2, 1))
+	case len(a.tables) == 0:
+		return min(1, n/2)
+	}
+	return 0
 }
 
 // growContextLocked is the context for f's wait for a larger file. Ahead of use
@@ -302,7 +377,7 @@ func (im *Image) waited(f *fill) {
 func (im *Image) claimZero(r run) bool {
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	zero := r.at >= im.alloc.zeroFrom
+	zero := r.at >= im.alloc.zeroFrom || mutant.On("fresh-space-taken-for-zero")
 	im.alloc.zeroFrom = max(im.alloc.zeroFrom, r.at+r.n)
 	return zero
 }
@@ -325,29 +400,26 @@ func (im *Image) growFile(ctx context.Context, r run) error {
 // image's end. The image is closed: nobody else touches it.
 func (im *Image) giveBack() error {
 	im.mu.Lock()
-	ready := im.alloc.ready
-	im.alloc.ready = nil
-	var err error
-	for _, r := range ready {
-		err = errors.Join(err, im.setRefcountsLocked(r, 0))
-	}
-	for c := im.alloc.end - 1; err == nil && c > 0; c-- {
-		var count uint64
-		if count, err = im.refcountLocked(c); count != 0 {
-			break
-		}
-		im.alloc.end = c
-	}
-	end := max(im.alloc.end<<im.geo.ClusterBits, im.alloc.openSize)
+	ready := slices.Concat(im.alloc.ready, im.alloc.tables)
+	im.alloc.ready, im.alloc.tables = nil, nil
+	last := im.alloc.end
 	im.mu.Unlock()
+	last, err := im.uncountTail(ready, last)
+	im.mu.Lock()
+	im.alloc.end = last
+	end := max(last<<im.geo.ClusterBits, im.alloc.openSize)
+	im.mu.Unlock()
+	if mutant.On("shrunk-before-counts") {
+		_ = im.file.Shrink(context.Background(), im.file.Size(), end)
+	}
 	if err == nil {
 		err = im.writeRefcounts()
 	}
-	if err == nil && im.listAt != 0 {
+	if _, has := im.header.FindExtension(format.ExtReserved); err == nil && has {
 		im.listed = nil
 		err = im.listReserved(nil) // what is not settled yet stays on it
 	}
-	if err == nil {
+	if err == nil && !mutant.On("shrunk-unsynced") {
 		err = im.file.Sync()
 	}
 	if err != nil {
@@ -357,4 +429,22 @@ func (im *Image) giveBack() error {
 		return fmt.Errorf("shrink file to the image's end: %w", err)
 	}
 	return nil
+}
+
+// uncountTail counts ready clusters 0 and returns the image's end then: behind
+// the last cluster below end that is counted.
+func (im *Image) uncountTail(ready []run, end int64) (int64, error) {
+	im.refs.mu.Lock()
+	defer im.refs.mu.Unlock()
+	for _, r := range ready {
+		if err := im.setRefcountsLocked(r, 0); err != nil {
+			return end, err
+		}
+	}
+	for ; end > 1; end-- {
+		if n, err := im.refcountLocked(end - 1); n != 0 || err != nil {
+			return end, err
+		}
+	}
+	return end, nil
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"tidemark/internal/block"
+	"tidemark/internal/mutant"
+	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
 )
 
@@ -17,7 +19,7 @@ func (im *Image) Grow(ctx context.Context, size int64) error {
 	if err := im.enter(true); err != nil {
 		return err
 	}
-	defer im.requests.RUnlock()
+	defer im.exit()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(im.ctx, cancel)() // closing ends the wait
@@ -38,9 +40,11 @@ func (im *Image) Grow(ctx context.Context, size int64) error {
 // what counts it, fit behind the image's end.
 func (im *Image) growNeed(size int64) int64 {
 	im.mu.Lock()
-	defer im.mu.Unlock()
-	end := im.alloc.end
-	if entries := im.geo.L1Entries(size); entries > int64(len(im.l1)) {
+	end, have := im.alloc.end, int64(im.header.L1Size)
+	im.mu.Unlock()
+	im.refs.mu.Lock()
+	defer im.refs.mu.Unlock()
+	if entries := im.geo.L1Entries(size); entries > have {
 		n := im.geo.Clusters(entries * 8)
 		blocks, table := im.planTableLocked(end, (end+n)/im.geo.RefcountsPerBlock()+1)
 		end += n + blocks + table + n/im.geo.RefcountsPerBlock() + 2
@@ -72,10 +76,15 @@ func (im *Image) growNow(ctx context.Context, size int64) error {
 func (im *Image) growAllocating(ctx context.Context, size int64) error {
 	entries := im.geo.L1Entries(size)
 	im.mu.Lock()
-	have := int64(len(im.l1))
+	have := int64(im.header.L1Size)
 	im.mu.Unlock()
 	if entries <= have {
 		return im.switchHeader(func(h *format.Header) { h.Size = size })
+	}
+	if mutant.On("size-before-table") {
+		if err := im.switchHeader(func(h *format.Header) { h.Size = size }); err != nil {
+			return err
+		}
 	}
 	at, err := im.reserveContiguous(ctx, im.geo.Clusters(entries*8))
 	if err != nil {
@@ -87,30 +96,42 @@ func (im *Image) growAllocating(ctx context.Context, size int64) error {
 // switchL1 moves the L1 table, with room for entries, to cluster at. No table is
 // written meanwhile, so a sector that is dirty when the table is copied, or
 // becomes so before the switch, is written to its new place afterwards. L2 tables
-// that the copy names and the old table does not are fresh and read zero.
+// that the copy names and the old table does not are fresh and read zero: those
+// that are copies of a snapshot's are written first, and no more are made.
 func (im *Image) switchL1(at, entries, size int64) error {
+	im.copying.lock()
+	defer im.copying.release()
 	im.tableIO.Lock()
 	defer im.tableIO.Unlock()
+	if err := im.pushTablesLocked(false); err != nil {
+		return err
+	}
 	cs := im.geo.ClusterSize()
 	im.mu.Lock()
-	table := make([]format.L1Entry, entries)
-	copy(table, im.l1)
 	old := run{at: im.header.L1Offset / cs, n: im.geo.Clusters(int64(im.header.L1Size) * 8)}
 	im.mu.Unlock()
+	table := make([]format.L1Entry, entries)
+	im.tab.mu.Lock()
+	copy(table, im.tab.l1)
+	im.tab.mu.Unlock()
 	b := make([]byte, im.geo.Clusters(entries*8)*cs)
 	format.EncodeTable(b, table)
 	if _, err := im.file.WriteAt(b, at*cs); err != nil {
 		return im.fatalUnlessNoSpace(fmt.Errorf("write L1 table: %w", err))
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(err)
+	if err := im.syncUnless(mutant.On("l1-switched-unsynced")); err != nil {
+		return err
+	}
+	steps.At("G1")
+	if mutant.On("old-table-freed-before-switch") {
+		_ = im.free([]run{old})
 	}
 	// From here on the table in memory is large enough for whoever sees the new
 	// size. What was added since the copy is dirty.
-	im.mu.Lock()
-	copy(table, im.l1)
-	im.l1 = table
-	im.mu.Unlock()
+	im.tab.mu.Lock()
+	copy(table, im.tab.l1)
+	im.tab.l1 = table
+	im.tab.mu.Unlock()
 	err := im.switchHeader(func(h *format.Header) {
 		h.Size, h.L1Offset, h.L1Size = size, at*cs, uint32(entries)
 	})
@@ -122,7 +143,7 @@ func (im *Image) switchL1(at, entries, size int64) error {
 		im.gone = append(im.gone, old)
 	}
 	im.mu.Unlock()
-	return im.writeTablesLocked()
+	return im.pushTablesLocked(false)
 }
 
 // reserveContiguous counts n neighbouring clusters at the image's end, durably,
@@ -131,14 +152,16 @@ func (im *Image) reserveContiguous(ctx context.Context, n int64) (int64, error) 
 	per := im.geo.RefcountsPerBlock()
 	for {
 		im.mu.Lock()
-		at, have := im.alloc.end, int64(len(im.refs.table))
-		missing := int64(-1)
+		at := im.alloc.end
+		im.mu.Unlock()
+		im.refs.mu.Lock()
+		have, missing := int64(len(im.refs.table)), int64(-1)
 		for b := at / per; b <= (at+n-1)/per && missing < 0; b++ {
 			if !im.hasBlockLocked(b * per) {
 				missing = b
 			}
 		}
-		im.mu.Unlock()
+		im.refs.mu.Unlock()
 		switch {
 		case missing >= have:
 			if err := im.growRefcountTable(ctx, missing); err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"tidemark/internal/mutant"
 	"tidemark/qcow2/format"
 )
 
@@ -14,13 +15,14 @@ import (
 //
 //	S1  innocent from the start: metadata at open
 //	S2  read every L2 table; what an entry names is innocent. So is what a
-//	    request unlinks meanwhile (D1, W2): its count is the commit's business
+//	    request unlinks meanwhile (D1, W2, X3): its count is the commit's
+//	    business; and what is counted 0 and chosen (R1)
 //	S3  Sync: what was read is durable, or an entry that only the host's cache
 //	    had lost could come back after the cluster was reused (I4)
 //	S4  holding allocating, count 0 the suspects that are left and counted 1
 //
-// Nobody can begin to refer to a suspect: it is counted, so it is not chosen, and
-// it is not ready. A process that ends before S4 keeps the list.
+// Nobody can begin to refer to a suspect: while it is counted it is not chosen,
+// and it is not ready. A process that ends before S4 keeps the list.
 
 // A clusterSet is a set of host clusters within a few ranges.
 type clusterSet struct {
@@ -94,25 +96,33 @@ func mergeRanges(ranges []format.ClusterRange, n int) []format.ClusterRange {
 	return sorted
 }
 
-// startSettling begins to settle what the image lists, if it lists anything. A
-// list that cannot be read is none: leaks do no harm.
-func (im *Image) startSettling() {
-	im.settled = make(chan struct{})
+// findSuspects reads what the image lists as reserved. A list that cannot be read
+// is none: leaks do no harm.
+func (im *Image) findSuspects() {
 	e, ok := im.header.FindExtension(format.ExtReserved)
-	if ok && len(e.Data) == format.ReservedLen {
-		im.listAt = e.Off
+	if !ok {
+		return
 	}
 	ranges, err := format.DecodeReserved(e.Data, im.alloc.openEnd)
-	if ok && err != nil {
+	if err != nil {
 		im.log.Warn("list of reserved clusters cannot be used; what a writer that died had reserved stays leaked until it is checked", "error", err)
+		return
 	}
-	if !ok || err != nil || len(ranges) == 0 {
-		close(im.settled)
+	if len(ranges) == 0 {
 		return
 	}
 	im.suspects = newClusterSet(ranges)
 	for _, c := range im.refs.metadata { // S1
 		im.suspects.remove(c)
+	}
+}
+
+// startSettling begins to settle what findSuspects has found.
+func (im *Image) startSettling() {
+	im.settled = make(chan struct{})
+	if im.suspects == nil {
+		close(im.settled)
+		return
 	}
 	im.tasks.Add(1)
 	go func() {
@@ -125,25 +135,25 @@ func (im *Image) startSettling() {
 }
 
 func (im *Image) settle() error {
-	im.mu.Lock()
-	tables := slices.Clone(im.l1)
-	im.mu.Unlock()
-	entries, b := make([]format.L2Entry, im.geo.L2Entries()), make([]byte, im.geo.ClusterSize())
-	for _, e := range tables { // S2
+	tables, err := im.allTables()
+	if err != nil {
+		return err
+	}
+	entries, b := make([]format.L2Pair, im.geo.L2Entries()), make([]byte, im.geo.ClusterSize())
+	for _, off := range tables { // S2
 		if err := im.ctx.Err(); err != nil {
 			return err
 		}
-		if e == 0 {
-			continue
-		}
-		if _, err := readFull(im.file, b, e.Offset()); err != nil {
+		if _, err := readFull(im.file, b, off); err != nil {
 			return fmt.Errorf("read L2 table: %w", err)
 		}
-		format.DecodeTable(entries, b)
-		im.acquit(entries)
+		im.geo.DecodeL2(entries, b)
+		if !mutant.On("settle-acquits-nobody") {
+			im.acquit(entries)
+		}
 	}
-	if err := im.file.Sync(); err != nil { // S3
-		return im.poison(fmt.Errorf("sync before settling: %w", err))
+	if err := im.syncUnless(mutant.On("settled-unsynced")); err != nil { // S3
+		return err
 	}
 	if err := im.allocating.acquire(im.ctx); err != nil {
 		return err
@@ -152,20 +162,58 @@ func (im *Image) settle() error {
 	return im.convict()
 }
 
+// allTables are the offsets of the L2 tables of the disk and of its snapshots.
+func (im *Image) allTables() ([]int64, error) {
+	im.tab.mu.Lock()
+	all := tableOffsets(nil, im.tab.l1)
+	im.tab.mu.Unlock()
+	for _, s := range im.snapshots {
+		if mutant.On("settle-forgets-snapshots") {
+			break
+		}
+		l1, err := im.readL1(s.L1Offset, int64(s.L1Size))
+		if err != nil {
+			return nil, fmt.Errorf("snapshot %q: %w", s.Name, err)
+		}
+		all = tableOffsets(all, l1)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+// tableOffsets appends the offsets of the L2 tables that l1 names to dst.
+func tableOffsets(dst []int64, l1 []format.L1Entry) []int64 {
+	for _, e := range l1 {
+		if e != 0 {
+			dst = append(dst, e.Offset())
+		}
+	}
+	return dst
+}
+
+// clearedLocked takes n clusters from c out of the suspects. Its caller holds mu.
+func (im *Image) clearedLocked(c, n int64) {
+	if im.suspects == nil {
+		return
+	}
+	for end := c + n; c < end; c++ {
+		im.suspects.remove(c)
+	}
+}
+
 // acquit takes what entries name out of the suspects.
-func (im *Image) acquit(entries []format.L2Entry) {
+func (im *Image) acquit(entries []format.L2Pair) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	for _, e := range entries {
-		switch {
+	bits := im.geo.ClusterBits
+	for _, p := range entries {
+		switch e := p.Entry; {
 		case e == 0:
 		case e.Kind(im.geo) == format.Compressed:
 			off, n := e.CompressedRange(im.geo)
-			for c := off >> im.geo.ClusterBits; c <= (off+n-1)>>im.geo.ClusterBits; c++ {
-				im.suspects.remove(c)
-			}
+			im.clearedLocked(off>>bits, (off+n-1)>>bits-off>>bits+1)
 		default: // also of a kind that must not be used
-			im.suspects.remove(e.Offset() >> im.geo.ClusterBits)
+			im.clearedLocked(e.Offset()>>bits, 1)
 		}
 	}
 }
@@ -173,21 +221,20 @@ func (im *Image) acquit(entries []format.L2Entry) {
 // convict is S4.
 func (im *Image) convict() error {
 	im.mu.Lock()
-	freed := int64(0)
-	err := im.suspects.each(func(c int64) error {
-		if n, err := im.refcountLocked(c); n != 1 || err != nil {
-			return err
-		}
-		freed++
-		im.alloc.cursor = min(im.alloc.cursor, c)
-		return im.setRefcountsLocked(run{at: c, n: 1}, 0)
+	var guilty []int64
+	_ = im.suspects.each(func(c int64) error {
+		guilty = append(guilty, c)
+		return nil
 	})
 	im.suspects = nil
-	im.freedLocked()
 	im.mu.Unlock()
+	freed, err := im.uncountLeaks(guilty)
 	if err != nil {
 		return im.poison(err)
 	}
+	im.mu.Lock()
+	im.freedLocked()
+	im.mu.Unlock()
 	im.log.Info("gave back what a writer that died had reserved", "bytes", freed<<im.geo.ClusterBits)
 	if err := im.writeRefcounts(); err != nil {
 		return im.fatalUnlessNoSpace(err)
@@ -195,13 +242,25 @@ func (im *Image) convict() error {
 	return im.fatalUnlessNoSpace(im.listReserved(nil))
 }
 
-// unlinkedLocked notes that no entry names cluster c any more: the next commit
-// lowers its count.
-func (im *Image) unlinkedLocked(c int64) {
-	im.gone = appendRun(im.gone, run{at: c, n: 1})
-	if im.suspects != nil {
-		im.suspects.remove(c)
+// uncountLeaks counts those of the clusters 0 that are counted once.
+func (im *Image) uncountLeaks(clusters []int64) (freed int64, err error) {
+	im.refs.mu.Lock()
+	defer im.refs.mu.Unlock()
+	for _, c := range clusters {
+		n, err := im.refcountLocked(c)
+		if err != nil {
+			return freed, err
+		}
+		if n != 1 {
+			continue
+		}
+		if err := im.setRefcountsLocked(run{at: c, n: 1}, 0); err != nil {
+			return freed, err
+		}
+		freed++
+		im.refs.cursor = min(im.refs.cursor, c)
 	}
+	return freed, nil
 }
 
 // listReserved writes the list of what is reserved, together with more, into the
@@ -211,7 +270,7 @@ func (im *Image) unlinkedLocked(c int64) {
 // goes without.
 func (im *Image) listReserved(more []run) error {
 	im.mu.Lock()
-	now := slices.Concat(im.alloc.ready, more)
+	now := slices.Concat(im.alloc.ready, im.alloc.tables, more)
 	var ranges []format.ClusterRange
 	for _, r := range slices.Concat(now, im.listed) {
 		ranges = append(ranges, format.ClusterRange{At: r.at, N: r.n})
@@ -220,36 +279,10 @@ func (im *Image) listReserved(more []run) error {
 	if im.suspects != nil {
 		ranges = append(ranges, im.suspects.ranges...)
 	}
-	at, h := im.listAt, im.header
 	im.mu.Unlock()
-	data := format.EncodeReserved(mergeRanges(ranges, format.MaxReservedRanges))
-	if at == 0 {
-		return im.addList(h, data)
+	_, err := im.putExtension(format.ExtReserved, format.EncodeReserved(mergeRanges(ranges, format.MaxReservedRanges)))
+	if err != nil {
+		return fmt.Errorf("list of reserved clusters: %w", err)
 	}
-	if _, err := im.file.WriteAt(data, at); err != nil {
-		return fmt.Errorf("write list of reserved clusters: %w", err)
-	}
-	return nil
-}
-
-// addList adds the list's extension to the header. What makes it valid is
-// written last; that both may land in any order does no harm, because what stands
-// behind the end mark is zero or an older list.
-func (im *Image) addList(h *format.Header, data []byte) error {
-	if _, has := h.FindExtension(format.ExtReserved); has {
-		return nil // of another version or length: not ours
-	}
-	off, b, ok := h.PlaceForExtension(format.ExtReserved, data)
-	if !ok {
-		return nil
-	}
-	for _, part := range []struct{ from, to int }{{8, len(b)}, {0, 8}} {
-		if _, err := im.file.WriteAt(b[part.from:part.to], off+int64(part.from)); err != nil {
-			return fmt.Errorf("write list of reserved clusters: %w", err)
-		}
-	}
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	im.listAt = off + 8
 	return nil
 }

@@ -1,12 +1,13 @@
 package qcow2
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
 	"slices"
+	"sync"
 
-	"tidemark/internal/block"
+	"tidemark/internal/lockorder"
+	"tidemark/internal/mutant"
+	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
 )
 
@@ -14,318 +15,396 @@ import (
 // page, or a cluster where that is smaller.
 const maxSliceBytes = 4 << 10
 
-// A slice is a part of an L2 table or of a refcount block in memory.
-type slice[T any] struct {
-	data []T
-	off  int64 // in the file, bytes
-	// bad holds, by their index, elements that must not be used and that data
-	// holds a mark for; they are written back as they were.
-	bad map[int]T
-	// dirty: changed since it was last copied for writing. writing: copied, and
-	// not written yet. Only a slice that is neither may leave the cache: reading
-	// it again would find the past.
-	dirty, writing bool
+// tables are the L1 table and the cache of L2 slices.
+type tables struct {
+	dir directory // lock-free lookup of what is in cache
+
+	mu      lockorder.Mutex // guards what follows
+	l1      []format.L1Entry
+	l1Dirty map[int]struct{}     // numbers of 512-byte sectors of the L1 table
+	cache   []*slice             // all slices of dir, in no order
+	hand    int                  // of the replacement clock
+	max     int                  // slices
+	loading map[int64]*sliceLoad // by number
+	seen    map[int64]struct{}   // slices that were validated when they were loaded
+	bad     int                  // slices with bad entries
 }
 
-// A sliceCache holds slices by number. Its owner's lock guards it.
-type sliceCache[T any] struct {
-	m     map[int64]*slice[T]
-	dirty map[*slice[T]]struct{}
-	max   int64 // elements
-}
-
-func newSliceCache[T any](maxElements int64) *sliceCache[T] {
-	return &sliceCache[T]{m: map[int64]*slice[T]{}, dirty: map[*slice[T]]struct{}{}, max: maxElements}
-}
-
-func (c *sliceCache[T]) get(n int64) *slice[T] { return c.m[n] }
-
-// put adds a slice and, when the cache is full, drops some that are clean. Which
-// ones is left to the map's order: random replacement.
-func (c *sliceCache[T]) put(n int64, s *slice[T]) {
-	for k, old := range c.m {
-		if int64(len(c.m)+1)*int64(len(s.data)) <= c.max {
-			break
-		}
-		// One with bad elements stays: loaded again, they might look good.
-		if !old.dirty && !old.writing && old.bad == nil {
-			delete(c.m, k)
-		}
-	}
-	c.m[n] = s
-}
-
-func (c *sliceCache[T]) markDirty(s *slice[T]) {
-	s.dirty = true
-	c.dirty[s] = struct{}{}
-}
-
-// A staged write is a copy of a piece of metadata on its way to the file.
-type staged struct {
-	off  int64
-	data []byte
-}
-
-// stage copies the dirty slices, in the order of the file, and makes them clean
-// but not evictable. finish is told how writing the copies ended: they are
-// evictable then, or dirty again, so that nobody takes them for written.
-func (c *sliceCache[T]) stage(encode func(*slice[T]) []byte) (writes []staged, finish func(error)) {
-	taken := make([]*slice[T], 0, len(c.dirty))
-	for s := range c.dirty {
-		s.dirty, s.writing = false, true
-		taken = append(taken, s)
-		writes = append(writes, staged{s.off, encode(s)})
-	}
-	clear(c.dirty)
-	slices.SortFunc(writes, func(a, b staged) int { return cmp.Compare(a.off, b.off) })
-	return writes, func(err error) {
-		for _, s := range taken {
-			s.writing = false
-			if err != nil {
-				c.markDirty(s)
-			}
-		}
-	}
-}
-
-func writeStaged(f block.File, writes []staged) error {
-	for _, w := range writes {
-		if _, err := f.WriteAt(w.data, w.off); err != nil {
-			return err
-		}
-	}
-	return nil
+// A sliceLoad is one read of a slice, for all who want it.
+type sliceLoad struct {
+	done sync.WaitGroup
+	s    *slice
+	err  error
 }
 
 // sliceBits is the binary logarithm of the entries of an L2 slice.
 func (im *Image) sliceBits() uint {
+	if im.geo.ExtendedL2 {
+		return min(im.geo.ClusterBits, 12) - 4
+	}
 	return min(im.geo.ClusterBits, 12) - 3
+}
+
+func (im *Image) sliceBytes() int64 { return min(im.geo.ClusterSize(), maxSliceBytes) }
+
+// sliceOf is the number of the slice that has guest cluster gc, and the place of
+// its entry in it.
+func (im *Image) sliceOf(gc int64) (n int64, i int) {
+	bits := im.sliceBits()
+	return gc >> bits, int(gc & (1<<bits - 1))
+}
+
+// l1Index is the L1 entry under which guest cluster gc is.
+func (im *Image) l1Index(gc int64) int64 { return gc / int64(im.geo.L2Entries()) }
+
+// inTable is where slice n begins in its L2 table, bytes.
+func (im *Image) inTable(n int64) int64 {
+	return n * im.sliceBytes() & (im.geo.ClusterSize() - 1)
 }
 
 // loadL1 reads the L1 table and validates it.
 func (im *Image) loadL1() error {
-	h := im.header
-	b := make([]byte, int64(h.L1Size)*8)
-	if _, err := readFull(im.file, b, h.L1Offset); err != nil {
-		return fmt.Errorf("read L1 table: %w", err)
-	}
-	im.l1 = make([]format.L1Entry, h.L1Size)
-	format.DecodeTable(im.l1, b)
-	for i, e := range im.l1 {
-		if !e.Valid() || !im.inFile(e.Offset()) {
-			return &format.CorruptError{What: fmt.Sprintf("L1 entry %d", i), Off: h.L1Offset + int64(i)*8,
-				Want: "the offset of a cluster inside the file", Got: fmt.Sprintf("0x%016x", uint64(e))}
-		}
-		if !im.opts.ReadOnly && e != 0 && !e.Copied() {
-			return &format.CorruptError{What: fmt.Sprintf("L1 entry %d", i), Off: h.L1Offset + int64(i)*8,
-				Want: "an L2 table that nothing else refers to, as there are no snapshots", Got: fmt.Sprintf("0x%016x", uint64(e))}
-		}
-	}
-	return nil
+	l1, err := im.readL1(im.header.L1Offset, int64(im.header.L1Size))
+	im.tab.l1 = l1
+	return err
 }
 
-// inFile reports whether a cluster at off is aligned, not the header's, and
-// begins inside the file; 0, "none", is fine. The last cluster of a file may be
-// incomplete.
+// readL1 reads and validates n entries of an L1 table, the image's or a
+// snapshot's.
+func (im *Image) readL1(off, n int64) ([]format.L1Entry, error) {
+	b := make([]byte, n*8)
+	if _, err := readFull(im.file, b, off); err != nil {
+		return nil, fmt.Errorf("read L1 table: %w", err)
+	}
+	l1 := make([]format.L1Entry, n)
+	format.DecodeTable(l1, b)
+	for i, e := range l1 {
+		if !e.Valid() || !im.inFile(e.Offset()) {
+			return nil, &format.CorruptError{What: fmt.Sprintf("L1 entry %d", i), Off: off + int64(i)*8,
+				Want: "the offset of a cluster inside the file", Got: fmt.Sprintf("0x%016x", uint64(e))}
+		}
+	}
+	return l1, nil
+}
+
+// inFile reports whether a cluster at off is aligned and begins inside the file;
+// 0, "none", is fine. The last cluster of a file may be incomplete.
 func (im *Image) inFile(off int64) bool {
 	return off&(im.geo.ClusterSize()-1) == 0 && off < im.file.Size()
 }
 
-// checkMetadataOverlap refuses an image whose metadata clusters overlap each
-// other: writing it would destroy it. What data entries name is checked against
-// the same list when they are loaded.
-func (im *Image) checkMetadataOverlap() error {
-	cs := im.geo.ClusterSize()
-	var list []int64
-	add := func(off, n int64) {
-		for c := off; c < off+n; c += cs {
-			list = append(list, c/cs)
+// slice returns the slice that maps guest cluster gc, nil if there is no L2 table
+// for it. It may read the file.
+func (im *Image) slice(gc int64) (*slice, error) {
+	n, _ := im.sliceOf(gc)
+	if s := im.tab.dir.get(n); s != nil {
+		if !s.used.Load() {
+			s.used.Store(true)
 		}
-	}
-	add(0, cs)
-	add(im.header.L1Offset, int64(im.header.L1Size)*8)
-	add(im.header.RefcountTableOffset, int64(im.header.RefcountTableClusters)*cs)
-	for _, e := range im.l1 {
-		if e != 0 {
-			add(e.Offset(), cs)
-		}
-	}
-	for _, e := range im.refs.table {
-		if e != 0 {
-			add(e.Offset(), cs)
-		}
-	}
-	slices.Sort(list)
-	for i := 1; i < len(list); i++ {
-		if list[i] == list[i-1] {
-			return &format.CorruptError{What: "metadata", Off: list[i] * cs, Want: "one owner for each cluster", Got: "two"}
-		}
-	}
-	im.refs.metadata = list
-	return nil
-}
-
-// l2SliceLocked returns the slice that maps guest cluster gc, nil if there is
-// no L2 table for it.
-func (im *Image) l2SliceLocked(gc int64) (*slice[format.L2Entry], error) {
-	n := gc >> im.sliceBits()
-	if s := im.l2.get(n); s != nil {
 		return s, nil
 	}
-	e := im.l1[gc>>(im.geo.ClusterBits-3)]
-	if e == 0 {
-		return nil, nil
-	}
-	s := im.newL2Slice(n, e)
-	b := make([]byte, len(s.data)*8)
-	if _, err := readFull(im.file, b, s.off); err != nil {
-		return nil, fmt.Errorf("read L2 table: %w", err)
-	}
-	format.DecodeTable(s.data, b)
-	if err := im.validateLocked(n, s); err != nil {
-		return nil, err
-	}
-	im.l2.put(n, s)
-	return s, nil
+	return im.loadSlice(n, false)
 }
 
-// newL2Slice makes slice number n, empty, of the L2 table that e names.
-func (im *Image) newL2Slice(n int64, e format.L1Entry) *slice[format.L2Entry] {
-	bits := im.sliceBits()
-	inTable := n & (1<<(im.geo.ClusterBits-3-bits) - 1)
-	return &slice[format.L2Entry]{data: make([]format.L2Entry, 1<<bits), off: e.Offset() + inTable<<(bits+3)}
-}
-
-// badEntry stands in memory for an L2 entry that must not be used. It is itself
-// invalid.
-const badEntry format.L2Entry = 3 << 62
-
-// validateLocked checks the entries of a slice that came from the file and marks
-// those that must not be used: only their clusters are out of reach then. The
-// first time, host offsets must lie below the image's end at open, so that no
-// entry becomes valid because the file grows; later, what this process
-// allocated is allowed too (rule 17).
-func (im *Image) validateLocked(n int64, s *slice[format.L2Entry]) error {
-	_, again := im.seen[n]
-	end := im.alloc.openEnd
-	switch {
-	case im.opts.ReadOnly:
-		end = im.geo.Clusters(im.file.Size())
-	case again:
-		end = im.alloc.end
-	}
-	for i, e := range s.data {
-		k := e.Kind(im.geo)
-		ok := k != format.Invalid
-		if ok && (k == format.Data || k == format.ZeroAllocated) {
-			c := e.Offset() >> im.geo.ClusterBits
-			_, meta := slices.BinarySearch(im.refs.metadata, c)
-			ok = c < end && !meta
-		}
-		if !ok {
-			if s.bad == nil {
-				s.bad = map[int]format.L2Entry{}
+// loadSlice gets slice n into the cache, and pins it there if asked to.
+func (im *Image) loadSlice(n int64, pin bool) (*slice, error) {
+	t := &im.tab
+	for {
+		t.mu.Lock()
+		if s := t.dir.get(n); s != nil {
+			if pin {
+				s.pins++
 			}
-			s.bad[i], s.data[i] = e, badEntry
+			t.mu.Unlock()
+			return s, nil
+		}
+		e := t.l1[im.l1Index(n<<im.sliceBits())]
+		if e == 0 {
+			t.mu.Unlock()
+			return nil, nil
+		}
+		l := t.loading[n]
+		if l == nil {
+			l = &sliceLoad{}
+			l.done.Add(1)
+			t.loading[n] = l
+			t.mu.Unlock()
+			im.readSlice(n, e, l)
+		} else {
+			t.mu.Unlock()
+			l.done.Wait()
+		}
+		if l.err != nil || !pin {
+			return l.s, l.err
 		}
 	}
+}
+
+// readSlice does one load and tells who waits for it.
+func (im *Image) readSlice(n int64, e format.L1Entry, l *sliceLoad) {
+	s := newSlice(n, 1<<im.sliceBits(), im.geo.ExtendedL2, e.Offset()+im.inTable(n))
+	s.shared.Store(!e.Copied())
+	b := make([]byte, im.sliceBytes())
+	_, err := readFull(im.file, b, s.off)
+	t := &im.tab
+	t.mu.Lock()
+	if err != nil {
+		err = fmt.Errorf("read L2 table: %w", err)
+	} else {
+		err = im.fillSliceLocked(s, b)
+	}
+	if err == nil {
+		im.addSliceLocked(s)
+		l.s = s
+	}
+	l.err = err
+	delete(t.loading, n)
+	t.mu.Unlock()
+	l.done.Done()
+}
+
+// fillSliceLocked decodes a slice that came from the file and marks the entries
+// that must not be used: only their clusters are out of reach then. The first
+// time, host offsets must lie below the image's end at open, so that no entry
+// becomes valid because the file grows; later, what this process allocated is
+// allowed too (rule 17).
+func (im *Image) fillSliceLocked(s *slice, b []byte) error {
+	end := im.referable(s.n)
+	pairs := make([]format.L2Pair, s.entries())
+	im.geo.DecodeL2(pairs, b)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, p := range pairs {
+		if !im.validPair(p, end) {
+			if s.bad == nil {
+				s.bad = map[int]format.L2Pair{}
+			}
+			s.bad[i] = p
+			p = format.L2Pair{Entry: badEntry}
+		}
+		s.storeLocked(i, p)
+	}
+	t := &im.tab
 	if s.bad != nil {
-		if im.badSlices++; im.badSlices > maxBadSlices {
+		if t.bad++; t.bad > maxBadSlices {
 			return &format.CorruptError{What: "L2 table", Off: s.off, Want: "entries that name data clusters inside the image", Got: "too many tables with others"}
 		}
 	}
-	im.seen[n] = struct{}{}
+	t.seen[s.n] = struct{}{}
 	return nil
+}
+
+// referable is the cluster behind the last one that an entry of slice n may
+// name. The caller holds tab.mu.
+func (im *Image) referable(n int64) int64 {
+	if im.opts.ReadOnly {
+		return im.geo.Clusters(im.file.Size())
+	}
+	if _, again := im.tab.seen[n]; !again {
+		return im.alloc.openEnd
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.alloc.end
+}
+
+func (im *Image) validPair(p format.L2Pair, end int64) bool {
+	if im.geo.SubclusterKind(p.Entry, p.Sub, 0) == format.Invalid {
+		return false
+	}
+	switch p.Entry.Kind(im.geo) {
+	case format.Data, format.ZeroAllocated:
+		c := p.Entry.Offset() >> im.geo.ClusterBits
+		_, meta := slices.BinarySearch(im.refs.metadata, c)
+		return c < end && !meta
+	}
+	return true
 }
 
 // maxBadSlices bounds the memory for slices that cannot leave the cache because
 // they have bad entries.
 const maxBadSlices = 4096
 
-// badEntryLocked describes a bad entry, that of guest cluster gc.
-func (im *Image) badEntryLocked(gc int64) error {
-	s := im.l2.get(gc >> im.sliceBits())
-	i := int(gc & (1<<im.sliceBits() - 1))
-	return &format.CorruptError{What: fmt.Sprintf("L2 entry of guest cluster %d", gc), Off: s.off + int64(i)*8,
-		Want: "a data cluster inside the image that is no metadata", Got: fmt.Sprintf("0x%016x", uint64(s.bad[i]))}
+// badEntryError describes a bad entry, that of guest cluster gc.
+func (im *Image) badEntryError(s *slice, gc int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return im.badEntryLocked(s, gc)
 }
 
-// entryLocked returns the entry of guest cluster gc.
-func (im *Image) entryLocked(gc int64) (format.L2Entry, error) {
-	s, err := im.l2SliceLocked(gc)
-	if s == nil || err != nil {
-		return 0, err
-	}
-	e := s.data[gc&(1<<im.sliceBits()-1)]
-	if e == badEntry {
-		return 0, im.badEntryLocked(gc)
-	}
-	return e, nil
+// badEntryLocked is badEntryError for who holds s.mu.
+func (im *Image) badEntryLocked(s *slice, gc int64) error {
+	_, i := im.sliceOf(gc)
+	return &format.CorruptError{What: fmt.Sprintf("L2 entry of guest cluster %d", gc), Off: s.off + int64(i*im.geo.L2EntryBytes()),
+		Want: "a data cluster inside the image that is no metadata", Got: fmt.Sprintf("0x%016x", uint64(s.bad[i].Entry))}
 }
 
-// addTableLocked makes the ready cluster c the L2 table for guest cluster gc.
-func (im *Image) addTableLocked(gc, c int64) {
-	i := gc >> (im.geo.ClusterBits - 3)
-	im.l1[i] = format.NewL1Entry(c << im.geo.ClusterBits)
-	im.l1Dirty[int(i*8/format.SectorSize)] = struct{}{}
-	first := i << (im.geo.ClusterBits - 3) >> im.sliceBits()
-	for n := first; n < first+1<<(im.geo.ClusterBits-3-im.sliceBits()); n++ {
-		im.seen[n] = struct{}{}
-	}
-	// It reads zero on disk, so its slices need not be read.
-	n := gc >> im.sliceBits()
-	im.l2.put(n, im.newL2Slice(n, im.l1[i]))
-}
-
-func encodeL2(s *slice[format.L2Entry]) []byte {
-	b := make([]byte, len(s.data)*8)
-	format.EncodeTable(b, s.data)
-	for i, e := range s.bad {
-		format.EncodeTable(b[i*8:], []format.L2Entry{e})
-	}
-	return b
-}
-
-// writeTables writes the dirty L2 slices and L1 sectors, without a Sync (W4, D2,
-// C2). One at a time, so that an older copy never overwrites a newer one; whoever
-// had to wait may find that his changes were written by the one before him.
-func (im *Image) writeTables() error {
-	im.tableIO.Lock()
-	defer im.tableIO.Unlock()
-	return im.writeTablesLocked()
-}
-
-// writeTablesLocked needs tableIO.
-func (im *Image) writeTablesLocked() error {
-	im.mu.Lock()
-	writes, finish := im.l2.stage(encodeL2)
-	sectors := slices.Collect(maps.Keys(im.l1Dirty))
-	writes = append(writes, im.stageL1Locked()...)
-	im.mu.Unlock()
-	err := writeStaged(im.file, writes)
-	im.mu.Lock()
-	finish(err)
-	if err != nil {
-		for _, n := range sectors {
-			im.l1Dirty[n] = struct{}{}
+// addSliceLocked puts s into the cache; when that is full, slices leave it that
+// were not used since the clock's hand passed them. If all are needed, the cache
+// grows.
+func (im *Image) addSliceLocked(s *slice) {
+	t := &im.tab
+	for tries := 2 * len(t.cache); len(t.cache) >= t.max && tries > 0; tries-- {
+		t.hand = (t.hand + 1) % len(t.cache)
+		old := t.cache[t.hand]
+		if old.used.Swap(false) || old.pins > 0 || !im.evict(old) {
+			continue
+		}
+		last := len(t.cache) - 1
+		t.cache[t.hand], t.cache[last] = t.cache[last], nil
+		t.cache = t.cache[:last]
+		if last > 0 {
+			t.hand %= last
 		}
 	}
-	im.mu.Unlock()
-	if err != nil {
-		return im.poison(fmt.Errorf("write L2 and L1 tables: %w", err))
-	}
-	return nil
+	s.epoch.Store(im.dirty.commits.Load())
+	t.cache = append(t.cache, s)
+	t.dir.set(s.n, s)
 }
 
-// stageL1Locked copies the dirty sectors of the L1 table.
-func (im *Image) stageL1Locked() []staged {
-	var writes []staged
-	const per = format.SectorSize / 8
-	for n := range im.l1Dirty {
-		sector := make([]byte, format.SectorSize)
-		format.EncodeTable(sector, im.l1[n*per:min((n+1)*per, len(im.l1))])
-		writes = append(writes, staged{im.header.L1Offset + int64(n)*format.SectorSize, sector})
+// evict takes s out of the directory unless it is needed.
+func (im *Image) evict(s *slice) bool {
+	if !s.mu.TryLock() {
+		return false
 	}
-	clear(im.l1Dirty)
-	return writes
+	defer s.mu.Unlock()
+	// One with bad entries stays: loaded again, they might look good.
+	if s.dirty || s.writing || s.bad != nil {
+		return false
+	}
+	s.dead = true
+	im.tab.dir.set(s.n, nil)
+	return true
+}
+
+// ownSlice returns the slice for guest cluster gc in an L2 table that is the
+// active disk's alone. It makes the table, or a copy of one that a snapshot
+// shares, if there is none; nil without an error says that a cluster is missing
+// for that.
+func (im *Image) ownSlice(gc int64, ch *change) (*slice, error) {
+	for {
+		s, err := im.slice(gc)
+		switch {
+		case err != nil:
+			return nil, err
+		case s != nil && !s.shared.Load():
+			return s, nil
+		case s != nil:
+			done, err := im.copyTable(im.l1Index(gc), 0, ch)
+			if err != nil || !done {
+				return nil, err
+			}
+		case !im.addTable(gc, ch):
+			return nil, nil
+		}
+	}
+}
+
+// addTable makes a ready cluster the L2 table for guest cluster gc, unless there
+// is one. It reports whether there is one now.
+func (im *Image) addTable(gc int64, ch *change) bool {
+	t := &im.tab
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i := im.l1Index(gc)
+	if t.l1[i] != 0 {
+		return true
+	}
+	im.mu.Lock()
+	c, n := im.alloc.takeTable()
+	im.mu.Unlock()
+	if n == 0 {
+		return false
+	}
+	im.setL1Locked(i, c)
+	ch.table(i, c)
+	for _, n := range im.slicesOfTable(i) {
+		t.seen[n] = struct{}{}
+	}
+	// It reads zero on disk, so its slices need not be read.
+	n, _ = im.sliceOf(gc)
+	im.addSliceLocked(newSlice(n, 1<<im.sliceBits(), im.geo.ExtendedL2, c<<im.geo.ClusterBits+im.inTable(n)))
+	steps.At("W2")
+	return true
+}
+
+// setL1Locked makes cluster c the L2 table of L1 entry i.
+func (im *Image) setL1Locked(i, c int64) {
+	im.tab.l1[i] = format.NewL1Entry(c << im.geo.ClusterBits)
+	im.tab.l1Dirty[int(i*8/format.SectorSize)] = struct{}{}
+}
+
+// slicesOfTable are the numbers of the slices of the L2 table of L1 entry i.
+func (im *Image) slicesOfTable(i int64) []int64 {
+	per := int64(1) << (im.geo.ClusterBits - min(im.geo.ClusterBits, 12))
+	all := make([]int64, per)
+	for k := range all {
+		all[k] = i*per + int64(k)
+	}
+	return all
+}
+
+// copyTable replaces the L2 table of L1 entry i, which a snapshot shares, by a
+// copy in cluster c, or in a ready one if c is 0. The entries stay as they are:
+// what they name is shared as before. It reports false if no cluster is ready.
+func (im *Image) copyTable(i, c int64, ch *change) (bool, error) {
+	im.copying.lock()
+	defer im.copying.release()
+	pinned, err := im.pinTable(i)
+	defer im.unpin(pinned)
+	if err != nil {
+		return false, err
+	}
+	if len(pinned) > 0 && !pinned[0].shared.Load() {
+		return true, nil // somebody was faster
+	}
+	if c == 0 {
+		im.mu.Lock()
+		at, n := im.alloc.takeTable()
+		im.mu.Unlock()
+		if n == 0 {
+			return false, nil
+		}
+		c = at
+	}
+	t := &im.tab
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := t.l1[i].Offset() >> im.geo.ClusterBits
+	im.setL1Locked(i, c)
+	for _, s := range pinned {
+		s.mu.Lock()
+		s.off = c<<im.geo.ClusterBits + im.inTable(s.n)
+		s.whole = !mutant.On("copied-table-as-new")
+		s.shared.Store(false)
+		im.markDirtyLocked(s)
+		s.mu.Unlock()
+	}
+	ch.table(i, c)
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.unlinkedLocked(old, 1)
+	return true, nil
+}
+
+// pinTable gets all slices of the L2 table of L1 entry i into the cache and keeps
+// them there until unpin.
+func (im *Image) pinTable(i int64) ([]*slice, error) {
+	var pinned []*slice
+	for _, n := range im.slicesOfTable(i) {
+		s, err := im.loadSlice(n, true)
+		if err != nil {
+			return pinned, err
+		}
+		pinned = append(pinned, s)
+	}
+	return pinned, nil
+}
+
+func (im *Image) unpin(pinned []*slice) {
+	im.tab.mu.Lock()
+	defer im.tab.mu.Unlock()
+	for _, s := range pinned {
+		s.pins--
+	}
 }

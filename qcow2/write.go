@@ -1,154 +1,373 @@
 package qcow2
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"tidemark/internal/block"
+	"tidemark/internal/mutant"
+	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
 )
 
-// WriteAt writes p at off. It waits for space as long as ctx allows.
+// WriteAt writes p at off. It waits for space as long as ctx allows. With NoWait
+// it is done in the page cache and in memory, or not at all.
 func (im *Image) WriteAt(ctx context.Context, p []byte, off int64, f block.Flags) error {
-	return im.mutate(off, int64(len(p)), f, "write", func() (changed bool, err error) {
-		for len(p) > 0 {
-			n, allocated, err := im.writeSome(ctx, p, off)
-			changed = changed || allocated
-			if err != nil {
-				return changed, fmt.Errorf("write at %d: %w", off, err)
-			}
-			p, off = p[n:], off+n
-		}
-		return changed, nil
-	})
-}
-
-// mutate is what every mutation of the disk has in common: the checks before,
-// writing the tables if do changed an entry, the count of completed mutations,
-// and the durability after.
-func (im *Image) mutate(off, n int64, f block.Flags, verb string, do func() (changed bool, err error)) error {
-	if err := im.enter(true); err != nil {
+	if f.Has(block.NoWait) {
+		return im.writeNow(p, off, f)
+	}
+	if err := im.throttle(); err != nil {
 		return err
 	}
-	defer im.requests.RUnlock()
-	if err := block.CheckRange(off, n, im.size()); err != nil {
-		return fmt.Errorf("%s %d bytes at %d: %w", verb, n, off, err)
+	if f.Has(block.FUA) {
+		if done, err := im.writeThrough(p, off); done {
+			return err
+		}
 	}
-	if f.Has(block.NoWait) {
-		return block.ErrWouldBlock
+	return im.complete(im.write(ctx, p, off), f)
+}
+
+// writeThrough is a durable write without a commit: in place, and under entries
+// that are on disk already (rule 4). It reports whether it was one.
+func (im *Image) writeThrough(p []byte, off int64) (bool, error) {
+	t, err := im.begin(true, "write", off, int64(len(p)))
+	if err != nil {
+		return true, err
 	}
-	changed, err := do()
-	if changed {
-		err = errors.Join(err, im.writeTables())
+	defer im.grace.leave(t)
+	if len(p) == 0 {
+		return false, nil
 	}
+	s, err := im.slice(off >> im.geo.ClusterBits)
+	if err != nil || s == nil || !im.durableSlice(s) {
+		return false, nil
+	}
+	piece, err := im.locate(s, off, int64(len(p)))
+	if err != nil || piece.n < int64(len(p)) || decideWrite(piece.situation) != actInPlace {
+		return false, nil
+	}
+	if mutant.On("fua-in-place-unsynced") {
+		_, err = im.file.WriteAt(p, piece.host)
+	} else {
+		_, err = im.file.WriteAtSync(p, piece.host)
+	}
+	if errors.Is(err, block.ErrNoSpace) {
+		return false, nil
+	}
+	if err != nil {
+		err = im.poison(fmt.Errorf("durable write at %d: %w", off, err))
+	}
+	im.completed.Add(1)
+	im.commitLater()
+	return true, err
+}
+
+// complete counts a mutation that has ended, and makes it durable if that was
+// asked for.
+func (im *Image) complete(err error, f block.Flags) error {
 	im.completed.Add(1) // also after an error: part of it may be done
-	if err == nil && f.Has(block.FUA) {
+	im.commitLater()
+	if err == nil && f.Has(block.FUA) && !mutant.On("fua-ignored") {
 		err = im.flush()
 	}
 	return err
 }
 
-// writeSome writes the first piece of p, that which lies in one run of host
-// clusters, and returns its length and whether entries were changed for it.
-func (im *Image) writeSome(ctx context.Context, p []byte, off int64) (n int64, allocated bool, err error) {
-	for {
-		im.region.RLock()
-		im.mu.Lock()
-		m, err := im.mapWriteLocked(off, int64(len(p)))
-		im.mu.Unlock()
-		if err == nil && m.act == actInPlace {
-			_, err = im.file.WriteAt(p[:m.n], m.host)
-			im.region.RUnlock()
-			return m.n, m.allocated, err
-		}
-		im.region.RUnlock()
-		if err != nil {
-			return 0, false, err
-		}
-		if err := im.waitReady(ctx, m.table); err != nil {
-			return 0, false, err
-		}
-	}
-}
-
-// A mapping is where a piece of a write goes.
-type mapping struct {
-	act       action // actInPlace, or actAllocate: clusters are missing
-	host      int64  // bytes in the file
-	n         int64  // bytes
-	allocated bool   // entries were changed
-	table     bool   // a cluster for an L2 table is missing too
-}
-
-// mapWriteLocked finds, and allocates where there is none (W1, W2), the host
-// clusters for the first piece of n bytes at off.
-func (im *Image) mapWriteLocked(off, n int64) (mapping, error) {
-	gc := off >> im.geo.ClusterBits
-	e, err := im.entryLocked(gc)
+// write writes p piece by piece. It is in progress while it does so, but not
+// while it waits for space.
+func (im *Image) write(ctx context.Context, p []byte, off int64) error {
+	t, err := im.begin(true, "write", off, int64(len(p)))
 	if err != nil {
-		return mapping{}, err
+		return err
 	}
-	kind := e.Kind(im.geo)
-	inCluster := off & (im.geo.ClusterSize() - 1)
-	switch act := decideWrite(kind, e.Copied()); act {
+	defer func() { im.grace.leave(t) }()
+	for len(p) > 0 {
+		n, missing, err := im.writeSome(ctx, p, off)
+		switch {
+		case err != nil:
+			err = fmt.Errorf("write at %d: %w", off, err)
+		case missing != nothingMissing:
+			im.grace.leave(t)
+			err = im.waitFor(ctx, missing)
+			var again error
+			if t, again = im.begin(true, "write", off, int64(len(p))); again != nil {
+				t = im.grace.enter(off) // for the deferred leave
+			}
+			err = cmp.Or(err, again)
+		}
+		if err != nil {
+			return err
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+// missing is what a request must wait for, with no lock held and not in
+// progress, before it can go on.
+type missing uint8
+
+const (
+	nothingMissing missing = iota
+	missingCluster
+	missingTable // and a cluster
+	missingHost  // space in the storage itself
+)
+
+// waitFor waits for what is missing.
+func (im *Image) waitFor(ctx context.Context, m missing) error {
+	if m == missingHost {
+		return im.waitHost(ctx)
+	}
+	return im.waitReady(ctx, m == missingTable)
+}
+
+// hostPause is how long a write waits before it tries again to write into
+// storage that was full.
+const hostPause = 250 * time.Millisecond
+
+// waitHost holds a request whose bytes the storage had no space for, although the
+// file is large enough (rule 14).
+func (im *Image) waitHost(ctx context.Context) error {
+	hold := block.HoldOf(ctx)
+	if err := hold.Begin(); err != nil {
+		return err
+	}
+	defer hold.End()
+	select {
+	case <-time.After(hostPause):
+		return nil
+	case <-ctx.Done():
+		return block.SpaceError(ctx)
+	case <-im.ctx.Done():
+		return block.ErrClosed
+	}
+}
+
+// missingSpace turns the error of a data write into what the request waits for.
+func missingSpace(err error) (missing, error) {
+	if errors.Is(err, block.ErrNoSpace) {
+		return missingHost, nil
+	}
+	return nothingMissing, err
+}
+
+// writeSome writes the first piece of p and returns its length, or what is
+// missing.
+func (im *Image) writeSome(ctx context.Context, p []byte, off int64) (int64, missing, error) {
+	piece, err := im.find(off, int64(len(p)))
+	if err != nil {
+		return 0, nothingMissing, err
+	}
+	switch decideWrite(piece.situation) {
 	case actInPlace:
-		ext, err := im.extentLocked(off, n)
-		if err != nil {
-			return mapping{}, err
-		}
-		n = im.ownedLocked(gc, ext)
-		return mapping{act: act, host: ext.Host, n: n}, nil
+		_, err := im.file.WriteAt(p[:piece.n], piece.host)
+		m, err := missingSpace(err)
+		return done(piece.n, m, err)
 	case actAllocate:
-		return im.allocateLocked(gc, inCluster, n)
+		return im.writeFresh(p, piece)
+	case actCopy:
+		return im.writeCopy(ctx, p, off)
 	}
-	return mapping{}, refusal(kind, e.Copied())
+	return 0, nothingMissing, im.refusal(piece)
 }
 
-// ownedLocked returns how much of ext, which begins in guest cluster gc, lies in
-// clusters that are owned.
-func (im *Image) ownedLocked(gc int64, ext block.Extent) int64 {
-	s := im.l2.get(gc >> im.sliceBits())
-	last := (ext.End() - 1) >> im.geo.ClusterBits
-	for c := gc; c <= last; c++ {
-		if !s.data[c&(1<<im.sliceBits()-1)].Copied() {
-			return max(c<<im.geo.ClusterBits-ext.Off, 0)
-		}
+func done(n int64, m missing, err error) (int64, missing, error) {
+	if m != nothingMissing || err != nil {
+		n = 0
 	}
-	return ext.Len
+	return n, m, err
 }
 
-// allocateLocked publishes ready clusters for guest cluster gc and for those
-// behind it in the same slice that the n bytes from inCluster touch and that
-// have none either, as far as one run of host clusters reaches.
-func (im *Image) allocateLocked(gc, inCluster, n int64) (mapping, error) {
-	s, err := im.l2SliceLocked(gc)
+// writeFresh writes p into a piece that has no content: publish, then write (W1
+// to W3).
+func (im *Image) writeFresh(p []byte, piece piece) (int64, missing, error) {
+	ch, err := im.waitChange(im.geo.Clusters(piece.n) + 1)
 	if err != nil {
-		return mapping{}, err
+		return 0, nothingMissing, err
 	}
-	if missing := (s == nil); !im.alloc.has(missing) {
-		return mapping{act: actAllocate, table: missing}, nil
+	host, n, m, err := im.allocate(piece.off, min(piece.n, int64(len(p))), &ch)
+	if err == nil && m == nothingMissing {
+		_, err = im.file.WriteAt(p[:n], host)
+		m, err = missingSpace(err)
+		steps.At("W3")
+	}
+	if ferr := im.finish(&ch); err == nil {
+		err = ferr
+	}
+	return done(n, m, err)
+}
+
+// allocate publishes ready clusters for the guest bytes from off (W1, W2), as
+// many as one run of host clusters and one slice allow, and returns where they
+// are. n may be 0: somebody was faster.
+func (im *Image) allocate(off, want int64, ch *change) (host, n int64, m missing, err error) {
+	gc, cs := off>>im.geo.ClusterBits, im.geo.ClusterSize()
+	s, err := im.ownSlice(gc, ch)
+	if err != nil {
+		return 0, 0, nothingMissing, err
 	}
 	if s == nil {
-		c, _ := im.alloc.take(1, true)
-		im.addTableLocked(gc, c)
-		s = im.l2.get(gc >> im.sliceBits())
+		return 0, 0, missingTable, nil
 	}
-	cs := im.geo.ClusterSize()
-	want := im.geo.Clusters(inCluster + n)
-	i := gc & (1<<im.sliceBits() - 1)
-	k := int64(1)
-	for k < want && i+k < int64(len(s.data)) && decideWrite(s.data[i+k].Kind(im.geo), s.data[i+k].Copied()) == actAllocate {
+	in := off & (cs - 1)
+	_, i := im.sliceOf(gc)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clusters := ch.entries(min(im.geo.Clusters(in+want), int64(s.entries()-i)))
+	k := int64(0)
+	for k < clusters && im.plainLocked(s, gc+k) {
 		k++
 	}
-	at, k := im.alloc.take(k, false)
-	for j := range k {
-		if old := s.data[i+j].Offset(); old != 0 { // kept by a zero mark
-			im.unlinkedLocked(old / cs)
-		}
-		s.data[i+j] = format.NewL2Entry((at + j) * cs)
+	if s.dead || k == 0 {
+		return 0, 0, nothingMissing, nil
 	}
-	im.l2.markDirty(s)
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	at, k := im.alloc.take(k)
+	if k == 0 {
+		return 0, 0, missingCluster, nil
+	}
+	steps.At("W1")
+	im.markDirtyLocked(s)
+	for j := range k {
+		im.unlinkPairLocked(s.loadLocked(i + int(j))) // kept by a zero mark
+		p := im.newPair(at + j)
+		s.storeLocked(i+int(j), p)
+		ch.entry(gc+j, p)
+	}
 	im.prefetchLocked()
-	return mapping{act: actInPlace, host: at*cs + inCluster, n: min(n, k*cs-inCluster), allocated: true}, nil
+	steps.At("W2")
+	return at*cs + in, min(want, k*cs-in), nothingMissing, nil
+}
+
+// plainLocked reports whether a cluster of zeroes may take the place of guest
+// cluster gc, which is in s.
+func (im *Image) plainLocked(s *slice, gc int64) bool {
+	_, i := im.sliceOf(gc)
+	p, err := im.inCluster(s.loadLocked(i), gc<<im.geo.ClusterBits)
+	return err == nil && decideWrite(p.situation) == actAllocate
+}
+
+// newPair is the entry of a whole cluster of ours.
+func (im *Image) newPair(c int64) format.L2Pair {
+	p := format.L2Pair{Entry: format.NewL2Entry(c << im.geo.ClusterBits)}
+	if im.geo.ExtendedL2 {
+		p.Sub = format.AllAllocated
+	}
+	return p
+}
+
+// unlinkPairLocked notes that an entry which was p does not name its host
+// clusters any more. Its caller holds mu.
+func (im *Image) unlinkPairLocked(p format.L2Pair) {
+	bits := im.geo.ClusterBits
+	switch {
+	case p.Entry == badEntry:
+	case p.Entry.Kind(im.geo) == format.Compressed:
+		off, n := p.Entry.CompressedRange(im.geo)
+		first := off >> bits
+		im.unlinkedLocked(first, (off+n-1)>>bits-first+1)
+	case p.Entry.Offset() != 0:
+		im.unlinkedLocked(p.Entry.Offset()>>bits, 1)
+	}
+}
+
+// samePlace reports whether two entries have their bytes in the same host
+// clusters.
+func samePlace(a, b format.L2Pair) bool {
+	const compressed = 1 << 62
+	if (a.Entry|b.Entry)&compressed != 0 {
+		return a.Entry == b.Entry
+	}
+	return a.Entry.Offset() == b.Entry.Offset()
+}
+
+// refusal says why a piece must not be used.
+func (im *Image) refusal(p piece) error {
+	return &format.CorruptError{What: fmt.Sprintf("L2 entry of guest cluster %d", p.off>>im.geo.ClusterBits), Off: -1,
+		Want: "a kind that the specification defines", Got: p.kind.String()}
+}
+
+// nowPieces bounds a write that is done inline.
+const nowPieces = 8
+
+// writeNow is WriteAt with NoWait. It finds, or publishes, the places of all bytes
+// before it writes any; what was published reads as before.
+func (im *Image) writeNow(p []byte, off int64, f block.Flags) error {
+	if im.direct || f.Has(block.FUA) || (off|int64(len(p)))&(maxSliceBytes-1) != 0 || im.throttled() {
+		return block.ErrWouldBlock
+	}
+	t, err := im.begin(true, "write", off, int64(len(p)))
+	if err != nil {
+		return err
+	}
+	defer im.grace.leave(t)
+	var places [nowPieces]struct{ host, n int64 }
+	k := 0
+	for at := off; at < off+int64(len(p)); k++ {
+		if k == len(places) {
+			return block.ErrWouldBlock
+		}
+		host, n := im.placeNow(at, off+int64(len(p))-at)
+		if n == 0 {
+			return block.ErrWouldBlock
+		}
+		places[k].host, places[k].n = host, n
+		at += n
+	}
+	for _, place := range places[:k] {
+		if _, err = im.file.WriteAt(p[:place.n], place.host); err != nil {
+			break
+		}
+		p = p[place.n:]
+	}
+	if errors.Is(err, block.ErrNoSpace) {
+		return block.ErrWouldBlock // to be held; writing the same again does no harm
+	}
+	im.completed.Add(1)
+	im.commitLater()
+	if err != nil {
+		return fmt.Errorf("write at %d: %w", off, err)
+	}
+	return nil
+}
+
+// placeNow is where the bytes at off are to be written, as far as that is known or
+// can be decided without waiting; n is 0 if not.
+func (im *Image) placeNow(off, want int64) (host, n int64) {
+	number, _ := im.sliceOf(off >> im.geo.ClusterBits)
+	s := im.tab.dir.get(number)
+	if s == nil {
+		return 0, 0
+	}
+	if !s.used.Load() {
+		s.used.Store(true)
+	}
+	piece, err := im.locate(s, off, want)
+	if err != nil {
+		return 0, 0
+	}
+	switch decideWrite(piece.situation) {
+	case actInPlace:
+		return piece.host, piece.n
+	case actAllocate:
+		if im.ring.Load() == nil || s.shared.Load() {
+			return 0, 0
+		}
+		ch, ok := im.startChange(im.geo.Clusters(piece.n) + 1)
+		if !ok {
+			return 0, 0
+		}
+		host, n, _, err = im.allocate(off, piece.n, &ch)
+		_ = im.finish(&ch) // there is a ring: nothing is written
+		if err != nil {
+			n = 0
+		}
+		return host, n
+	}
+	return 0, 0
 }

@@ -65,6 +65,7 @@ func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 		return nil, err
 	}
 	image, err := qcow2.Open(ctx, d.file, qcow2.Options{
+		RedoDir:  redoDir(),
 		ReadOnly: spec.ReadOnly, IgnoreDiscard: spec.IgnoreDiscard, Logger: spec.Log,
 	})
 	if err != nil {

@@ -15,8 +15,7 @@ func TestOrder(t *testing.T) {
 	inner.SetRank(2)
 	for range 2 { // what was released does not count
 		outer.Lock()
-		inner.Lock()
-		inner.Unlock()
+		require.True(t, nested(&inner))
 		outer.Unlock()
 	}
 	inner.Lock()
@@ -35,4 +34,10 @@ func TestOrder(t *testing.T) {
 		require.Panics(t, inner.Lock)
 	}
 	inner.Unlock()
+}
+
+func nested(m *lockorder.Mutex) bool {
+	m.Lock()
+	defer m.Unlock()
+	return true
 }

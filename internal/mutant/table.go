@@ -1,7 +1,55 @@
 package mutant
 
 // Table lists every mutant there is, by package and in the order of the steps
-// that it breaks.
+// that it breaks. Rules are those of the engine's package comment: I1 to I5 must
+// hold on disk at every moment.
 func Table() []Mutant {
-	return []Mutant{}
+	return []Mutant{
+		{"fresh-space-taken-for-zero", "space behind the file's old end counts as zero whatever the storage says", "I3, zero is known and never inferred"},
+		{"reserved-without-zeroing", "R4 zeroes nothing", "I3"},
+		{"recycled-without-zeroing", "R4 does not zero clusters that were in use before", "I3"},
+		{"reserved-uncounted", "R5 writes no counts", "I1"},
+		{"reservation-unsynced", "R5 does not sync before clusters are ready", "I1, I3"},
+		{"refcount-block-unsynced", "R3 does not sync between a refcount block and the entry that names it", "R3"},
+		{"refcount-entry-unsynced", "R3 does not sync before a new refcount block is used", "R3"},
+		{"refcount-table-switched-unsynced", "a larger refcount table is switched to before it is durable", "big changes switch in one sector"},
+		{"l1-switched-unsynced", "a larger L1 table is switched to before it is durable", "big changes switch in one sector"},
+		{"header-switched-unsynced", "what follows a switch of the header does not wait for it", "big changes switch in one sector"},
+		{"old-table-freed-before-switch", "the old L1 table is freed before the header names the new one", "I4"},
+		{"size-before-table", "the disk is larger in the header before there is an L1 table for that", "big changes switch in one sector"},
+
+		{"copy-published-before-write", "X3 comes before X2", "I3"},
+		{"copy-without-barrier", "X3 does not raise the barrier", "I3"},
+		{"barrier-skipped", "C2 does not sync where the barrier is raised", "I3"},
+		{"copied-table-as-new", "a copied L2 table is written together with the L1 entry that names it", "a copied table is not a new one"},
+		{"copied-table-unsynced", "C2 does not sync between a copied L2 table and the L1 entry that names it", "a copied table is not a new one"},
+		{"unlinked-reused-at-once", "what an entry named becomes ready when the entry is changed in memory", "I4"},
+
+		{"dirty-cleared-after-copy", "a slice is clean although it was changed after it was copied for writing", "C2"},
+		{"completed-read-late", "C4 counts what completed during the commit as durable", "I5"},
+		{"unlinked-taken-late", "C4 frees what was unlinked during the commit", "I4"},
+		{"decrement-before-unlink", "counts fall before the entry is gone on disk", "I4"},
+		{"discard-before-unlink", "bytes are discarded before the entry is gone on disk", "I4"},
+		{"discard-after-free", "F2 comes before F1", "F1"},
+		{"reused-under-readers", "clusters are freed under requests that know them", "I4, readers hold their region"},
+		{"commit-unsynced", "C4 does not sync", "I5"},
+		{"commit-joined-late", "a flush joins a commit that has begun", "I5"},
+		{"ring-trimmed-early", "the ring forgets what is not written yet", "completed writes survive the process"},
+		{"table-write-error-ignored", "a failed write of tables does not poison", "poison"},
+		{"failed-sync-ignored", "a failed sync counts as done", "poison"},
+		{"failed-sync-tried-again", "a failed sync is tried again, and believed", "poison"},
+		{"poison-not-latched", "an error that is final is forgotten", "poison"},
+
+		{"fua-ignored", "FUA does nothing", "I5"},
+		{"fua-in-place-unsynced", "FUA in place writes without a sync", "I5"},
+		{"fua-without-metadata", "FUA in place under entries that are not durable", "durability is a comparison of epochs"},
+		{"fua-epoch-off-by-one", "an entry counts as durable one commit too early", "durability is a comparison of epochs"},
+
+		{"closed-without-commit", "Close does not commit before it frees", "I4"},
+		{"shrunk-before-counts", "Close shrinks the file before the counts say so", "I2"},
+		{"shrunk-unsynced", "Close shrinks the file before the counts are durable", "I2"},
+		{"settled-unsynced", "S3 does not sync", "I4"},
+		{"settle-acquits-nobody", "S2 does not look for references", "I4"},
+		{"settle-forgets-snapshots", "S2 does not look at snapshots", "I4"},
+	}
 }

@@ -4,8 +4,8 @@ package redo
 
 import "errors"
 
-// DefaultSlots is a ring of 2 MiB.
-const DefaultSlots = 1 << 16
+// DefaultSlots is a ring of 512 KiB.
+const DefaultSlots = 1 << 14
 
 // ErrNone: there is no ring of that name of this boot.
 var ErrNone = errors.New("no redo ring of this boot")

@@ -33,8 +33,8 @@ const (
 	bootIDPath = "/proc/sys/kernel/random/boot_id"
 )
 
-// DefaultSlots is a ring of 2 MiB.
-const DefaultSlots = 1 << 16
+// DefaultSlots is a ring of 512 KiB.
+const DefaultSlots = 1 << 14
 
 // ErrNone: there is no ring of that name of this boot.
 var ErrNone = errors.New("no redo ring of this boot")

@@ -49,6 +49,19 @@ type Header struct {
 	extensionsEnd int64 // offset of the end mark, 0 if there is none
 }
 
+// HeaderCluster is the size in bytes of the first cluster of an image whose first
+// sector is b, as far as that says one: how much DecodeHeader wants to see.
+func HeaderCluster(b []byte) int64 {
+	if len(b) < headerLenV2 {
+		return 0
+	}
+	bits := binary.BigEndian.Uint32(b[20:])
+	if bits < MinClusterBits || bits > MaxClusterBits {
+		return 0
+	}
+	return 1 << bits
+}
+
 // DecodeHeader decodes the header from the beginning of an image. b must hold
 // the whole first cluster, or all of a file that is shorter. Whether the tables
 // lie inside the file is CheckLayout's to say.

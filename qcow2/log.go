@@ -1,0 +1,349 @@
+package qcow2
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"tidemark/internal/redo"
+	"tidemark/internal/steps"
+	"tidemark/qcow2/format"
+)
+
+// The redo ring keeps what has been published in memory and is not in the file
+// yet, so that the next process in the same boot finds it (rule 9). It says
+// nothing after a power cut; then the ring is gone, and what was not flushed may
+// be.
+//
+// The image says which ring is its own: a number in a private header extension,
+// believed while a private autoclear bit is set. A program that does not know the
+// bit clears it when it opens the image for writing (specification,
+// autoclear_features), so a ring is never replayed over what others wrote.
+//
+//	L1  write the number, Sync; make the ring; set the bit, Sync
+//	L2  every change of an entry or of the L1 table is stored in the ring
+//	    before the request completes
+//	L3  a commit that has written it trims the ring
+//	L4  closing clears the bit, Sync, and removes the ring
+//
+// A record is the state of an entry after a change. Only the last one for an
+// entry counts: the file may hold any of those before it.
+
+// A change is what one mutation does to the tables. Its owner publishes with it
+// and finishes it when it has let go of all locks.
+type change struct {
+	ring *redo.Ring // nil: there is none, so the tables are written instead
+	room int        // records that may still be stored
+	made bool       // something was changed
+}
+
+const (
+	recordEntry = 1 + iota // A: guest cluster, B and C: the pair
+	recordTable            // A: L1 index, B: host cluster of the L2 table
+)
+
+const recordKindShift = 56
+
+// startChange begins a change of at most n entries and a table; false: the ring
+// is full, and a commit will make room.
+func (im *Image) startChange(n int64) (change, bool) {
+	r := im.ring.Load()
+	if r == nil {
+		return change{}, true
+	}
+	room := int(min(n+1, int64(max(r.Slots()/4, 3))))
+	return change{ring: r, room: room}, r.Reserve(room)
+}
+
+// waitChange is startChange for who can wait.
+func (im *Image) waitChange(n int64) (change, error) {
+	for {
+		c, ok := im.startChange(n)
+		if ok {
+			return c, nil
+		}
+		if err := im.commit(); err != nil {
+			return c, err
+		}
+	}
+}
+
+// finish ends a change: what was published survives the process from here on.
+func (im *Image) finish(c *change) error {
+	if c.ring != nil {
+		c.ring.Release(c.room)
+		return nil
+	}
+	if !c.made {
+		return nil
+	}
+	return im.pushTables(false)
+}
+
+// entries bounds how many entries may be changed at once.
+func (c *change) entries(want int64) int64 {
+	if c.ring == nil {
+		return want
+	}
+	return min(want, int64(c.room-1))
+}
+
+// entry stores that guest cluster gc has a new entry. Its caller holds the slice.
+func (c *change) entry(gc int64, p format.L2Pair) {
+	c.made = true
+	c.store(recordEntry, gc, uint64(p.Entry), uint64(p.Sub))
+}
+
+// table stores that L1 entry i names cluster at. Its caller holds tab.mu.
+func (c *change) table(i, at int64) {
+	c.made = true
+	c.store(recordTable, i, uint64(at), 0)
+}
+
+func (c *change) store(kind uint64, a int64, b, d uint64) {
+	if c.ring != nil {
+		c.room--
+		c.ring.Append(redo.Record{A: kind<<recordKindShift | uint64(a), B: b, C: d})
+	}
+}
+
+// logHead is up to where the ring was filled.
+func (im *Image) logHead() uint64 {
+	if r := im.ring.Load(); r != nil {
+		return r.Head()
+	}
+	return 0
+}
+
+// trimLog forgets what a commit has written.
+func (im *Image) trimLog(upTo uint64) {
+	if r := im.ring.Load(); r != nil {
+		r.Trim(upTo)
+	}
+}
+
+// startLog makes the ring (L1), once. Its caller holds allocating. An image that
+// cannot have one does without.
+func (im *Image) startLog() error {
+	if im.opts.RedoDir == "" || im.logTried || im.geo.Version < 3 {
+		return nil
+	}
+	im.logTried = true
+	data := make([]byte, format.RedoLen)
+	if _, err := rand.Read(data); err != nil {
+		return err
+	}
+	format.PutRedo(data, binary.BigEndian.Uint64(data))
+	id, _ := format.DecodeRedo(data)
+	ok, err := im.putExtension(format.ExtRedo, data)
+	if err != nil || !ok {
+		return im.fatalUnlessNoSpace(err)
+	}
+	if err := im.file.Sync(); err != nil {
+		return im.poison(fmt.Errorf("sync: %w", err))
+	}
+	r, err := redo.Create(im.opts.RedoDir, id, im.opts.RedoSlots)
+	if err != nil {
+		im.log.Warn("no redo ring: tables are written before each write completes, which is slower", "error", err)
+		return nil
+	}
+	if err := im.switchHeader(func(h *format.Header) { h.Autoclear |= format.AutoclearRedo }); err != nil {
+		return errors.Join(err, r.Remove())
+	}
+	steps.At("L1")
+	im.ring.Store(r)
+	return nil
+}
+
+// leaveLog lets go of the ring and leaves it to the next process.
+func (im *Image) leaveLog() {
+	if r := im.ring.Swap(nil); r != nil {
+		_ = r.Close()
+	}
+}
+
+// endLog is L4.
+func (im *Image) endLog() error {
+	r := im.ring.Swap(nil)
+	if r == nil {
+		return nil
+	}
+	if err := im.switchHeader(func(h *format.Header) { h.Autoclear &^= format.AutoclearRedo }); err != nil {
+		_ = r.Close()
+		return err
+	}
+	steps.At("L4")
+	if err := r.Remove(); err != nil {
+		im.log.Warn("the redo ring stays behind; it is not used any more", "error", err)
+	}
+	return nil
+}
+
+// A DistrustError says that the process which had the image open before saw a
+// failed sync in this boot: what reads return may not be on the disk.
+type DistrustError struct{}
+
+func (*DistrustError) Error() string {
+	return "a sync of this image failed since the host was booted, so the host's cache may hold what the disk does not: " +
+		"drop the cache (or reboot), check the image, then open it"
+}
+
+// redoLog replays the ring that a process has left behind, and commits that. It
+// reports whether the ring goes on to be used.
+func (im *Image) redoLog() (bool, error) {
+	e, ok := im.header.FindExtension(format.ExtRedo)
+	if !ok || im.header.Autoclear&format.AutoclearRedo == 0 || im.opts.RedoDir == "" {
+		return false, nil
+	}
+	id, err := format.DecodeRedo(e.Data)
+	if err != nil {
+		return false, nil // of another version: not ours
+	}
+	r, records, err := redo.Open(im.opts.RedoDir, id)
+	if errors.Is(err, redo.ErrNone) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if r.Distrusted() {
+		return false, errors.Join(&DistrustError{}, r.Close())
+	}
+	todo, err := im.planReplay(records)
+	if err != nil {
+		im.log.Warn("the redo ring does not fit the image, which somebody else has changed; what was completed and not flushed may be lost", "error", err)
+		return false, r.Remove()
+	}
+	err = im.replay(todo)
+	if err == nil {
+		err = im.commit()
+	}
+	if err != nil {
+		return false, errors.Join(fmt.Errorf("replay what a process that died had completed: %w", err), r.Close())
+	}
+	r.Trim(r.Head())
+	im.ring.Store(r)
+	im.logTried = true
+	im.log.Info("replayed what a process that died had completed", "records", len(records))
+	return true, nil
+}
+
+// A replayPlan is the last state of every L1 and L2 entry that a ring has.
+type replayPlan struct {
+	tables  map[int64]int64 // L1 index -> host cluster
+	entries map[int64]format.L2Pair
+}
+
+// planReplay reads the records and checks them against the image: what they name
+// must be counted once, as the process had left it.
+func (im *Image) planReplay(records []redo.Record) (replayPlan, error) {
+	p := replayPlan{map[int64]int64{}, map[int64]format.L2Pair{}}
+	for _, r := range records {
+		a := int64(r.A & (1<<recordKindShift - 1))
+		switch r.A >> recordKindShift {
+		case recordTable:
+			p.tables[a] = int64(r.B)
+		case recordEntry:
+			p.entries[a] = format.L2Pair{Entry: format.L2Entry(r.B), Sub: format.Subclusters(r.C)}
+		default:
+			return p, fmt.Errorf("record of kind %d: expected %d or %d", r.A>>recordKindShift, recordEntry, recordTable)
+		}
+	}
+	for i, c := range p.tables {
+		if i >= int64(len(im.tab.l1)) {
+			return p, fmt.Errorf("L1 entry %d: expected less than %d", i, len(im.tab.l1))
+		}
+		if err := im.replayable(c); err != nil {
+			return p, err
+		}
+	}
+	for gc, e := range p.entries {
+		if gc >= im.geo.Clusters(im.size()) {
+			return p, fmt.Errorf("guest cluster %d: expected less than %d", gc, im.geo.Clusters(im.size()))
+		}
+		kind := e.Entry.Kind(im.geo)
+		if kind == format.Compressed || im.geo.SubclusterKind(e.Entry, e.Sub, 0) == format.Invalid {
+			return p, fmt.Errorf("entry 0x%016x of guest cluster %d: expected one that we write", uint64(e.Entry), gc)
+		}
+		if e.Entry.Offset() == 0 {
+			continue
+		}
+		if err := im.replayable(e.Entry.Offset() >> im.geo.ClusterBits); err != nil {
+			return p, err
+		}
+	}
+	return p, nil
+}
+
+// replayable returns an error unless cluster c is counted once.
+func (im *Image) replayable(c int64) error {
+	im.refs.mu.Lock()
+	defer im.refs.mu.Unlock()
+	n, err := im.refcountLocked(c)
+	if err == nil && n != 1 {
+		err = fmt.Errorf("cluster %d: counted %d times, expected 1", c, n)
+	}
+	return err
+}
+
+// replay puts the plan into the tables in memory.
+func (im *Image) replay(p replayPlan) error {
+	for i, c := range p.tables {
+		if err := im.replayTable(i, c); err != nil {
+			return err
+		}
+	}
+	for gc, e := range p.entries {
+		if err := im.replayEntry(gc, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (im *Image) replayTable(i, c int64) error {
+	old := im.tab.l1[i]
+	if old.Offset() == c<<im.geo.ClusterBits {
+		return nil
+	}
+	im.addMetadata(c)
+	if old != 0 {
+		_, err := im.copyTable(i, c, &change{})
+		return err
+	}
+	im.tab.mu.Lock()
+	defer im.tab.mu.Unlock()
+	im.setL1Locked(i, c)
+	// What the process had written into it may be there; the rest reads zero.
+	for _, n := range im.slicesOfTable(i) {
+		im.tab.seen[n] = struct{}{}
+	}
+	return nil
+}
+
+func (im *Image) replayEntry(gc int64, p format.L2Pair) error {
+	s, err := im.slice(gc)
+	if err != nil {
+		return err
+	}
+	if s == nil || s.shared.Load() {
+		return fmt.Errorf("guest cluster %d: expected an L2 table of the disk's own", gc)
+	}
+	_, i := im.sliceOf(gc)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.loadLocked(i)
+	if old == p {
+		return nil
+	}
+	delete(s.bad, i)
+	s.storeLocked(i, p)
+	im.markDirtyLocked(s)
+	if !samePlace(old, p) {
+		im.mu.Lock()
+		defer im.mu.Unlock()
+		im.unlinkPairLocked(old)
+	}
+	return nil
+}

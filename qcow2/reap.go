@@ -1,0 +1,179 @@
+package qcow2
+
+import (
+	"tidemark/internal/mutant"
+	"tidemark/internal/steps"
+)
+
+// A parted batch is host clusters that are durably unlinked: no entry on disk
+// names them any more. epoch is that of the grace when that was so.
+type parted struct {
+	runs  []run
+	epoch uint64
+}
+
+// unlinkedLocked notes that an entry does not name the n clusters from c any
+// more: after the next commit each of them loses a count. Its caller holds mu,
+// and has marked the entry's slice dirty.
+func (im *Image) unlinkedLocked(c, n int64) {
+	for ; n > 0; c, n = c+1, n-1 {
+		if mutant.On("unlinked-reused-at-once") {
+			im.alloc.putBack(c)
+			continue
+		}
+		im.gone = appendRun(im.gone, run{at: c, n: 1})
+		im.clearedLocked(c, 1)
+	}
+}
+
+// part hands what is durably unlinked to the reaper.
+func (im *Image) part(runs []run) {
+	if len(runs) == 0 {
+		return
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.parted = append(im.parted, parted{runs, im.grace.epoch.Load()})
+	if im.reaped == nil && im.startTask() {
+		im.reaped = make(chan struct{})
+		go func() {
+			defer im.tasks.Done()
+			im.reap()
+		}()
+	}
+}
+
+// reap frees what is durably unlinked, as the requests end that may know it. It
+// returns when there is nothing left of that, or the image closes.
+func (im *Image) reap() {
+	im.grace.wanted.Store(true)
+	defer im.grace.wanted.Store(false)
+	for {
+		err := im.reapNow()
+		im.mu.Lock()
+		if len(im.parted) == 0 || err != nil {
+			close(im.reaped)
+			im.reaped = nil
+			im.mu.Unlock()
+			return
+		}
+		im.mu.Unlock()
+		select {
+		case <-im.grace.ended:
+		case <-im.ctx.Done():
+			return
+		}
+	}
+}
+
+// waitReaped waits until everything that was durably unlinked before is free.
+func (im *Image) waitReaped() error {
+	im.mu.Lock()
+	reaped := im.reaped
+	im.mu.Unlock()
+	if reaped == nil {
+		return nil
+	}
+	select {
+	case <-reaped:
+		return nil
+	case <-im.ctx.Done():
+		return im.ctx.Err()
+	}
+}
+
+// reapNow frees what no request can know any more (F1, F2).
+func (im *Image) reapNow() error {
+	im.reaper.Lock()
+	defer im.reaper.Unlock()
+	for {
+		im.mu.Lock()
+		if len(im.parted) == 0 {
+			im.mu.Unlock()
+			return nil
+		}
+		first := im.parted[0]
+		im.mu.Unlock()
+		if !im.grace.passed(first.epoch) && !mutant.On("reused-under-readers") {
+			return nil
+		}
+		if err := im.free(first.runs); err != nil {
+			return im.poison(err)
+		}
+		im.mu.Lock()
+		im.parted = im.parted[1:]
+		im.freedLocked()
+		im.mu.Unlock()
+	}
+}
+
+// free lowers the counts of clusters that are durably unlinked and that nobody
+// knows any more. One that is counted once loses its bytes first (F1): when its
+// count is 0 it may be chosen again.
+func (im *Image) free(runs []run) error {
+	if mutant.On("discard-after-free") {
+		if err := im.lowerCounts(runs); err != nil {
+			return err
+		}
+		im.discard(runs)
+		return nil
+	}
+	last, err := im.countedOnce(runs)
+	if err != nil {
+		return err
+	}
+	im.discard(last)
+	steps.At("F1")
+	if err := im.lowerCounts(runs); err != nil {
+		return err
+	}
+	steps.At("F2")
+	return nil
+}
+
+func (im *Image) discard(runs []run) {
+	cs := im.geo.ClusterSize()
+	for _, r := range runs {
+		if err := im.file.Discard(r.at*cs, r.n*cs); err != nil {
+			im.log.Warn("discard failed; the space stays allocated in the storage", "offset", r.at*cs, "bytes", r.n*cs, "error", err)
+		}
+	}
+}
+
+// countedOnce picks the clusters whose count is about to fall to 0. Only the
+// reaper lowers counts, so that still holds afterwards. A cluster may be in runs
+// more than once.
+func (im *Image) countedOnce(runs []run) ([]run, error) {
+	im.refs.mu.Lock()
+	defer im.refs.mu.Unlock()
+	var once []run
+	lost := map[int64]uint64{}
+	for _, r := range runs {
+		for c := r.at; c < r.at+r.n; c++ {
+			n, err := im.refcountLocked(c)
+			if err != nil {
+				return nil, err
+			}
+			if lost[c]++; n == lost[c] {
+				once = appendRun(once, run{at: c, n: 1})
+			}
+		}
+	}
+	return once, nil
+}
+
+// lowerCounts takes one from the count of every cluster, in memory; it reaches
+// the disk with the next commit or reservation.
+func (im *Image) lowerCounts(runs []run) error {
+	im.refs.mu.Lock()
+	defer im.refs.mu.Unlock()
+	for _, r := range runs {
+		for c := r.at; c < r.at+r.n; c++ {
+			if err := im.uncountLocked(c); err != nil {
+				return err
+			}
+		}
+		im.refs.cursor = min(im.refs.cursor, r.at)
+	}
+	return nil
+}
