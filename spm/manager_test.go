@@ -13,13 +13,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sync/errgroup"
 
 	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
+	"tidemark/internal/testenv"
 )
 
 const (
@@ -416,11 +415,7 @@ func TestHostSpace(t *testing.T) {
 // Whatever the order of requests, the sum of the granted sizes never exceeds the
 // capacity.
 func TestCapacityUnderConcurrency(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	if s, err := strconv.ParseUint(os.Getenv("TIDEMARK_SEED"), 10, 64); err == nil {
-		seed = s
-	}
-	t.Logf("TIDEMARK_SEED=%d", seed)
+	seed, _ := testenv.Seed(t)
 	m := openPool(t, t.TempDir(), testOptions())
 	watch, stop := context.WithCancel(t.Context())
 	var watcher sync.WaitGroup
@@ -432,13 +427,18 @@ func TestCapacityUnderConcurrency(t *testing.T) {
 			}
 		}
 	})
-	var workers errgroup.Group
-	for w := range uint64(8) {
-		workers.Go(func() error { return churn(t.Context(), m, rand.New(rand.NewPCG(seed, w)), int(w)) })
+	const workers = 8
+	done := make(chan error, workers)
+	for w := range workers {
+		go func() { done <- churn(t.Context(), m, testenv.Rand(seed+uint64(w)), w) }()
 	}
-	require.NoError(t, workers.Wait())
+	var err error
+	for range workers {
+		err = errors.Join(err, <-done)
+	}
 	stop()
 	watcher.Wait()
+	require.NoError(t, err)
 	requireSum(t, m)
 }
 
