@@ -148,7 +148,7 @@ func (w *wait) again() <-chan struct{} {
 // v.sem.
 func (m *Manager) grow(v *volume, before, target int64) (int64, error) {
 	began := m.o.Now()
-	err := truncateDurably(v.path, target)
+	err := m.disk.extendFile(v.path, target)
 	took := m.o.Now().Sub(began)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -164,22 +164,6 @@ func (m *Manager) grow(v *volume, before, target int64) (int64, error) {
 	m.o.Log.Info("volume extended", "volume", v.name, "uuid", v.id, "from", before, "to", target, "took", took,
 		"granted", m.granted, "capacity", m.capacity)
 	return target, nil
-}
-
-// truncateDurably makes the file at path size bytes long, never shorter.
-func truncateDurably(path string, size int64) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	info, err := f.Stat()
-	if err == nil && info.Size() < size {
-		err = f.Truncate(size)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
 }
 
 // lengthOf is the length of the file at path, or what it may be at most if it
