@@ -1,8 +1,10 @@
 package spm
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,9 +16,14 @@ import (
 type syncWatch struct {
 	t      *testing.T
 	synced []string
+	fail   error // the next one's
 }
 
 func (w *syncWatch) sync(f *os.File) error {
+	if err := w.fail; err != nil {
+		w.fail = nil
+		return err
+	}
 	info, err := f.Stat()
 	require.NoError(w.t, err)
 	if info.IsDir() {
@@ -76,4 +83,55 @@ func TestWhatIsDurableWhen(t *testing.T) {
 
 	remove(t, m, "web1")
 	require.Equal(t, []string{"images: _remove_me_IMAGE"}, w.take(m, v), "remove")
+}
+
+// A manager that was killed may have left a file longer, or an image in its
+// place, and not durably so. The next one answers for both.
+func TestRestartMakesDurableWhatItFinds(t *testing.T) {
+	dir := t.TempDir()
+	m := openPool(t, dir, testOptions())
+	v := create(t, m, "web1", 10*gib)
+	kill(t, m)
+	require.NoError(t, os.Truncate(v.Path, 640*mib))
+	m, w := watchedPool(t, dir)
+	require.Contains(t, w.take(m, v), "images: IMAGE")
+	require.EqualValues(t, 640*mib, extend(t, m, "web1", 640*mib, 0))
+	require.Equal(t, []string{"IMAGE/VOLUME 671088640"}, w.take(m, v), "before the answer")
+	require.Zero(t, pool(t, m).Extensions, "nothing was extended")
+	extend(t, m, "web1", 640*mib, 0)
+	require.Empty(t, w.take(m, v), "once")
+}
+
+// A size whose sync failed is in the books, for the file may have it, but nobody
+// is told of it before a sync has succeeded.
+func TestFailedSyncOfAnExtension(t *testing.T) {
+	m, w := watchedPool(t, t.TempDir())
+	v := create(t, m, "web1", 10*gib)
+	w.take(m, v)
+	w.fail = errors.New("the disk is gone")
+	_, err := m.ExtendVolume(t.Context(), extendRequest("web1", 200*mib, 0))
+	requireCode(t, CodeInternal, err)
+	require.ErrorContains(t, err, "the disk is gone")
+	requireSum(t, m)
+
+	w.fail = errors.New("still gone")
+	_, err = m.ExtendVolume(t.Context(), extendRequest("web1", 200*mib, 0))
+	requireCode(t, CodeInternal, err)
+	require.EqualValues(t, 200*mib, extend(t, m, "web1", 200*mib, 0))
+	require.Equal(t, []string{"IMAGE/VOLUME 209715200"}, w.take(m, v))
+	requireSum(t, m)
+}
+
+// An extension of which nobody can say what it did keeps its space.
+func TestExtensionOfUnknownOutcome(t *testing.T) {
+	m, _ := watchedPool(t, t.TempDir())
+	v := create(t, m, "web1", 10*gib)
+	away := filepath.Dir(v.Path) + ".away"
+	require.NoError(t, os.Rename(filepath.Dir(v.Path), away))
+	_, err := m.ExtendVolume(t.Context(), extendRequest("web1", 200*mib, 0))
+	requireCode(t, CodeInternal, err)
+	require.EqualValues(t, 200*mib, pool(t, m).Granted)
+	require.NoError(t, os.Rename(away, filepath.Dir(v.Path)))
+	require.EqualValues(t, 200*mib, extend(t, m, "web1", 200*mib, 0))
+	requireSum(t, m)
 }

@@ -75,7 +75,8 @@ func (m *Manager) start() error {
 	return nil
 }
 
-// scan cleans up after a crash and reads the metadata of every volume.
+// scan cleans up after a crash and reads the metadata of every volume. The names
+// that it finds may not be durable yet; from now on this manager answers for them.
 func (m *Manager) scan() error {
 	gone, err := m.disk.removePrefixed(m.domain.images(), prefixNew, prefixRemoved)
 	if err != nil {
@@ -85,6 +86,9 @@ func (m *Manager) scan() error {
 		m.o.Log.Warn("removed what a crash left", "image", name)
 	}
 	images, err := os.ReadDir(m.domain.images())
+	if err == nil {
+		err = m.disk.syncPath(m.domain.images())
+	}
 	if err != nil {
 		return err
 	}
@@ -142,7 +146,7 @@ func (m *Manager) readVolume(image, id uuid.UUID) (*volume, error) {
 	if v.name = cmp.Or(meta.alias(), image.String()); meta.VolType != "LEAF" {
 		v.name = id.String() // the alias is the leaf's
 	}
-	v.size, v.ready = info.Size(), true
+	v.size, v.ready, v.unsynced = info.Size(), true, true
 	v.bound = max(v.bound, v.size)
 	return v, nil
 }

@@ -134,15 +134,16 @@ type Manager struct {
 	lastExtended string
 }
 
-// A volume in memory. sem is held by whoever changes it; the other fields are
-// guarded by Manager.mu, but for those that never change.
+// A volume in memory. sem is held by whoever changes it, and guards unsynced;
+// the other fields are guarded by Manager.mu, but for those that never change.
 type volume struct {
 	id, image  uuid.UUID
 	name, path string
 	createID   string // the request that made it, if this manager did
 	meta       volumeMeta
 
-	sem chan struct{} // capacity 1
+	sem      chan struct{} // capacity 1
+	unsynced bool          // the file may not have size, or not durably
 
 	size       int64 // granted; of the file, unless reserved is more
 	bound      int64
