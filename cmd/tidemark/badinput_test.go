@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/testenv"
+	"tidemark/nbd"
 )
 
 // A badImage is an image that must be refused, by every command that opens it,
@@ -107,7 +108,10 @@ func TestImageInUseByQEMU(t *testing.T) {
 	path := newImage(t, "10M")
 	socket := filepath.Join(t.TempDir(), "q")
 	q := testenv.Start(t, testenv.Command(t, tool, "-t", "-k", socket, "-f", "qcow2", path))
-	testenv.Eventually(t, serveLimit, "qemu-nbd serves", func() bool { _, err := os.Stat(socket); return err == nil })
+	testenv.Eventually(t, serveLimit, "qemu-nbd serves", func() bool { // its socket is there before it has the image
+		c, err := nbd.Dial(t.Context(), "unix", socket, nbd.ClientOptions{})
+		return err == nil && c.Close() == nil
+	})
 	before := digest(t, path)
 	for _, args := range [][]string{
 		{"info", path}, {"check", path}, {"check", "-r", "leaks", path}, {"map", path}, {"create", path, "1M"},
