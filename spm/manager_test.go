@@ -235,6 +235,7 @@ func TestRefused(t *testing.T) {
 		"format":       {VolumeCreateRequest{Name: "x", Size: gib, Format: "vmdk"}, CodeInvalid},
 		"no room":      {VolumeCreateRequest{Name: "x", Size: 3 * gib, Format: FormatRaw}, CodePoolFull},
 		"version":      {VolumeCreateRequest{Header: Header{Version: 2}, Name: "x", Size: gib}, CodeNewerVersion},
+		"no version":   {VolumeCreateRequest{Header: Header{Version: -1}, Name: "x", Size: gib}, CodeInvalid},
 		"other pool":   {VolumeCreateRequest{Header: Header{PoolUUID: testPool.String()}, Name: "x", Size: gib}, CodeWrongPool},
 		"epoch":        {VolumeCreateRequest{Header: Header{SPMEpoch: 9}, Name: "x", Size: gib}, CodeStopping},
 	} {
