@@ -75,8 +75,11 @@ func TestVolumeBeyondItsBound(t *testing.T) {
 	kill(t, m)
 	require.NoError(t, os.Truncate(v.Path, v.Bound+mib))
 	m = openPool(t, dir, testOptions())
+	r, err := m.GetVolumeInfo(t.Context(), VolumeInfoRequest{VolumeRef: VolumeRef{Volume: "web1"}})
+	require.NoError(t, err)
+	require.Equal(t, v.Bound+mib, r.Bound, "what is granted never exceeds it")
 	require.EqualValues(t, v.Bound+mib, extend(t, m, "web1", v.Bound+mib, 0))
-	_, err := m.ExtendVolume(t.Context(), extendRequest("web1", v.Bound+mib+1, 0))
+	_, err = m.ExtendVolume(t.Context(), extendRequest("web1", v.Bound+mib+1, 0))
 	requireCode(t, CodeBound, err)
 	requireSum(t, m)
 }

@@ -7,8 +7,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // A syncWatch stands in for fsync: it notes what is made durable, in order, and
@@ -134,4 +137,28 @@ func TestExtensionOfUnknownOutcome(t *testing.T) {
 	require.NoError(t, os.Rename(away, filepath.Dir(v.Path)))
 	require.EqualValues(t, 200*mib, extend(t, m, "web1", 200*mib, 0))
 	requireSum(t, m)
+}
+
+// The host's file system finds out late that it is full: a held request, not a
+// failed one.
+func TestHostIsFullAfterAll(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		w := &syncWatch{t: t}
+		o := testOptions()
+		o.sync = w.sync
+		m, err := Open(dir, o)
+		require.NoError(t, err)
+		create(t, m, "web1", 10*gib)
+		w.fail = unix.ENOSPC
+		_, err = m.ExtendVolume(t.Context(), extendRequest("web1", 200*mib, 0))
+		requireCode(t, CodePoolFull, err)
+		w.fail = unix.ENOSPC
+		began := time.Now()
+		require.NoError(t, <-extendLater(t.Context(), m, "web1", 300*mib, time.Hour))
+		require.LessOrEqual(t, time.Since(began), 500*time.Millisecond)
+		requireSum(t, m)
+		require.Empty(t, pool(t, m).Waiting)
+		require.NoError(t, m.Close())
+	})
 }
