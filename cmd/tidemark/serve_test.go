@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -212,16 +213,32 @@ func TestServeStartFailsHalfWay(t *testing.T) {
 	}
 }
 
+// A client that does not take its reply keeps a server that was asked to stop,
+// for up to drainLimit. A second signal does not wait for that.
 func TestServeSecondSignalEndsAtOnce(t *testing.T) {
-	image := newImage(t, "1M")
+	image := newImage(t, "64M")
 	p, socket := startNBD(t, "-t", image)
 	c, err := net.Dial("unix", socket)
 	require.NoError(t, err)
 	defer c.Close()
-	// A client in the middle of its handshake keeps the server for a moment.
+	_, err = c.Write(rawRequest(0x25609513, 0, 0, 32<<20))
+	require.NoError(t, err)
+	_, err = io.ReadFull(c, make([]byte, 64<<10)) // the handshake, and the reply's beginning
+	require.NoError(t, err)
 	require.NoError(t, p.Signal(syscall.SIGTERM))
-	require.NoError(t, p.Signal(syscall.SIGINT))
-	_ = p.Wait(t, serveLimit) // either is fine: it was fast enough, or was ended
+	awaitOutput(t, p, "stopping: asked to")
+	testenv.Eventually(t, serveLimit, "it has ended", func() bool { // the first signal may be at work still
+		_ = p.Signal(syscall.SIGINT) // an error: it has ended
+		select {
+		case <-p.Done():
+			return true
+		default:
+			return false
+		}
+	})
+	status, ok := p.Cmd.ProcessState.Sys().(syscall.WaitStatus)
+	require.True(t, ok)
+	require.True(t, status.Signaled(), "it was ended, and did not come to its own end: %s", p.Output())
 	require.Zero(t, cli(t, "check", image).code)
 }
 
