@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
 	"tidemark/internal/testenv"
 	"tidemark/nbd"
@@ -286,6 +288,54 @@ func TestServeAcceptedOptions(t *testing.T) {
 	require.Contains(t, p.Output(), "option has no effect")
 	dialNBD(t, socket, "")
 	stopped(t, p)
+}
+
+// What the guest discards is given back, unless that is not wanted.
+func TestServeDiscard(t *testing.T) {
+	for _, mode := range []string{"unmap", "on", "ignore", "off"} {
+		p, socket := startNBD(t, "-t", "--discard", mode, newImage(t, "64M"))
+		c := dialNBD(t, socket, "")
+		require.NoError(t, c.WriteAt(t.Context(), bytes.Repeat([]byte{1}, 1<<20), 0, 0))
+		require.NoError(t, c.Discard(t.Context(), 0, 1<<20, 0))
+		extents, err := c.AppendExtents(t.Context(), nil, 0, 1<<20)
+		require.NoError(t, err)
+		kept := mode == "ignore" || mode == "off"
+		require.Equal(t, kept, extents[0].State.Has(block.Data), mode)
+		stopped(t, p)
+	}
+}
+
+func TestServeSocketGroup(t *testing.T) {
+	testenv.Need(t, "root")
+	p, socket := startNBD(t, "-t", "--socket-mode", "660", "--socket-group", "65534", newImage(t, "1M"))
+	st, err := os.Stat(socket)
+	require.NoError(t, err)
+	require.EqualValues(t, 65534, st.Sys().(*syscall.Stat_t).Gid)
+	stopped(t, p)
+}
+
+func TestServeClosesConnectionsAboveTheLimit(t *testing.T) {
+	p, socket := startNBD(t, "-t", "--max-connections", "1", newImage(t, "1M"))
+	c := dialNBD(t, socket, "")
+	_, err := nbd.Dial(t.Context(), "unix", socket, nbd.ClientOptions{})
+	require.Error(t, err)
+	require.NoError(t, c.Flush(t.Context()))
+	stopped(t, p)
+}
+
+// Beyond loopback only on demand.
+func TestServeAddress(t *testing.T) {
+	never := func(string) bool { return false }
+	for bind, want := range map[string]string{"127.0.0.1": "127.0.0.1:10809", "::1": "[::1]:10809", "[::1]": "[::1]:10809", "localhost": "localhost:10809", "0.0.0.0": ""} {
+		var p nbdPlan
+		o := &nbdOptions{bind: bind, port: 10809}
+		err := o.planAddress(&p, never)
+		require.Equal(t, want, p.address)
+		require.Equal(t, want == "", err != nil, bind)
+	}
+	var p nbdPlan
+	require.NoError(t, (&nbdOptions{bind: "0.0.0.0", port: 1, insecure: true}).planAddress(&p, never))
+	require.Equal(t, "tcp 0.0.0.0:1", p.network+" "+p.address)
 }
 
 func TestVolumeOrFile(t *testing.T) {
