@@ -13,6 +13,9 @@ import (
 // One line per event, as text or JSON, in UTC wherever the host is, and none
 // below the level.
 func TestLogger(t *testing.T) {
+	local := time.Local
+	time.Local = time.FixedZone("far away", 7*3600)
+	t.Cleanup(func() { time.Local = local })
 	var b bytes.Buffer
 	log, err := (&global{logLevel: "warn", logFormat: "json"}).logger(&b)
 	require.NoError(t, err)
