@@ -222,7 +222,6 @@ func TestHangUpOverTheWire(t *testing.T) {
 	eventually(t, func() bool { return len(pool(t, m).Waiting) == 0 })
 }
 
-// The manager dies while a request is held and comes back with more space.
 // The manager tells its patience to those that serve volumes.
 func TestPatienceIsTold(t *testing.T) {
 	for _, want := range []time.Duration{0, 1500 * time.Millisecond} {
@@ -237,6 +236,7 @@ func TestPatienceIsTold(t *testing.T) {
 	}
 }
 
+// The manager dies while a request is held and comes back with more space.
 func TestExtendOutlivesTheManager(t *testing.T) {
 	dir, sock := t.TempDir(), socketPath(t)
 	m, kill := serve(t, dir, sock, testOptions())

@@ -117,7 +117,7 @@ func (m *Manager) build(ctx context.Context, v *volume) error {
 		return err
 	}
 	path := filepath.Join(dir, v.id.String())
-	if err := makeFile(path, v.size); err != nil {
+	if err := m.disk.makeFile(path, v.size); err != nil {
 		return err
 	}
 	if v.meta.wireFormat() == FormatQCOW2 {
@@ -125,20 +125,20 @@ func (m *Manager) build(ctx context.Context, v *volume) error {
 			return err
 		}
 	}
-	if err := makeFile(path+extLease, 0); err != nil {
+	if err := m.disk.makeFile(path+extLease, 0); err != nil {
 		return err
 	}
 	content, err := v.meta.encode()
 	if err != nil {
 		return err
 	}
-	if err := replaceFile(path+extMeta, content); err != nil { // syncs dir, too
+	if err := m.disk.replaceFile(path+extMeta, content); err != nil { // syncs dir, too
 		return err
 	}
 	if err := os.Rename(dir, m.domain.image(v.image)); err != nil {
 		return err
 	}
-	return syncPath(m.domain.images())
+	return m.disk.syncPath(m.domain.images())
 }
 
 // makeImage lets the image be made, and makes sure of the file's length.
@@ -149,7 +149,7 @@ func (m *Manager) makeImage(ctx context.Context, path string, v *volume) error {
 	if n := lengthOf(path, 0); n > v.size {
 		return errorf(CodeInternal, "the new image is %d bytes long, but %d were granted", n, v.size)
 	}
-	return truncateDurably(path, v.size)
+	return m.disk.extendFile(path, v.size)
 }
 
 // undo gives back what begin has taken, and removes what build has made.

@@ -39,6 +39,11 @@
 //	extend: 1 truncate the file                   -> larger or not, both are valid
 //	        2 fsync, then reply
 //
+// A manager that is killed between two steps leaves the same in the host's cache,
+// not durably. So the next one syncs images when it starts, and a volume before it
+// first answers for its size. After an extension that failed its size stays reserved, and
+// nobody is told of it before a sync has succeeded.
+//
 // A volume without .meta in a directory with its final name was not made by this
 // package; it is reported, not counted and not touched.
 //

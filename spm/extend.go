@@ -82,7 +82,7 @@ func (w *wait) look(ctx context.Context) (int64, <-chan struct{}, error) {
 	}
 	defer func() { <-w.v.sem }()
 	before, target, changed, err := w.admit()
-	if err != nil || changed != nil || target == before {
+	if err != nil || changed != nil || target == before && !w.v.unsynced {
 		return target, changed, err
 	}
 	size, err := w.m.grow(w.v, before, target)
@@ -145,11 +145,13 @@ func (w *wait) again() <-chan struct{} {
 }
 
 // grow makes the file of v as large as was reserved, durably. The caller has
-// v.sem.
+// v.sem. When it fails, the books keep what the file may have, and nobody is told
+// of a size before this has succeeded.
 func (m *Manager) grow(v *volume, before, target int64) (int64, error) {
 	began := m.o.Now()
-	err := truncateDurably(v.path, target)
+	err := m.disk.extendFile(v.path, target)
 	took := m.o.Now().Sub(began)
+	v.unsynced = err != nil
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err != nil {
@@ -158,28 +160,15 @@ func (m *Manager) grow(v *volume, before, target int64) (int64, error) {
 		m.o.Log.Error("extension failed", "volume", v.name, "uuid", v.id, "from", before, "to", target, "error", err)
 		return 0, internal(err, "extend %s to %d bytes", v.name, target)
 	}
+	if target == before { // it was only made sure of
+		return target, nil
+	}
 	v.extensions++
 	m.extensions++
 	m.lastLatency, m.lastExtended = took, v.name
 	m.o.Log.Info("volume extended", "volume", v.name, "uuid", v.id, "from", before, "to", target, "took", took,
 		"granted", m.granted, "capacity", m.capacity)
 	return target, nil
-}
-
-// truncateDurably makes the file at path size bytes long, never shorter.
-func truncateDurably(path string, size int64) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	info, err := f.Stat()
-	if err == nil && info.Size() < size {
-		err = f.Truncate(size)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
 }
 
 // lengthOf is the length of the file at path, or what it may be at most if it

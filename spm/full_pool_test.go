@@ -71,6 +71,49 @@ func TestFullPoolHoldsAndResumes(t *testing.T) {
 	})
 }
 
+// Who waits alone gets its headroom with its need.
+func TestFullPoolHeadroomOfTheOnlyOne(t *testing.T) {
+	fullPool(t, func(t *testing.T, m *Manager) {
+		r := extendRequest("a", 200*mib, 300*mib)
+		r.WaitMS = time.Hour.Milliseconds()
+		done := make(chan int64, 1)
+		go func() {
+			reply, err := m.ExtendVolume(t.Context(), r)
+			require.NoError(t, err)
+			done <- reply.Size
+		}()
+		synctest.Wait()
+		require.Len(t, pool(t, m).Waiting, 1)
+		remove(t, m, "big")
+		require.EqualValues(t, 300*mib, <-done)
+	})
+}
+
+// A client whose long poll has ended comes back at once: its place is kept, and
+// who came later does not pass it.
+func TestFullPoolHandleKeepsItsPlace(t *testing.T) {
+	fullPool(t, func(t *testing.T, m *Manager) {
+		began := time.Now()
+		h, err := m.Volume(t.Context(), "a")
+		require.NoError(t, err)
+		done := make(chan error, 1)
+		go func() {
+			_, err := h.Extend(t.Context(), gib, gib)
+			done <- err
+		}()
+		synctest.Wait()
+		b := extendLater(t.Context(), m, "b", 200*mib, time.Hour)
+		time.Sleep(10*extendPoll + time.Millisecond)
+		waiting := pool(t, m).Waiting
+		require.Len(t, waiting, 2)
+		require.Equal(t, "a", waiting[0].Name)
+		require.Equal(t, began.UTC(), waiting[0].Since)
+		remove(t, m, "big")
+		require.NoError(t, <-done)
+		require.NoError(t, <-b)
+	})
+}
+
 func TestFullPoolIsServedInOrder(t *testing.T) {
 	fullPool(t, func(t *testing.T, m *Manager) {
 		a := extendLater(t.Context(), m, "a", gib, time.Hour)

@@ -77,7 +77,7 @@ func findDomain(dir string) (domainDir, error) {
 }
 
 // makeDomain builds a domain beside its final name and renames it.
-func makeDomain(dir string, m domainMeta) (domainDir, error) {
+func (d disk) makeDomain(dir string, m domainMeta) (domainDir, error) {
 	final := domainDir(filepath.Join(dir, m[keySDUUID]))
 	tmp := domainDir(filepath.Join(dir, prefixNew+m[keySDUUID]))
 	for _, sub := range []string{dirMeta, dirImages} {
@@ -86,20 +86,20 @@ func makeDomain(dir string, m domainMeta) (domainDir, error) {
 		}
 	}
 	for name, size := range specialFiles {
-		if err := makeFile(filepath.Join(string(tmp), dirMeta, name), size); err != nil {
+		if err := d.makeFile(filepath.Join(string(tmp), dirMeta, name), size); err != nil {
 			return "", err
 		}
 	}
-	if err := replaceFile(tmp.metadata(), m.encode()); err != nil {
+	if err := d.replaceFile(tmp.metadata(), m.encode()); err != nil {
 		return "", err
 	}
-	if err := errors.Join(syncPath(tmp.images()), syncPath(string(tmp))); err != nil {
+	if err := errors.Join(d.syncPath(tmp.images()), d.syncPath(string(tmp))); err != nil {
 		return "", err
 	}
 	if err := os.Rename(string(tmp), string(final)); err != nil {
 		return "", err
 	}
-	return final, syncPath(dir)
+	return final, d.syncPath(dir)
 }
 
 // readDomain reads the metadata of a domain.
@@ -120,67 +120,4 @@ func readDomain(d domainDir) (domainMeta, domainState, error) {
 		return nil, s, fmt.Errorf("%s: %s is %s, expected the name of the directory", d.metadata(), keySDUUID, s.domain)
 	}
 	return m, s, nil
-}
-
-// makeFile makes a file of size bytes that does not exist, durably but for its
-// name.
-func makeFile(path string, size int64) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, modeFile)
-	if err != nil {
-		return err
-	}
-	err = f.Truncate(size)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-// replaceFile writes a file so that a crash leaves the old or the new content.
-func replaceFile(path string, content []byte) error {
-	tmp := path + extNew
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, modeFile)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	return syncPath(filepath.Dir(path))
-}
-
-// syncPath makes a file, or the names in a directory, durable.
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-// removePrefixed removes what a crash left half made or half removed in dir, and
-// returns the names.
-func removePrefixed(dir string, prefixes ...string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	var gone []string
-	for _, e := range entries {
-		for _, p := range prefixes {
-			id, ours := strings.CutPrefix(e.Name(), p)
-			if _, err := uuid.Parse(id); !ours || err != nil {
-				continue
-			}
-			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-				return gone, err
-			}
-			gone = append(gone, e.Name())
-		}
-	}
-	if len(gone) > 0 {
-		return gone, syncPath(dir)
-	}
-	return nil, nil
 }

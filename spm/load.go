@@ -14,7 +14,7 @@ import (
 
 // load reads the domain, raises the epoch and finds the volumes.
 func (m *Manager) load() error {
-	if _, err := removePrefixed(m.dir, prefixNew); err != nil {
+	if _, err := m.disk.removePrefixed(m.dir, prefixNew); err != nil {
 		return err
 	}
 	domain, err := findDomain(m.dir)
@@ -46,7 +46,7 @@ func (m *Manager) make() (domainDir, error) {
 	if m.o.Capacity <= 0 {
 		return "", errors.New("there is no pool in it, and a new one needs a capacity: give --capacity SIZE")
 	}
-	return makeDomain(m.dir, newDomainMeta(uuid.New(), uuid.New(), m.dir, m.o.Capacity))
+	return m.disk.makeDomain(m.dir, newDomainMeta(uuid.New(), uuid.New(), m.dir, m.o.Capacity))
 }
 
 // start raises the epoch, and the capacity if asked to, durably.
@@ -68,16 +68,17 @@ func (m *Manager) start() error {
 	meta[keyPoolSPMLver] = strconv.FormatInt(state.epoch, 10)
 	meta[keyPoolSPMID] = strconv.Itoa(localHostID)
 	meta[keyCapacity] = strconv.FormatInt(state.capacity, 10)
-	if err := replaceFile(m.domain.metadata(), meta.encode()); err != nil {
+	if err := m.disk.replaceFile(m.domain.metadata(), meta.encode()); err != nil {
 		return err
 	}
 	m.ident, m.capacity = state, state.capacity
 	return nil
 }
 
-// scan cleans up after a crash and reads the metadata of every volume.
+// scan cleans up after a crash and reads the metadata of every volume. The names
+// that it finds may not be durable yet; from now on this manager answers for them.
 func (m *Manager) scan() error {
-	gone, err := removePrefixed(m.domain.images(), prefixNew, prefixRemoved)
+	gone, err := m.disk.removePrefixed(m.domain.images(), prefixNew, prefixRemoved)
 	if err != nil {
 		return err
 	}
@@ -85,6 +86,9 @@ func (m *Manager) scan() error {
 		m.o.Log.Warn("removed what a crash left", "image", name)
 	}
 	images, err := os.ReadDir(m.domain.images())
+	if err == nil {
+		err = m.disk.syncPath(m.domain.images())
+	}
 	if err != nil {
 		return err
 	}
@@ -142,7 +146,7 @@ func (m *Manager) readVolume(image, id uuid.UUID) (*volume, error) {
 	if v.name = cmp.Or(meta.alias(), image.String()); meta.VolType != "LEAF" {
 		v.name = id.String() // the alias is the leaf's
 	}
-	v.size, v.ready = info.Size(), true
+	v.size, v.ready, v.unsynced = info.Size(), true, true
 	v.bound = max(v.bound, v.size)
 	return v, nil
 }

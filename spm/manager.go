@@ -82,6 +82,8 @@ type Options struct {
 	Now func() time.Time
 	// Log gets one line per change of state. Default: none.
 	Log *slog.Logger
+
+	sync func(*os.File) error // fsync, unless a test watches it
 }
 
 func (o Options) withDefaults() Options {
@@ -99,6 +101,9 @@ func (o Options) withDefaults() Options {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.sync == nil {
+		o.sync = (*os.File).Sync
+	}
 	return o
 }
 
@@ -106,6 +111,7 @@ func (o Options) withDefaults() Options {
 type Manager struct {
 	dir    string
 	domain domainDir
+	disk   disk
 	ident  domainState // the capacity in it is the one at start
 	o      Options
 	lock   *poolLock
@@ -128,15 +134,16 @@ type Manager struct {
 	lastExtended string
 }
 
-// A volume in memory. sem is held by whoever changes it; the other fields are
-// guarded by Manager.mu, but for those that never change.
+// A volume in memory. sem is held by whoever changes it, and guards unsynced;
+// the other fields are guarded by Manager.mu, but for those that never change.
 type volume struct {
 	id, image  uuid.UUID
 	name, path string
 	createID   string // the request that made it, if this manager did
 	meta       volumeMeta
 
-	sem chan struct{} // capacity 1
+	sem      chan struct{} // capacity 1
+	unsynced bool          // the file may not have size, or not durably
 
 	size       int64 // granted; of the file, unless reserved is more
 	bound      int64
@@ -163,6 +170,7 @@ func Open(dir string, o Options) (*Manager, error) {
 		volumes: map[uuid.UUID]*volume{}, names: map[string]*volume{},
 		changed: make(chan struct{}),
 	}
+	m.disk = disk{m.o.sync}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	if err := m.load(); err != nil {
 		m.cancel()
@@ -214,7 +222,7 @@ func (m *Manager) RaiseCapacity(capacity int64) error {
 		return internal(err, "read the domain's metadata")
 	}
 	meta[keyCapacity] = strconv.FormatInt(capacity, 10)
-	if err := replaceFile(m.domain.metadata(), meta.encode()); err != nil {
+	if err := m.disk.replaceFile(m.domain.metadata(), meta.encode()); err != nil {
 		return internal(err, "write the domain's metadata")
 	}
 	m.o.Log.Info("capacity raised", "dir", m.dir, "from", m.capacity, "to", capacity)

@@ -13,13 +13,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sync/errgroup"
 
 	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
+	"tidemark/internal/testenv"
 )
 
 const (
@@ -236,6 +235,7 @@ func TestRefused(t *testing.T) {
 		"format":       {VolumeCreateRequest{Name: "x", Size: gib, Format: "vmdk"}, CodeInvalid},
 		"no room":      {VolumeCreateRequest{Name: "x", Size: 3 * gib, Format: FormatRaw}, CodePoolFull},
 		"version":      {VolumeCreateRequest{Header: Header{Version: 2}, Name: "x", Size: gib}, CodeNewerVersion},
+		"no version":   {VolumeCreateRequest{Header: Header{Version: -1}, Name: "x", Size: gib}, CodeInvalid},
 		"other pool":   {VolumeCreateRequest{Header: Header{PoolUUID: testPool.String()}, Name: "x", Size: gib}, CodeWrongPool},
 		"epoch":        {VolumeCreateRequest{Header: Header{SPMEpoch: 9}, Name: "x", Size: gib}, CodeStopping},
 	} {
@@ -416,11 +416,7 @@ func TestHostSpace(t *testing.T) {
 // Whatever the order of requests, the sum of the granted sizes never exceeds the
 // capacity.
 func TestCapacityUnderConcurrency(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	if s, err := strconv.ParseUint(os.Getenv("TIDEMARK_SEED"), 10, 64); err == nil {
-		seed = s
-	}
-	t.Logf("TIDEMARK_SEED=%d", seed)
+	seed, _ := testenv.Seed(t)
 	m := openPool(t, t.TempDir(), testOptions())
 	watch, stop := context.WithCancel(t.Context())
 	var watcher sync.WaitGroup
@@ -432,13 +428,18 @@ func TestCapacityUnderConcurrency(t *testing.T) {
 			}
 		}
 	})
-	var workers errgroup.Group
-	for w := range uint64(8) {
-		workers.Go(func() error { return churn(t.Context(), m, rand.New(rand.NewPCG(seed, w)), int(w)) })
+	const workers = 8
+	done := make(chan error, workers)
+	for w := range workers {
+		go func() { done <- churn(t.Context(), m, testenv.Rand(seed+uint64(w)), w) }()
 	}
-	require.NoError(t, workers.Wait())
+	var err error
+	for range workers {
+		err = errors.Join(err, <-done)
+	}
 	stop()
 	watcher.Wait()
+	require.NoError(t, err)
 	requireSum(t, m)
 }
 

@@ -66,7 +66,7 @@ func (m *Manager) remove(v *volume) (int64, error) {
 	if err := os.Rename(m.domain.image(v.image), away); err != nil {
 		return 0, internal(err, "remove %s", v.name)
 	}
-	err := syncPath(m.domain.images())
+	err := m.disk.syncPath(m.domain.images())
 	if err == nil {
 		err = os.RemoveAll(away)
 	}

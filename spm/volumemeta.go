@@ -87,7 +87,7 @@ func (m volumeMeta) encode() ([]byte, error) {
 // in volumes of older versions; every other key is required.
 func parseVolumeMeta(b []byte) (volumeMeta, error) {
 	if len(b) > domainMetaMaxSize {
-		return volumeMeta{}, fmt.Errorf("%d bytes of volume metadata, expected at most %d", len(b), volumeMetaMaxSize)
+		return volumeMeta{}, fmt.Errorf("%d bytes of volume metadata, expected at most %d", len(b), domainMetaMaxSize)
 	}
 	f := metaFields{values: map[string]string{"GEN": "0", "SEQ": "0"}}
 	ended := false

@@ -70,7 +70,7 @@ func (m *Manager) lookLocked(s string) *volume {
 			return v
 		}
 	}
-	return m.names[s] // an image without an alias has its UUID for a name
+	return nil
 }
 
 // namesShown is how many names an error lists.

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/testenv"
+	"tidemark/nbd"
 )
 
 // A badImage is an image that must be refused, by every command that opens it,
@@ -107,7 +108,10 @@ func TestImageInUseByQEMU(t *testing.T) {
 	path := newImage(t, "10M")
 	socket := filepath.Join(t.TempDir(), "q")
 	q := testenv.Start(t, testenv.Command(t, tool, "-t", "-k", socket, "-f", "qcow2", path))
-	testenv.Eventually(t, serveLimit, "qemu-nbd serves", func() bool { _, err := os.Stat(socket); return err == nil })
+	testenv.Eventually(t, serveLimit, "qemu-nbd serves", func() bool { // its socket is there before it has the image
+		c, err := nbd.Dial(t.Context(), "unix", socket, nbd.ClientOptions{})
+		return err == nil && c.Close() == nil
+	})
 	before := digest(t, path)
 	for _, args := range [][]string{
 		{"info", path}, {"check", path}, {"check", "-r", "leaks", path}, {"map", path}, {"create", path, "1M"},
@@ -253,29 +257,35 @@ type attack struct {
 	bytes []byte
 }
 
+// rawOption is the beginning of an option of length bytes, behind the client's
+// flags.
+func rawOption(number, length uint32) []byte {
+	be := binary.BigEndian
+	b := be.AppendUint32(nil, 3)
+	b = append(b, "IHAVEOPT"...)
+	return be.AppendUint32(be.AppendUint32(b, number), length)
+}
+
+// rawRequest is GO for the default export, then one request.
+func rawRequest(magic uint32, command uint16, off uint64, length uint32) []byte {
+	be := binary.BigEndian
+	b := append(rawOption(7, 6), 0, 0, 0, 0, 0, 0)
+	b = be.AppendUint32(b, magic)
+	b = be.AppendUint16(be.AppendUint16(b, 0), command)
+	b = be.AppendUint64(b, 42) // cookie
+	return be.AppendUint32(be.AppendUint64(b, off), length)
+}
+
 func attacks() []attack {
 	be := binary.BigEndian
-	option := func(number, length uint32) []byte {
-		b := be.AppendUint32(nil, 3) // client flags
-		b = append(b, "IHAVEOPT"...)
-		return be.AppendUint32(be.AppendUint32(b, number), length)
-	}
-	// GO for the default export, then one request.
-	request := func(magic uint32, command uint16, off uint64, length uint32) []byte {
-		b := append(option(7, 6), 0, 0, 0, 0, 0, 0)
-		b = be.AppendUint32(b, magic)
-		b = be.AppendUint16(be.AppendUint16(b, 0), command)
-		b = be.AppendUint64(b, 42) // cookie
-		return be.AppendUint32(be.AppendUint64(b, off), length)
-	}
 	return []attack{
 		{"bad client flags", []byte{0xff, 0xff, 0xff, 0xff}},
 		{"bad option magic", append(be.AppendUint32(nil, 3), "GET / HTTP/1.1\r\n\r\n"...)},
-		{"option of 4 GiB", option(7, 0xffffffff)},
-		{"export name of 4 GiB", option(1, 0xffffffff)},
-		{"bad request magic", request(0xdeadbeef, 0, 0, 512)},
-		{"write of 4 GiB", request(0x25609513, 1, 0, 0xffffffff)},
-		{"half a request", request(0x25609513, 0, 0, 512)[:40]},
+		{"option of 4 GiB", rawOption(7, 0xffffffff)},
+		{"export name of 4 GiB", rawOption(1, 0xffffffff)},
+		{"bad request magic", rawRequest(0xdeadbeef, 0, 0, 512)},
+		{"write of 4 GiB", rawRequest(0x25609513, 1, 0, 0xffffffff)},
+		{"half a request", rawRequest(0x25609513, 0, 0, 512)[:40]},
 	}
 }
 

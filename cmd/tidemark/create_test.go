@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"tidemark/internal/hostfile"
 	"tidemark/internal/testenv"
@@ -163,13 +162,7 @@ func TestCreateHelpOfOptions(t *testing.T) {
 
 // A file system without space: nothing half made stays.
 func TestCreateWithoutSpaceLeavesNothing(t *testing.T) {
-	testenv.Need(t, "root")
-	dir := t.TempDir()
-	if err := unix.Mount("tidemark", dir, "tmpfs", 0, "size=64k"); err != nil {
-		t.Skipf("mount a tmpfs: %v", err)
-	}
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
-	path := filepath.Join(dir, "disk")
+	path := filepath.Join(testenv.Tmpfs(t, 64<<10), "disk")
 	r := cli(t, "create", path, "1T")
 	require.Equal(t, exitFailure, r.code, r)
 	require.Contains(t, r.stderr, "no space", r)

@@ -114,9 +114,6 @@ func (d *disk) Device() block.Device { return d.image }
 // Path is the file that holds the image.
 func (d *disk) Path() string { return d.path }
 
-// Name is what the disk was asked for as: a path, or a volume's name or UUID.
-func (d *disk) Name() string { return d.spec.Image }
-
 // Close commits, gives reserved space back and closes everything. No request may
 // be in progress in a front end; those that wait for space are cancelled.
 func (d *disk) Close() error {

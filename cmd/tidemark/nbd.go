@@ -143,7 +143,8 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 	f.BoolVarP(&o.version, "version", "V", false, "print the version")
 }
 
-// refuseNBD are the options of qemu-nbd that are not there.
+// refuseNBD are the options of qemu-nbd that are not there, and one of ours that
+// is not there yet.
 func refuseNBD(c *cobra.Command) {
 	const noTLS = "TLS is not supported yet: use a unix socket (-k), or bind to 127.0.0.1 behind ssh or stunnel"
 	const noDevice = "the kernel's client is not started from here: use nbd-client -unix SOCKET DEVICE"
@@ -158,6 +159,7 @@ func refuseNBD(c *cobra.Command) {
 		refusal{"snapshot", "s", false, noSnapshot}, refusal{"load-snapshot", "l", true, noSnapshot},
 		refusal{"nocache", "n", false, "bypassing the page cache is not supported yet: use --cache=writeback, the default"},
 		refusal{"fork", "", false, "not supported yet: start it from systemd, or in the background (&) and wait for the socket or the --pid-file"},
+		refusal{"control", "", true, "not supported yet: the log says what is served, SIGTERM ends it, and tidemark volume list shows the pool"},
 		refusal{"trace", "T", true, "trace points are not there: use -v"},
 		refusal{"selinux-label", "", true, "not supported: set the label with a policy, or chcon after the start"})
 }

@@ -127,7 +127,7 @@ func (s *nbdService) adviseVolume(x nbdExport, err error) error {
 		err, s.plan.spm, x.image)
 }
 
-// listen makes the socket and the pid file.
+// listen makes the socket and the pid file, and then says so.
 func (s *nbdService) listen(ctx context.Context) error {
 	var l net.Listener
 	var err error
@@ -144,8 +144,11 @@ func (s *nbdService) listen(ctx context.Context) error {
 	}
 	s.gate = newGate(l, s.plan.shared, s.plan.persistent)
 	s.opened(func() error { return ignoreClosed(s.gate.Close()) })
+	if err := s.writePID(); err != nil {
+		return err
+	}
 	s.log.Info("listening", s.plan.network, l.Addr().String())
-	return s.writePID()
+	return nil
 }
 
 // writePID writes the pid file in one step, so that who waits for it never reads

@@ -60,6 +60,25 @@ func known(t *testing.T, c *cobra.Command, options []string) {
 	}
 }
 
+// Options that QEMU does not have, and that people and scripts know of Tidemark:
+// there, or refused by their name.
+func TestEveryOptionOfOursIsKnown(t *testing.T) {
+	for command, options := range map[string]string{
+		"nbd":    "--spm --export --control --socket-mode --socket-group --max-connections --patience --insecure",
+		"spm":    "--vg --dir --capacity --socket --state --devices --patience",
+		"run":    "--dir --capacity --size",
+		"info":   "--output",
+		"check":  "--output",
+		"map":    "--output",
+		"volume": "--spm",
+	} {
+		c, _, err := newRoot().Find([]string{command})
+		require.NoError(t, err)
+		c.LocalFlags() // adds to Flags those of all commands, and of all verbs of a group
+		known(t, c, strings.Fields(options+" --log-level --log-format"))
+	}
+}
+
 func TestOptionsInHelp(t *testing.T) {
 	require.Equal(t, []string{"-h", "--help", "-k", "--socket", "--cache", "-T", "--trace"},
 		optionsIn("  -h, --help   display\n  -k, --socket=PATH  (default '/var/lock/qemu-nbd-X')\n      --cache=MODE  set\n  -T, --trace [[enable=]<p>]\n"))
@@ -79,7 +98,7 @@ func refusedOptions(c *cobra.Command) (all []*pflag.Flag) {
 func TestRefusedOptions(t *testing.T) {
 	for _, c := range newRoot().Commands() {
 		switch c.Name() {
-		case "nbd", "create", "info", "check", "map":
+		case "nbd", "create", "info", "check", "map", "spm":
 		default:
 			continue
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -45,6 +46,9 @@ func TestReadme(t *testing.T) {
 		p := testenv.Start(t, shell(dir, shims, b))
 		require.NoError(t, p.Wait(t, 3*time.Minute), "%s\n%s", b, p.Output())
 		t.Logf("$ %s\n%s", b, p.Output())
+		if b == "make demo" {
+			requireTranscript(t, filepath.Join(dir, "README.md"), p.Output())
+		}
 	}
 	// Ctrl-C goes to everybody in the foreground. make dies of it; what counts is
 	// that the server ended well before.
@@ -106,6 +110,28 @@ func readmeBlocks(t *testing.T, path string) []string {
 	require.False(t, inside, "a block is not closed")
 	return blocks
 }
+
+// requireTranscript requires that the README's transcript of the demonstration
+// says what the demonstration does, whatever the numbers.
+func requireTranscript(t *testing.T, readme, output string) {
+	t.Helper()
+	text, err := os.ReadFile(readme)
+	require.NoError(t, err)
+	lines := transcriptLine.FindAllString(string(text), -1)
+	require.Greater(t, len(lines), 5, "the README has a transcript of the demonstration")
+	printed := shapeOf(output)
+	for _, line := range lines {
+		require.Contains(t, printed, shapeOf(line))
+	}
+}
+
+var (
+	transcriptLine = regexp.MustCompile(`(?m)^ {4,}[0-9]+\.[0-9]{2}s  .*$`)
+	number         = regexp.MustCompile(` *[0-9][0-9.]*(?:[mµ]?s\b)?`)
+)
+
+// shapeOf leaves a number sign of every number and duration.
+func shapeOf(s string) string { return number.ReplaceAllString(strings.TrimLeft(s, " "), "#") }
 
 // qemuShim is a directory with a qemu-system-x86_64 that takes the options as
 // they are, says what its disks are, and quits.

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
 	"tidemark/internal/testenv"
 	"tidemark/nbd"
@@ -212,16 +215,32 @@ func TestServeStartFailsHalfWay(t *testing.T) {
 	}
 }
 
+// A client that does not take its reply keeps a server that was asked to stop,
+// for up to drainLimit. A second signal does not wait for that.
 func TestServeSecondSignalEndsAtOnce(t *testing.T) {
-	image := newImage(t, "1M")
+	image := newImage(t, "64M")
 	p, socket := startNBD(t, "-t", image)
 	c, err := net.Dial("unix", socket)
 	require.NoError(t, err)
 	defer c.Close()
-	// A client in the middle of its handshake keeps the server for a moment.
+	_, err = c.Write(rawRequest(0x25609513, 0, 0, 32<<20))
+	require.NoError(t, err)
+	_, err = io.ReadFull(c, make([]byte, 64<<10)) // the handshake, and the reply's beginning
+	require.NoError(t, err)
 	require.NoError(t, p.Signal(syscall.SIGTERM))
-	require.NoError(t, p.Signal(syscall.SIGINT))
-	_ = p.Wait(t, serveLimit) // either is fine: it was fast enough, or was ended
+	awaitOutput(t, p, "stopping: asked to")
+	testenv.Eventually(t, serveLimit, "it has ended", func() bool { // the first signal may be at work still
+		_ = p.Signal(syscall.SIGINT) // an error: it has ended
+		select {
+		case <-p.Done():
+			return true
+		default:
+			return false
+		}
+	})
+	status, ok := p.Cmd.ProcessState.Sys().(syscall.WaitStatus)
+	require.True(t, ok)
+	require.True(t, status.Signaled(), "it was ended, and did not come to its own end: %s", p.Output())
 	require.Zero(t, cli(t, "check", image).code)
 }
 
@@ -269,6 +288,54 @@ func TestServeAcceptedOptions(t *testing.T) {
 	require.Contains(t, p.Output(), "option has no effect")
 	dialNBD(t, socket, "")
 	stopped(t, p)
+}
+
+// What the guest discards is given back, unless that is not wanted.
+func TestServeDiscard(t *testing.T) {
+	for _, mode := range []string{"unmap", "on", "ignore", "off"} {
+		p, socket := startNBD(t, "-t", "--discard", mode, newImage(t, "64M"))
+		c := dialNBD(t, socket, "")
+		require.NoError(t, c.WriteAt(t.Context(), bytes.Repeat([]byte{1}, 1<<20), 0, 0))
+		require.NoError(t, c.Discard(t.Context(), 0, 1<<20, 0))
+		extents, err := c.AppendExtents(t.Context(), nil, 0, 1<<20)
+		require.NoError(t, err)
+		kept := mode == "ignore" || mode == "off"
+		require.Equal(t, kept, extents[0].State.Has(block.Data), mode)
+		stopped(t, p)
+	}
+}
+
+func TestServeSocketGroup(t *testing.T) {
+	testenv.Need(t, "root")
+	p, socket := startNBD(t, "-t", "--socket-mode", "660", "--socket-group", "65534", newImage(t, "1M"))
+	st, err := os.Stat(socket)
+	require.NoError(t, err)
+	require.EqualValues(t, 65534, st.Sys().(*syscall.Stat_t).Gid)
+	stopped(t, p)
+}
+
+func TestServeClosesConnectionsAboveTheLimit(t *testing.T) {
+	p, socket := startNBD(t, "-t", "--max-connections", "1", newImage(t, "1M"))
+	c := dialNBD(t, socket, "")
+	_, err := nbd.Dial(t.Context(), "unix", socket, nbd.ClientOptions{})
+	require.Error(t, err)
+	require.NoError(t, c.Flush(t.Context()))
+	stopped(t, p)
+}
+
+// Beyond loopback only on demand.
+func TestServeAddress(t *testing.T) {
+	never := func(string) bool { return false }
+	for bind, want := range map[string]string{"127.0.0.1": "127.0.0.1:10809", "::1": "[::1]:10809", "[::1]": "[::1]:10809", "localhost": "localhost:10809", "0.0.0.0": ""} {
+		var p nbdPlan
+		o := &nbdOptions{bind: bind, port: 10809}
+		err := o.planAddress(&p, never)
+		require.Equal(t, want, p.address)
+		require.Equal(t, want == "", err != nil, bind)
+	}
+	var p nbdPlan
+	require.NoError(t, (&nbdOptions{bind: "0.0.0.0", port: 1, insecure: true}).planAddress(&p, never))
+	require.Equal(t, "tcp 0.0.0.0:1", p.network+" "+p.address)
 }
 
 func TestVolumeOrFile(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
 	"tidemark/internal/testenv"
 	"tidemark/nbd"
@@ -145,6 +146,39 @@ func TestSPMKilled(t *testing.T) {
 	require.NoError(t, server.Signal(syscall.SIGTERM))
 	require.NoError(t, server.Wait(t, 10*time.Second))
 	requireClean(t, v.Path)
+}
+
+// A write to a full pool waits as long as the pool says, unless the server of the
+// volume says otherwise.
+func TestPatienceOfThePool(t *testing.T) {
+	const ofThePool, ofTheServer = 500 * time.Millisecond, 4 * time.Second
+	dir := filepath.Join(t.TempDir(), "pool")
+	_, c := startSPM(t, dir, "--capacity", "128M", "--patience", ofThePool.String())
+	_, err := c.CreateVolume(t.Context(), spm.VolumeCreateRequest{Name: "a", Size: 1 << 30})
+	require.NoError(t, err)
+	socket := filepath.Join(dir, "spm.sock")
+	for _, own := range []time.Duration{0, ofTheServer} {
+		args := []string{"-t", "--spm", socket, "a"}
+		if own != 0 {
+			args = append(args, "--patience", own.String())
+		}
+		p, socket := startNBD(t, args...)
+		client := dialNBD(t, socket, "")
+		var took time.Duration
+		for off := int64(0); err == nil; off += 1 << 20 {
+			began := time.Now()
+			err = client.WriteAt(t.Context(), make([]byte, 1<<20), off, 0)
+			took = time.Since(began)
+		}
+		require.ErrorIs(t, err, block.ErrNoSpace)
+		err = nil
+		if own == 0 {
+			require.Less(t, took, ofTheServer, "the pool's")
+		} else {
+			require.GreaterOrEqual(t, took, own-10*time.Millisecond, "its own")
+		}
+		stopped(t, p)
+	}
 }
 
 func lengthOf(t testing.TB, path string) int64 {

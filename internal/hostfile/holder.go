@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // unknownHolder is said when the holder is not to be seen: another user's
@@ -18,24 +19,33 @@ const unknownHolder = "a process that is not visible from here (another user's, 
 // holders names the processes that hold one of QEMU's locks on the file, by
 // looking at the descriptors of every process. The caller's own descriptor
 // (selfPid, selfFd) does not count.
+//
+// What another descriptor is open on is asked only when its locks are on a file
+// of the same inode number: the question goes to that file's file system, which
+// may never answer (NFS whose server is gone, a FUSE mount that hangs, or is
+// served by this very process).
 func holders(file os.FileInfo, selfPid, selfFd int) string {
 	fds, err := filepath.Glob("/proc/[0-9]*/fd/[0-9]*")
 	if err != nil {
 		return unknownHolder
 	}
+	self, ok := file.Sys().(*syscall.Stat_t)
+	if !ok {
+		return unknownHolder
+	}
 	var names []string
 	for _, fd := range fds {
-		st, err := os.Stat(fd) // gone, not allowed or something else: not it
-		if err != nil || !os.SameFile(st, file) {
-			continue
-		}
 		proc, n := filepath.Split(fd)
 		proc = filepath.Dir(filepath.Clean(proc))
 		pid := filepath.Base(proc)
 		if pid == strconv.Itoa(selfPid) && n == strconv.Itoa(selfFd) {
 			continue
 		}
-		if !holdsLock(filepath.Join(proc, "fdinfo", n)) {
+		if !holdsLock(filepath.Join(proc, "fdinfo", n), self.Ino) {
+			continue
+		}
+		st, err := os.Stat(fd) // gone, not allowed or something else: not it
+		if err != nil || !os.SameFile(st, file) {
 			continue
 		}
 		if name := processName(proc, pid); !slices.Contains(names, name) {
@@ -48,14 +58,15 @@ func holders(file os.FileInfo, selfPid, selfFd int) string {
 	return strings.Join(names, " and ")
 }
 
-// holdsLock reports whether the descriptor behind fdinfo holds one of QEMU's locks.
-func holdsLock(fdinfo string) bool {
+// holdsLock reports whether the descriptor behind fdinfo holds one of QEMU's
+// locks on a file with this inode number.
+func holdsLock(fdinfo string, inode uint64) bool {
 	b, err := os.ReadFile(fdinfo)
 	if err != nil {
 		return false
 	}
 	for line := range strings.Lines(string(b)) {
-		if first, last, err := parseLock(line); err == nil && isLockByte(first, last) {
+		if l, err := parseLock(line); err == nil && l.inode == inode && isLockByte(l.first, l.last) {
 			return true
 		}
 	}

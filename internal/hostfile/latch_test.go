@@ -3,6 +3,7 @@
 package hostfile
 
 import (
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -93,13 +94,36 @@ func TestZeroesWithoutFallocate(t *testing.T) {
 	}
 }
 
+func TestParseLock(t *testing.T) {
+	for line, want := range map[string]heldLock{
+		"lock:\t1: OFDLCK ADVISORY  READ -1 fe:00:9977974 100 101\n": {9977974, 100, 101},
+		"lock:\t1: POSIX  ADVISORY  WRITE 71 00:2a:2 0 EOF\n":        {2, 0, 1<<63 - 1},
+	} {
+		l, err := parseLock(line)
+		require.NoError(t, err)
+		require.Equal(t, want, l)
+	}
+	for _, line := range []string{"", "pos:\t0\n", "lock:\t1: -> OFDLCK", "lock:\t1: OFDLCK ADVISORY READ -1 fe:00:x 100 101"} {
+		_, err := parseLock(line)
+		require.Error(t, err, line)
+	}
+}
+
+// A lock on another file of the same bytes is not one on this one.
+func TestHoldsLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fdinfo")
+	require.NoError(t, os.WriteFile(path, []byte("pos:\t0\nino:\t7\nlock:\t1: OFDLCK ADVISORY  READ -1 fe:00:7 201 201\n"), 0o600))
+	require.True(t, holdsLock(path, 7))
+	require.False(t, holdsLock(path, 8))
+}
+
 func FuzzParseLock(f *testing.F) {
 	f.Add("lock:\t1: OFDLCK ADVISORY  READ -1 fe:00:9977974 100 101\n")
 	f.Add("lock:\t1: POSIX  ADVISORY  WRITE 71 fe:00:2 0 EOF\n")
 	f.Add("lock:\t1: -> OFDLCK")
 	f.Fuzz(func(_ *testing.T, line string) {
-		if first, last, err := parseLock(line); err == nil {
-			isLockByte(first, last)
+		if l, err := parseLock(line); err == nil {
+			isLockByte(l.first, l.last)
 		}
 	})
 }

@@ -203,23 +203,33 @@ func isLockByte(first, last int64) bool {
 
 var errNoRange = errors.New("no range")
 
+// A heldLock is a lock on the bytes [first, last] of a file.
+type heldLock struct {
+	inode       uint64
+	first, last int64
+}
+
 // parseLock reads one "lock:" line of /proc/PID/fdinfo/N:
 //
 //	lock:	1: OFDLCK ADVISORY  READ -1 fe:00:9977974 100 101
-func parseLock(line string) (first, last int64, err error) {
+func parseLock(line string) (l heldLock, err error) {
 	rest, ok := strings.CutPrefix(line, "lock:")
 	fields := strings.Fields(rest)
 	if !ok || len(fields) < 8 {
-		return 0, 0, errNoRange
+		return l, errNoRange
 	}
-	if _, err := fmt.Sscan(fields[6], &first); err != nil {
-		return 0, 0, errNoRange
+	file := fields[5]
+	if _, err := fmt.Sscan(file[strings.LastIndexByte(file, ':')+1:], &l.inode); err != nil {
+		return l, errNoRange
 	}
-	if fields[7] == "EOF" {
-		return first, 1<<63 - 1, nil
+	if _, err := fmt.Sscan(fields[6], &l.first); err != nil {
+		return l, errNoRange
 	}
-	if _, err := fmt.Sscan(fields[7], &last); err != nil {
-		return 0, 0, errNoRange
+	if l.last = 1<<63 - 1; fields[7] == "EOF" {
+		return l, nil
 	}
-	return first, last, nil
+	if _, err := fmt.Sscan(fields[7], &l.last); err != nil {
+		return l, errNoRange
+	}
+	return l, nil
 }

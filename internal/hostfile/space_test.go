@@ -110,12 +110,7 @@ func TestDiscardGivesSpaceBackAndZeroesKeepIt(t *testing.T) {
 
 // TestFullFileSystem fills a small tmpfs.
 func TestFullFileSystem(t *testing.T) {
-	testenv.Need(t, "root")
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
-		t.Skipf("cannot mount a tmpfs: %v", err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	dir := testenv.Tmpfs(t, 256<<10)
 	f, err := hostfile.Create(filepath.Join(dir, "disk"), 1<<20, hostfile.CreateOptions{})
 	require.NoError(t, err)
 	defer f.Close()

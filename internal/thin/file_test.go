@@ -24,6 +24,7 @@ type fakePool struct {
 	latency  time.Duration
 	err      error // returned instead of an answer
 	lose     int   // answers that are lost after the pool has granted
+	short    int64 // answers are so much less than what was granted
 	changed  chan struct{}
 	calls    []call
 	inflight atomic.Int32
@@ -85,7 +86,7 @@ func (p *fakePool) try(need, want int64) (int64, chan struct{}, error) {
 		p.lose--
 		return 0, nil, errors.New("the answer was lost")
 	}
-	return p.size, nil, nil
+	return p.size - p.short, nil, nil
 }
 
 // set changes the pool and lets what waits look again.
@@ -113,6 +114,7 @@ type poolFile struct {
 	closed     bool
 	readOnly   bool
 	refuse     error // what Grow returns
+	late       int64 // bytes of what was granted that are not to be seen yet
 }
 
 func (f *poolFile) Size() int64 {
@@ -130,7 +132,7 @@ func (f *poolFile) Grow(context.Context, int64, int64) (int64, error) {
 	if f.refuse != nil {
 		return 0, f.refuse
 	}
-	f.size = max(f.size, granted)
+	f.size = max(f.size, granted-f.late)
 	return f.size, nil
 }
 
@@ -322,6 +324,61 @@ func TestFinalErrorEndsTheWait(t *testing.T) {
 		n := len(pool.seen())
 		time.Sleep(time.Hour)
 		require.Len(t, pool.seen(), n, "no headroom is asked for after that")
+
+		pool.set(func() { pool.err, pool.free = nil, 1<<40 })
+		grow(t, f, 200*mib)
+		grow(t, f, 380*mib)
+		synctest.Wait()
+		require.GreaterOrEqual(t, f.Stats().Headroom, int64(128*mib), "it is asked for again when a write has brought the pool back")
+	})
+}
+
+// An answer that is less than what was needed is a failure, not a size.
+func TestAnswerThatIsTooSmall(t *testing.T) {
+	thinTest(t, 128*mib, 1<<40, Options{}, func(t *testing.T, f *File, pool *fakePool) {
+		pool.set(func() { pool.short = 1 << 30 })
+		done := growLater(t.Context(), f, 200*mib)
+		time.Sleep(time.Minute)
+		waiting(t, done)
+		require.EqualValues(t, 128*mib, f.Size())
+		require.Greater(t, f.Stats().FailedRequests, 10)
+		require.Less(t, len(pool.seen()), 200, "attempts have pauses")
+		pool.set(func() { pool.short = 0 })
+		require.NoError(t, <-done)
+	})
+}
+
+// What the pool has granted and the file below does not show yet is not there.
+func TestFileThatShowsLessThanWasGranted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := newPool(128*mib, 1<<40)
+		inner := &poolFile{pool: pool, size: 128 * mib, late: 200 * mib}
+		f := New(inner, pool, Options{})
+		done := growLater(t.Context(), f, 200*mib)
+		time.Sleep(time.Second)
+		waiting(t, done)
+		require.Positive(t, f.Stats().FailedRequests)
+		require.LessOrEqual(t, f.Size(), inner.Size())
+		inner.mu.Lock()
+		inner.late = 0
+		inner.mu.Unlock()
+		require.NoError(t, <-done)
+		require.NoError(t, f.Close())
+	})
+}
+
+// A writer that is too fast for the floor is met by more headroom.
+func TestFastWriterIsNotOvertaken(t *testing.T) {
+	thinTest(t, 128*mib, 1<<40, Options{}, func(t *testing.T, f *File, pool *fakePool) {
+		pool.latency = 110 * time.Millisecond // 113 MiB are written meanwhile
+		for end := int64(0); end < 8<<30; end += mib {
+			began := time.Now()
+			grow(t, f, end)
+			if end > 2<<30 { // it has been seen for two seconds
+				require.Zero(t, time.Since(began), "at %d MiB", end/mib)
+			}
+			time.Sleep(time.Second / 1024)
+		}
 	})
 }
 
@@ -366,8 +423,11 @@ func TestTwoWaitersGetWhatSuffices(t *testing.T) {
 	thinTest(t, 128*mib, 0, Options{}, func(t *testing.T, f *File, pool *fakePool) {
 		large := growLater(t.Context(), f, 300*mib)
 		small := growLater(t.Context(), f, 129*mib)
+		require.Zero(t, f.Stats().FailedRequests, "a request that is decided again has not failed")
+		began := time.Now()
 		pool.set(func() { pool.free = 12 * mib })
 		require.NoError(t, <-small, "what is left goes to the need that it meets")
+		require.Zero(t, time.Since(began))
 		waiting(t, large)
 		pool.set(func() { pool.free = 1 << 40 })
 		require.NoError(t, <-large)

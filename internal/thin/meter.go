@@ -37,7 +37,7 @@ func (m *rateMeter) note(now time.Time, end int64) {
 	*m = rateMeter{started: true, at: now, end: end, rate: latest}
 }
 
-// at tells the speed now.
+// now tells the speed at that time, in bytes per second.
 func (m *rateMeter) now(now time.Time) float64 {
 	if now.Sub(m.at) > rateForget {
 		return 0

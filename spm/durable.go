@@ -1,0 +1,93 @@
+package spm
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+)
+
+// A disk changes files so that a power cut leaves what the package comment says.
+// Its sync is fsync.
+type disk struct{ sync func(*os.File) error }
+
+// makeFile makes a file of size bytes that does not exist, durably but for its
+// name.
+func (d disk) makeFile(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, modeFile)
+	if err != nil {
+		return err
+	}
+	err = f.Truncate(size)
+	return errors.Join(err, d.sync(f), f.Close())
+}
+
+// replaceFile writes a file so that a crash leaves the old or the new content.
+func (d disk) replaceFile(path string, content []byte) error {
+	tmp := path + extNew
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, modeFile)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err = errors.Join(err, d.sync(f), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	return d.syncPath(filepath.Dir(path))
+}
+
+// syncPath makes a file, or the names in a directory, durable.
+func (d disk) syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.sync(f), f.Close())
+}
+
+// removePrefixed removes what a crash left half made or half removed in dir, and
+// returns the names.
+func (d disk) removePrefixed(dir string, prefixes ...string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var gone []string
+	for _, e := range entries {
+		for _, p := range prefixes {
+			id, ours := strings.CutPrefix(e.Name(), p)
+			if _, err := uuid.Parse(id); !ours || err != nil {
+				continue
+			}
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return gone, err
+			}
+			gone = append(gone, e.Name())
+		}
+	}
+	if len(gone) > 0 {
+		return gone, d.syncPath(dir)
+	}
+	return nil, nil
+}
+
+// extendFile makes the file at path size bytes long, never shorter, durably.
+func (d disk) extendFile(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() < size {
+		err = f.Truncate(size)
+	}
+	if err == nil {
+		err = d.sync(f)
+	}
+	return errors.Join(err, f.Close())
+}

@@ -1,0 +1,164 @@
+package spm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// A syncWatch stands in for fsync: it notes what is made durable, in order, and
+// what is there at that moment.
+type syncWatch struct {
+	t      *testing.T
+	synced []string
+	fail   error // the next one's
+}
+
+func (w *syncWatch) sync(f *os.File) error {
+	if err := w.fail; err != nil {
+		w.fail = nil
+		return err
+	}
+	info, err := f.Stat()
+	require.NoError(w.t, err)
+	if info.IsDir() {
+		entries, err := os.ReadDir(f.Name())
+		require.NoError(w.t, err)
+		names := make([]string, len(entries))
+		for i, e := range entries {
+			names[i] = e.Name()
+		}
+		w.synced = append(w.synced, f.Name()+": "+strings.Join(names, " "))
+		return nil
+	}
+	w.synced = append(w.synced, fmt.Sprintf("%s %d", f.Name(), info.Size()))
+	return nil
+}
+
+// take returns what was synced since the last take, with names for UUIDs. The
+// sizes of metadata, which say nothing, are left out.
+func (w *syncWatch) take(m *Manager, v Volume) []string {
+	hide := strings.NewReplacer(m.domain.images()+"/", "", m.domain.images(), "images", v.VolumeUUID, "VOLUME", v.ImageUUID, "IMAGE")
+	var out []string
+	for _, s := range w.synced {
+		if s = hide.Replace(s); strings.Contains(s, extMeta+extNew+" ") {
+			s, _, _ = strings.Cut(s, " ")
+		}
+		out = append(out, s)
+	}
+	w.synced = nil
+	return out
+}
+
+func watchedPool(t *testing.T, dir string) (*Manager, *syncWatch) {
+	w := &syncWatch{t: t}
+	o := testOptions()
+	o.sync = w.sync
+	return openPool(t, dir, o), w
+}
+
+// The steps of the package comment: what is synced, and what is there then.
+func TestWhatIsDurableWhen(t *testing.T) {
+	m, w := watchedPool(t, t.TempDir())
+	w.take(m, Volume{})
+	v := create(t, m, "web1", 10*gib)
+	require.Equal(t, []string{
+		".new-IMAGE/VOLUME 134217728",
+		".new-IMAGE/VOLUME 134217728", // with the image in it
+		".new-IMAGE/VOLUME.lease 0",
+		".new-IMAGE/VOLUME.meta.new",
+		".new-IMAGE: VOLUME VOLUME.lease VOLUME.meta",
+		"images: IMAGE",
+	}, w.take(m, v), "create")
+
+	require.EqualValues(t, 200*mib, extend(t, m, "web1", 200*mib, 200*mib))
+	require.Equal(t, []string{"IMAGE/VOLUME 209715200"}, w.take(m, v), "extend")
+	extend(t, m, "web1", 200*mib, 200*mib)
+	require.Empty(t, w.take(m, v), "nothing has changed")
+
+	remove(t, m, "web1")
+	require.Equal(t, []string{"images: _remove_me_IMAGE"}, w.take(m, v), "remove")
+}
+
+// A manager that was killed may have left a file longer, or an image in its
+// place, and not durably so. The next one answers for both.
+func TestRestartMakesDurableWhatItFinds(t *testing.T) {
+	dir := t.TempDir()
+	m := openPool(t, dir, testOptions())
+	v := create(t, m, "web1", 10*gib)
+	kill(t, m)
+	require.NoError(t, os.Truncate(v.Path, 640*mib))
+	m, w := watchedPool(t, dir)
+	require.Contains(t, w.take(m, v), "images: IMAGE")
+	require.EqualValues(t, 640*mib, extend(t, m, "web1", 640*mib, 0))
+	require.Equal(t, []string{"IMAGE/VOLUME 671088640"}, w.take(m, v), "before the answer")
+	require.Zero(t, pool(t, m).Extensions, "nothing was extended")
+	extend(t, m, "web1", 640*mib, 0)
+	require.Empty(t, w.take(m, v), "once")
+}
+
+// A size whose sync failed is in the books, for the file may have it, but nobody
+// is told of it before a sync has succeeded.
+func TestFailedSyncOfAnExtension(t *testing.T) {
+	m, w := watchedPool(t, t.TempDir())
+	v := create(t, m, "web1", 10*gib)
+	w.take(m, v)
+	w.fail = errors.New("the disk is gone")
+	_, err := m.ExtendVolume(t.Context(), extendRequest("web1", 200*mib, 0))
+	requireCode(t, CodeInternal, err)
+	require.ErrorContains(t, err, "the disk is gone")
+	requireSum(t, m)
+
+	w.fail = errors.New("still gone")
+	_, err = m.ExtendVolume(t.Context(), extendRequest("web1", 200*mib, 0))
+	requireCode(t, CodeInternal, err)
+	require.EqualValues(t, 200*mib, extend(t, m, "web1", 200*mib, 0))
+	require.Equal(t, []string{"IMAGE/VOLUME 209715200"}, w.take(m, v))
+	requireSum(t, m)
+}
+
+// An extension of which nobody can say what it did keeps its space.
+func TestExtensionOfUnknownOutcome(t *testing.T) {
+	m, _ := watchedPool(t, t.TempDir())
+	v := create(t, m, "web1", 10*gib)
+	away := filepath.Dir(v.Path) + ".away"
+	require.NoError(t, os.Rename(filepath.Dir(v.Path), away))
+	_, err := m.ExtendVolume(t.Context(), extendRequest("web1", 200*mib, 0))
+	requireCode(t, CodeInternal, err)
+	require.EqualValues(t, 200*mib, pool(t, m).Granted)
+	require.NoError(t, os.Rename(away, filepath.Dir(v.Path)))
+	require.EqualValues(t, 200*mib, extend(t, m, "web1", 200*mib, 0))
+	requireSum(t, m)
+}
+
+// The host's file system finds out late that it is full: a held request, not a
+// failed one.
+func TestHostIsFullAfterAll(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		w := &syncWatch{t: t}
+		o := testOptions()
+		o.sync = w.sync
+		m, err := Open(dir, o)
+		require.NoError(t, err)
+		create(t, m, "web1", 10*gib)
+		w.fail = unix.ENOSPC
+		_, err = m.ExtendVolume(t.Context(), extendRequest("web1", 200*mib, 0))
+		requireCode(t, CodePoolFull, err)
+		w.fail = unix.ENOSPC
+		began := time.Now()
+		require.NoError(t, <-extendLater(t.Context(), m, "web1", 300*mib, time.Hour))
+		require.LessOrEqual(t, time.Since(began), 500*time.Millisecond)
+		requireSum(t, m)
+		require.Empty(t, pool(t, m).Waiting)
+		require.NoError(t, m.Close())
+	})
+}
