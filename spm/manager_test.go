@@ -396,6 +396,12 @@ func TestOpenRefuses(t *testing.T) {
 	require.NoError(t, os.Truncate(m.domain.metadata(), 40))
 	_, err = Open(dir, testOptions())
 	require.ErrorContains(t, err, m.domain.metadata())
+
+	// No new domain beside one that has lost its metadata: it would hide the volumes.
+	require.NoError(t, os.Remove(m.domain.metadata()))
+	_, err = Open(dir, testOptions())
+	require.ErrorContains(t, err, m.domain.metadata())
+	require.DirExists(t, m.domain.images())
 }
 
 func TestHostSpace(t *testing.T) {
