@@ -330,9 +330,10 @@ func self() string {
 	return shellQuote(own)
 }
 
-// absolute is path from the root, so that a command works wherever it is pasted.
+// absolute is the path of a socket from the root, so that a command works wherever
+// it is pasted; unless that is longer than the path of a socket may be.
 func absolute(path string) string {
-	if a, err := filepath.Abs(path); err == nil {
+	if a, err := filepath.Abs(path); err == nil && len(a) <= unixsock.PathMax {
 		return a
 	}
 	return path
