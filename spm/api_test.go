@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
@@ -190,6 +192,38 @@ func TestListen(t *testing.T) {
 	left, err := os.ReadDir(filepath.Dir(sock))
 	require.NoError(t, err)
 	require.Len(t, left, 1, "nothing temporary is left")
+}
+
+// A listener without descriptors fails for a while; that is for the log, in the
+// form that was asked for.
+func TestAcceptErrorsGoToTheLog(t *testing.T) {
+	var log bytes.Buffer
+	o := testOptions()
+	o.Log = slog.New(slog.NewJSONHandler(&log, nil))
+	m, err := Open(t.TempDir(), o)
+	require.NoError(t, err)
+	l, err := Listen(socketPath(t))
+	require.NoError(t, err)
+	require.ErrorIs(t, m.Serve(&exhausted{Listener: l}), net.ErrClosed)
+	require.NoError(t, m.Close())
+	for line := range strings.Lines(log.String()) {
+		require.True(t, json.Valid([]byte(line)), line)
+	}
+	require.Contains(t, log.String(), "too many open files")
+}
+
+// exhausted fails once as accept does without descriptors, then for good.
+type exhausted struct {
+	net.Listener
+	again bool
+}
+
+func (l *exhausted) Accept() (net.Conn, error) {
+	if l.again {
+		return nil, net.ErrClosed
+	}
+	l.again = true
+	return nil, &net.OpError{Op: "accept", Net: "unix", Err: os.NewSyscallError("accept4", unix.EMFILE)}
 }
 
 func TestDialNobody(t *testing.T) {

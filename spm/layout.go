@@ -60,10 +60,13 @@ func findDomain(dir string) (domainDir, error) {
 		if _, err := uuid.Parse(e.Name()); err != nil || !e.IsDir() {
 			continue
 		}
-		if _, err := os.Stat(domainDir(filepath.Join(dir, e.Name())).metadata()); err == nil {
-			found = append(found, filepath.Join(dir, e.Name()))
-		} else if !errors.Is(err, fs.ErrNotExist) {
+		d := domainDir(filepath.Join(dir, e.Name()))
+		has, err := hasMetadata(d)
+		if err != nil {
 			return "", err
+		}
+		if has {
+			found = append(found, string(d))
 		}
 	}
 	switch len(found) {
@@ -74,6 +77,20 @@ func findDomain(dir string) (domainDir, error) {
 	}
 	return "", fmt.Errorf("%s holds %d domains (%s), expected one: move the others elsewhere",
 		dir, len(found), strings.Join(found, ", "))
+}
+
+// hasMetadata reports whether d is a domain. One that has lost its metadata is an
+// error: a new domain beside it would hide the volumes that are still in it.
+func hasMetadata(d domainDir) (bool, error) {
+	_, err := os.Stat(d.metadata())
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err == nil, err
+	}
+	if _, err := os.Stat(d.images()); err == nil {
+		return false, fmt.Errorf("%s: expected the metadata of the domain in %s, found none: put the file back, or move the domain elsewhere",
+			d.metadata(), d)
+	}
+	return false, nil
 }
 
 // makeDomain builds a domain beside its final name and renames it.

@@ -7,7 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/google/uuid"
 )
@@ -108,6 +110,9 @@ func (m *Manager) scanImage(image uuid.UUID) error {
 		return err
 	}
 	for _, e := range files {
+		if name, ok := strings.CutSuffix(e.Name(), extMeta); ok && lacks(files, name) {
+			m.o.Log.Warn("metadata without the file of its volume is ignored", "image", image, "volume", name)
+		}
 		id, err := uuid.Parse(e.Name())
 		if err != nil || !e.Type().IsRegular() {
 			continue
@@ -126,6 +131,11 @@ func (m *Manager) scanImage(image uuid.UUID) error {
 		m.granted += v.size
 	}
 	return nil
+}
+
+// lacks reports whether no regular file has that name.
+func lacks(files []os.DirEntry, name string) bool {
+	return !slices.ContainsFunc(files, func(e os.DirEntry) bool { return e.Name() == name && e.Type().IsRegular() })
 }
 
 func (m *Manager) readVolume(image, id uuid.UUID) (*volume, error) {

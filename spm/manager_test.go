@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -361,9 +362,16 @@ func TestHalfMadeAndHalfRemoved(t *testing.T) {
 	require.NoError(t, os.Mkdir(filepath.Dir(foreign), 0o700))
 	require.NoError(t, os.WriteFile(foreign, []byte("no .meta"), 0o600))
 	require.NoError(t, os.WriteFile(v.Path+extMeta+extNew, []byte("half"), 0o600))
+	lost := create(t, m, "web2", gib)
+	require.NoError(t, os.Remove(lost.Path))
 	kill(t, m)
 
-	m = openPool(t, dir, testOptions())
+	var log strings.Builder
+	o := testOptions()
+	o.Log = slog.New(slog.NewTextHandler(&log, nil))
+	m = openPool(t, dir, o)
+	require.Contains(t, log.String(), "volume="+lost.VolumeUUID)
+	require.NotContains(t, log.String(), "volume="+v.VolumeUUID)
 	require.NoDirExists(t, half)
 	require.NoDirExists(t, gone)
 	require.FileExists(t, foreign, "what was not made here is not touched")
@@ -396,6 +404,12 @@ func TestOpenRefuses(t *testing.T) {
 	require.NoError(t, os.Truncate(m.domain.metadata(), 40))
 	_, err = Open(dir, testOptions())
 	require.ErrorContains(t, err, m.domain.metadata())
+
+	// No new domain beside one that has lost its metadata: it would hide the volumes.
+	require.NoError(t, os.Remove(m.domain.metadata()))
+	_, err = Open(dir, testOptions())
+	require.ErrorContains(t, err, m.domain.metadata())
+	require.DirExists(t, m.domain.images())
 }
 
 func TestHostSpace(t *testing.T) {

@@ -143,10 +143,13 @@ func TestVolumeMetaRefused(t *testing.T) {
 }
 
 func TestCheckName(t *testing.T) {
-	for _, good := range []string{"web1", "Größe", "a b", "1", "x.qcow2"} {
+	for _, good := range []string{"web1", "Größe", "a b", "1", "x.qcow2", "名前"} {
 		require.NoError(t, checkName(good), good)
 	}
-	for _, bad := range []string{"", "a/b", "a\nb", " a", "a ", "-o", "\xff", testImage.String()} {
+	for _, bad := range []string{
+		"", "a/b", "a\nb", " a", "a ", "-o", "\xff", "\ufffd", testImage.String(),
+		"a\u009b31m", "a\u202eb", "\u200b", "a\u00a0b", // a terminal command, text backwards, nothing, not a space
+	} {
 		require.Error(t, checkName(bad), "%q", bad)
 	}
 }

@@ -3,6 +3,7 @@ package spm
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"time"
@@ -22,6 +23,7 @@ func (m *Manager) Serve(l net.Listener) error {
 		Handler:           newDispatcher(m),
 		BaseContext:       func(net.Listener) context.Context { return m.ctx },
 		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(m.o.Log.Handler(), slog.LevelWarn),
 	}
 	m.mu.Lock()
 	if m.closed {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -182,10 +183,10 @@ func checkName(name string) error {
 	switch {
 	case name == "":
 		return errors.New("the name is empty")
-	case !utf8.ValidString(name):
+	case !utf8.ValidString(name) || strings.ContainsRune(name, utf8.RuneError): // which JSON puts for bad bytes
 		return fmt.Errorf("name %q is not UTF-8", name)
-	case strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f || r == '/' }):
-		return fmt.Errorf("name %q contains a control character or a slash", name)
+	case strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) || r == '/' }):
+		return fmt.Errorf("name %+q contains a slash, or a character that cannot be seen", name)
 	case strings.TrimSpace(name) != name:
 		return fmt.Errorf("name %q begins or ends with a space", name)
 	case strings.HasPrefix(name, "-"):

@@ -108,3 +108,31 @@ func killUnderLoad(t *testing.T, s *server, l *ledger, rng *rand.Rand, fsync int
 		t.Fatal("fio did not notice that the server was killed: it was not writing")
 	}
 }
+
+// A guest that goes on after its server was killed has not lost its memory: what
+// it was told is written has to be there, flushed or not.
+func TestServerKilledWithoutFlush(t *testing.T) {
+	dir := workspace(t)
+	image := filepath.Join(dir, "disk.qcow2")
+	ok(t, "create", "-f", "qcow2", image, "64G")
+	s := serve(t, dir, image)
+	const writes, apart = 64, gib // each needs an L2 table of its own
+	c := s.dial()
+	for i := range int64(writes) {
+		require.NoError(t, c.WriteAt(t.Context(), patterned(uint64(i), i*apart, mib), i*apart, 0))
+	}
+	zeroes := make([]byte, 128<<10)
+	require.NoError(t, c.WriteZeroes(t.Context(), 0, int64(len(zeroes)), 0))
+	s.proc.Kill()
+	require.Contains(t, []int{0, 3}, imageState(t, image).ExitCode)
+	s.start()
+	c = s.dial()
+	got := make([]byte, len(zeroes))
+	require.NoError(t, c.ReadAt(t.Context(), got, 0, 0))
+	require.Equal(t, zeroes, got)
+	requirePattern(t, c, 0, int64(len(zeroes)), mib-int64(len(zeroes)))
+	for i := int64(1); i < writes; i++ {
+		requirePattern(t, c, uint64(i), i*apart, mib)
+	}
+	s.stop()
+}

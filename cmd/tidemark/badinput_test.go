@@ -184,6 +184,8 @@ func TestNoRights(t *testing.T) {
 	require.Zero(t, cli(t, "create", "-q", path, "1M").code)
 	before := digest(t, path)
 
+	secret := filepath.Join(dir, "secret")
+	require.NoError(t, os.WriteFile(secret, nil, 0o000))
 	require.NoError(t, os.Chmod(path, 0o400))
 	require.NoError(t, os.Chmod(dir, 0o555))
 	t.Cleanup(func() { os.Chmod(dir, 0o755) })
@@ -193,25 +195,27 @@ func TestNoRights(t *testing.T) {
 	r := unprivileged(t, "info", path)
 	require.Zero(t, r.code, r)
 	for _, c := range []struct {
-		args []string
-		path string
+		args       []string
+		path, text string
 	}{
-		{[]string{"nbd", "-t", "-p", "0", path}, path},
-		{[]string{"check", "-r", "leaks", path}, path},
-		{[]string{"create", path, "1M"}, path},
-		{[]string{"create", filepath.Join(dir, "new"), "1M"}, filepath.Join(dir, "new")},
-		{[]string{"nbd", "-r", "-k", filepath.Join(dir, "s"), path}, filepath.Join(dir, "s")},
+		{[]string{"nbd", "-t", "-p", "0", path}, path, "expected the right to read and write it"},
+		{[]string{"check", "-r", "leaks", path}, path, "expected the right to read and write it"},
+		{[]string{"info", secret}, secret, "expected the right to read it"},
+		{[]string{"create", path, "1M"}, path, "expected the right to write there"},
+		{[]string{"create", filepath.Join(dir, "new"), "1M"}, filepath.Join(dir, "new"), "expected the right to write there"},
+		{[]string{"nbd", "-r", "-k", filepath.Join(dir, "s"), path}, filepath.Join(dir, "s"), ""},
 	} {
 		r := unprivileged(t, c.args...)
 		require.Equal(t, exitFailure, r.code, r)
 		require.Contains(t, r.stderr, c.path, r)
 		require.Contains(t, r.stderr, "permission denied", r)
+		require.Contains(t, r.stderr, c.text, r)
 		require.Empty(t, r.stdout, r)
 	}
 	require.Equal(t, before, digest(t, path))
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
-	require.Len(t, left, 1)
+	require.Len(t, left, 2)
 }
 
 // Volumes of a pool: served by name and UUID, and refused when they are not there.

@@ -161,15 +161,16 @@ func (s *createSpec) setSize(text string) error {
 	if err != nil {
 		return fmt.Errorf("size %w", err)
 	}
-	// As qemu-img: a disk is whole sectors.
-	s.Size, s.sizeSet = n, true
-	if rest := n % format.SectorSize; rest != 0 {
-		s.Size += format.SectorSize - rest
-	}
-	if s.Size < n {
+	if s.Size, s.sizeSet = wholeSectors(n), true; s.Size < n {
 		return fmt.Errorf("size %s: %w", text, size.ErrTooLarge)
 	}
 	return nil
+}
+
+// wholeSectors rounds the size of a disk up to whole sectors, as qemu-img does.
+// What is too large for that becomes negative.
+func wholeSectors(n int64) int64 {
+	return (n + format.SectorSize - 1) &^ (format.SectorSize - 1)
 }
 
 func (s *createSpec) setCompat(value string) error {

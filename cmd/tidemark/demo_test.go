@@ -5,10 +5,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/testenv"
 )
 
 func TestDemo(t *testing.T) {
@@ -25,6 +29,33 @@ func TestDemo(t *testing.T) {
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Empty(t, left, "it removes what it has made")
+}
+
+// TestDemoInReadme: the README shows lines as they are printed.
+func TestDemoInReadme(t *testing.T) {
+	testenv.Tool(t, "qemu-img")
+	code, stdout, stderr := inProcess(t, "demo", "--dir", t.TempDir(), "--size", "384M")
+	require.Zero(t, code, stderr)
+	var printed []string
+	for line := range strings.Lines(stdout) {
+		printed = append(printed, shape(line))
+	}
+	readme, err := os.ReadFile("../../README.md")
+	require.NoError(t, err)
+	_, after, found := strings.Cut(string(readme), "```sh\nmake demo\n```\n\n")
+	require.True(t, found)
+	transcript, _, _ := strings.Cut(after, "\n\n")
+	for line := range strings.Lines(transcript) {
+		if line != "    ...\n" {
+			require.Contains(t, printed, shape(line), line)
+		}
+	}
+}
+
+// shape is a line without its figures and units.
+func shape(line string) string {
+	line = regexp.MustCompile(`[0-9][0-9.]*(µs|ms|s| MiB| GiB)?`).ReplaceAllString(line, "#")
+	return strings.Join(strings.Fields(line), " ")
 }
 
 // TestDemoFindsOtherData: what was written with another seed is not accepted.

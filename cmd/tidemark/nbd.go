@@ -287,8 +287,16 @@ func (o *nbdOptions) planExports(p *nbdPlan, images []string, pool string) error
 	if len(p.exports) == 0 {
 		return errors.New("expected an IMAGE to serve, found none; see tidemark nbd --help")
 	}
+	names, sources := map[string]bool{}, map[string]bool{}
 	for i := range p.exports {
 		x := &p.exports[i]
+		switch {
+		case names[x.name]:
+			return fmt.Errorf("the export name %q is given twice: choose another one for %s", x.name, x.image)
+		case sources[x.image]:
+			return fmt.Errorf("%s is given twice: an image is served under one name", x.image)
+		}
+		names[x.name], sources[x.image] = true, true
 		x.volume = pool != "" && !strings.Contains(x.image, "/")
 		if x.volume {
 			p.spm = pool

@@ -39,10 +39,12 @@ func TestReadme(t *testing.T) {
 		_, err := os.Stat(filepath.Join(dir, ".tidemark/pool/nbd.sock"))
 		return err == nil
 	})
+	own := strings.NewReplacer("/tmp/", t.TempDir()+"/") // others run this test, too
 	for _, b := range blocks[1:] {
 		if b == "make test" {
 			continue
 		}
+		b = own.Replace(b)
 		p := testenv.Start(t, shell(dir, shims, b))
 		require.NoError(t, p.Wait(t, 3*time.Minute), "%s\n%s", b, p.Output())
 		t.Logf("$ %s\n%s", b, p.Output())
@@ -58,8 +60,10 @@ func TestReadme(t *testing.T) {
 }
 
 func shell(dir, shims, script string) *exec.Cmd {
-	// -m: job control, so that "kill %1" means the same as at a prompt.
-	cmd := exec.Command("bash", "-euo", "pipefail", "-mc", "exec 2>&1\n"+script)
+	// -m: job control, so that "kill %1" means the same as at a prompt. What a block
+	// that fails has started ends with it.
+	const prompt = "exec 2>&1\ntrap 'jobs=$(jobs -p); [ -z \"$jobs\" ] || kill $jobs' EXIT\n"
+	cmd := exec.Command("bash", "-euo", "pipefail", "-mc", prompt+script)
 	if !strings.Contains(script, "\n") {
 		cmd = exec.Command("bash", "-euo", "pipefail", "-c", "exec "+script)
 	}

@@ -53,7 +53,7 @@ later ("tidemark volume create") are served after a restart.`,
 		},
 	}
 	addPoolFlags(c.Flags(), &o.pool)
-	c.Flags().Var(&o.size, "size", "virtual size of the volume, if it has to be made")
+	c.Flags().Var((*diskSizeFlag)(&o.size), "size", "virtual size of the volume, if it has to be made")
 	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of NBD (default DIR/nbd.sock)")
 	c.Flags().DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC")
 	c.SetFlagErrorFunc(flagError)
@@ -330,9 +330,10 @@ func self() string {
 	return shellQuote(own)
 }
 
-// absolute is path from the root, so that a command works wherever it is pasted.
+// absolute is the path of a socket from the root, so that a command works wherever
+// it is pasted; unless that is longer than the path of a socket may be.
 func absolute(path string) string {
-	if a, err := filepath.Abs(path); err == nil {
+	if a, err := filepath.Abs(path); err == nil && len(a) <= unixsock.PathMax {
 		return a
 	}
 	return path

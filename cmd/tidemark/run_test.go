@@ -172,6 +172,20 @@ func TestRunCommands(t *testing.T) {
 	interrupt(t, p)
 }
 
+// TestRunCommandsInDeepDirectory: the path of a socket has a limit, and what is
+// printed keeps to it.
+func TestRunCommandsInDeepDirectory(t *testing.T) {
+	deep := filepath.Join(t.TempDir(), strings.Repeat("d", 100))
+	require.NoError(t, os.Mkdir(deep, 0o700))
+	cmd := tidemark(t, "run", "--dir", "pool", "--capacity", "1G", "--size", "1G", "disk1")
+	cmd.Dir = deep
+	p := testenv.Start(t, cmd)
+	awaitOutput(t, p, "Ctrl-C ends it.")
+	require.Contains(t, p.Output(), "?socket=pool/nbd.sock'")
+	require.Contains(t, p.Output(), "TIDEMARK_SPM=pool/spm.sock")
+	interrupt(t, p)
+}
+
 func TestRunMistakes(t *testing.T) {
 	dir := t.TempDir()
 	pool := filepath.Join(dir, "pool")

@@ -192,6 +192,27 @@ func (b *bytesFlag) Set(s string) error {
 	return err
 }
 
+// A diskSizeFlag is an option whose value is the size of a disk, in whole
+// sectors.
+type diskSizeFlag bytesFlag
+
+func (d *diskSizeFlag) String() string { return (*bytesFlag)(d).String() }
+
+// Type is what the help text calls the value.
+func (d *diskSizeFlag) Type() string { return "SIZE" }
+
+// Set accepts what bytesFlag does, rounded up.
+func (d *diskSizeFlag) Set(s string) error {
+	var b bytesFlag
+	if err := b.Set(s); err != nil {
+		return err
+	}
+	if *d = diskSizeFlag(wholeSectors(int64(b))); *d < 0 {
+		return size.ErrTooLarge
+	}
+	return nil
+}
+
 // noArguments refuses arguments by saying that options were expected.
 func noArguments(c *cobra.Command, args []string) error {
 	if len(args) == 0 {

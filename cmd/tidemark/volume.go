@@ -63,7 +63,7 @@ func dialSPM(path string) (*manager, error) {
 }
 
 func newVolumeCreate(dial dialer) *cobra.Command {
-	var virtual bytesFlag
+	var virtual diskSizeFlag
 	var format string
 	c := &cobra.Command{Use: "create --size SIZE NAME", Short: "Create a volume", Args: operands("NAME")}
 	c.Flags().Var(&virtual, "size", "virtual size, such as 10G")

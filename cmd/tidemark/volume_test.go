@@ -41,6 +41,11 @@ func TestVolumeVerbs(t *testing.T) {
 	require.Equal(t, "raw", raw.Format)
 	require.EqualValues(t, 256<<20, raw.Granted)
 
+	var odd spm.Volume
+	require.NoError(t, json.Unmarshal([]byte(volumeVerb(t, "create", "--size", "1.1k", "odd", "--output=json")), &odd))
+	require.EqualValues(t, 1536, odd.Size, "whole sectors, as tidemark create makes them")
+	volumeVerb(t, "remove", "odd")
+
 	list := volumeVerb(t, "list")
 	require.Contains(t, list, "NAME   FORMAT  VIRTUAL  GRANTED  ALLOCATED  BOUND    EXTENSIONS\n")
 	require.Contains(t, list, "disk1  qcow2   10 GiB   128 MiB  ")
@@ -83,7 +88,8 @@ func TestVolumeMistakes(t *testing.T) {
 		{[]string{"create", "b"}, "give --size SIZE, such as --size 10G"},
 		{[]string{"create", "--size", "lots", "b"}, `--size lots: "lots": not a size: expected a number`},
 		{[]string{"create", "--size", "0", "b"}, "expected more than 0"},
-		{[]string{"create", "--size", "1000", "b"}, "expected a multiple of 512"},
+		{[]string{"create", "--size", "2P", "b"}, "expected a multiple of 512"},
+		{[]string{"create", "--size", "9223372036854775807", "b"}, "too large"},
 		{[]string{"create", "--size", "1G", "disk1"}, "has that name already: choose another"},
 		{[]string{"create", "--size", "1G", "a/b"}, "name"},
 		{[]string{"create", "--size", "1G", "--format", "vmdk", "b"}, "expected qcow2 or raw"},

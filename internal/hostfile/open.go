@@ -78,7 +78,7 @@ func open(path string, flags int, mode fs.FileMode, o Options) (*File, error) {
 		return unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, uint32(mode.Perm()))
 	})
 	if err != nil {
-		return nil, openError(path, err)
+		return nil, openError(path, flags, err)
 	}
 	if err := unix.SetNonblock(fd, false); err != nil {
 		_ = unix.Close(fd)
@@ -140,14 +140,23 @@ func (f *File) reset(size int64) error {
 	return nil
 }
 
-func openError(path string, err error) error {
+func openError(path string, flags int, err error) error {
+	create, readOnly := flags&unix.O_CREAT != 0, flags&unix.O_ACCMODE == unix.O_RDONLY
 	switch {
 	case errors.Is(err, unix.EISDIR):
 		return notRegular(path, fs.ModeDir)
 	case errors.Is(err, unix.ENXIO):
 		return notRegular(path, fs.ModeNamedPipe)
+	case errors.Is(err, unix.EROFS) && create:
+		return fmt.Errorf("create %s: %w: choose a place on another one", path, err)
 	case errors.Is(err, unix.EROFS):
 		return fmt.Errorf("open %s for writing: the file system is read-only; open it read-only: %w", path, err)
+	case errors.Is(err, fs.ErrPermission) && create:
+		return fmt.Errorf("create %s: %w: expected the right to write there, and to read and write the file if there is one", path, err)
+	case errors.Is(err, fs.ErrPermission) && readOnly:
+		return fmt.Errorf("open %s for reading: %w: expected the right to read it", path, err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("open %s for writing: %w: expected the right to read and write it; what may only be read is to be opened read-only", path, err)
 	}
 	return &os.PathError{Op: "open", Path: path, Err: err}
 }

@@ -22,7 +22,8 @@ const suffixes = "bkmgtpe" // powers of 1024, from 0
 
 // Parse reads a number, optionally with a fraction, and a suffix: b, k, M, G, T,
 // P or E. Without a suffix the unit is one byte. "iB" after a suffix (10GiB) is
-// accepted, as go-humanize and LVM print it. A fraction of a byte is an error.
+// accepted, as go-humanize and LVM print it. What is behind the last whole byte
+// of 1.1G is dropped, as QEMU does; a fraction without a larger unit is an error.
 func Parse(s string) (int64, error) {
 	number, shift, err := split(s)
 	if err != nil {
@@ -36,14 +37,14 @@ func Parse(s string) (int64, error) {
 	if r.Cmp(new(big.Rat).SetInt64(math.MaxInt64)) > 0 {
 		return 0, fmt.Errorf("%q: %w: the largest is 8E minus one byte", s, ErrTooLarge)
 	}
-	if !r.IsInt() {
+	if shift == 0 && !r.IsInt() {
 		return 0, fmt.Errorf("%q: %w: it ends in a fraction of a byte", s, ErrSyntax)
 	}
-	return r.Num().Int64(), nil
+	return new(big.Int).Quo(r.Num(), r.Denom()).Int64(), nil
 }
 
 // maxDigits bounds the work on hostile text; 8E has 19 digits, and a fraction
-// of 1E that is a whole number of bytes has at most 60.
+// of 1E has 60 that say something.
 const maxDigits = 96
 
 // split checks the text and takes it apart: digits with at most one point, and

@@ -35,9 +35,9 @@ import (
 	"tidemark/internal/block"
 )
 
-// pathMax is the longest path of a unix socket in bytes, without the NUL that
+// PathMax is the longest path of a unix socket in bytes, without the NUL that
 // ends it (sun_path in unix(7)).
-const pathMax = 107
+const PathMax = 107
 
 // dialTimeout bounds the question whether somebody answers. A live server whose
 // queue of connections is full makes us wait; that is an answer too.
@@ -56,8 +56,8 @@ type Options struct {
 // path on which another process answers is an error that wraps
 // [block.ErrInUse].
 func Listen(path string, o Options) (net.Listener, error) {
-	if len(path) == 0 || len(path) > pathMax {
-		return nil, fmt.Errorf("socket %s: expected a path of 1 to %d bytes, found %d: choose another one", path, pathMax, len(path))
+	if len(path) == 0 || len(path) > PathMax {
+		return nil, fmt.Errorf("socket %s: expected a path of 1 to %d bytes, found %d: choose another one", path, PathMax, len(path))
 	}
 	unlock, err := lockDir(filepath.Dir(path))
 	if err != nil {

@@ -83,10 +83,10 @@ func TestPathTooLong(t *testing.T) {
 // shorten what is possible.
 func TestLongestPath(t *testing.T) {
 	dir := t.TempDir()
-	if len(dir) > pathMax-2 {
+	if len(dir) > PathMax-2 {
 		t.Skipf("the temporary directory's path has %d bytes", len(dir))
 	}
-	path := dir + "/" + strings.Repeat("x", pathMax-len(dir)-1)
+	path := dir + "/" + strings.Repeat("x", PathMax-len(dir)-1)
 	l, err := Listen(path, Options{})
 	require.NoError(t, err)
 	require.NoError(t, l.Close())
