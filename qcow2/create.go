@@ -3,6 +3,8 @@ package qcow2
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"tidemark/internal/block"
 	"tidemark/qcow2/format"
@@ -16,11 +18,22 @@ type CreateOptions struct {
 	ClusterSize   int64 // bytes, a power of two from 512 to 2 MiB; 0 means 64 KiB
 	RefcountBits  int   // 1, 2, 4, 8, 16, 32 or 64; 0 means 16
 	LazyRefcounts bool  // sets the compatible feature; counts are kept exact all the same
+	ExtendedL2    bool  // clusters of 16 KiB and more have 32 sub-clusters; version 3
+
+	// CompressionType is what compressed clusters will be written with: "zlib" (or
+	// ""), which is raw deflate, or "zstd" (version 3).
+	CompressionType string
+
+	// BackingFile is what unallocated clusters read from: a name that is stored as
+	// it is, relative to the image's folder unless it is absolute, and not looked at.
+	// BackingFormat is its format, "qcow2" or "raw"; one needs the other.
+	BackingFile, BackingFormat string
 }
 
 // Geometry resolves the defaults.
 func (o CreateOptions) Geometry() (format.Geometry, error) {
 	g := format.Geometry{Version: 3, ClusterBits: format.DefaultClusterBits, RefcountOrder: format.DefaultRefcountOrder}
+	g.ExtendedL2 = o.ExtendedL2
 	if o.Version != 0 {
 		g.Version = uint32(o.Version)
 	}
@@ -97,8 +110,8 @@ func Create(ctx context.Context, f block.File, o CreateOptions) error {
 		L1Offset: l.l1At << g.ClusterBits, L1Size: uint32(g.L1Entries(o.Size)),
 		RefcountTableOffset: l.tableAt << g.ClusterBits, RefcountTableClusters: uint32(l.tableN),
 	}
-	if o.LazyRefcounts {
-		h.Compatible |= format.CompatLazyRefcounts
+	if err := o.setFeatures(&h); err != nil {
+		return fmt.Errorf("create image: %w", err)
 	}
 	first, err := encodeFirstCluster(&h)
 	if err != nil {
@@ -110,18 +123,57 @@ func Create(ctx context.Context, f block.File, o CreateOptions) error {
 	return nil
 }
 
-// encodeFirstCluster encodes h with the feature name table where that fits; in
-// clusters of 512 bytes there may be no room for it.
+// setFeatures sets what is no geometry.
+func (o CreateOptions) setFeatures(h *format.Header) error {
+	if o.LazyRefcounts {
+		h.Compatible |= format.CompatLazyRefcounts
+	}
+	switch o.CompressionType {
+	case "", "zlib":
+	case "zstd":
+		if h.Version < 3 {
+			return fmt.Errorf("compression type zstd needs compat 1.1")
+		}
+		h.CompressionType = compressionZstd
+		h.Incompatible |= format.IncompatCompressionType
+	default:
+		return fmt.Errorf("compression type %q: expected zlib or zstd", o.CompressionType)
+	}
+	switch {
+	case (o.BackingFile == "") != (o.BackingFormat == ""):
+		return fmt.Errorf("backing file %q, format %q: expected both or neither", o.BackingFile, o.BackingFormat)
+	case len(o.BackingFile) > format.MaxBackingName:
+		return fmt.Errorf("backing file name of %d bytes: expected at most %d", len(o.BackingFile), format.MaxBackingName)
+	case strings.IndexByte(o.BackingFile, 0) >= 0:
+		return fmt.Errorf("backing file name %q: expected no NUL", o.BackingFile)
+	}
+	h.BackingFile = o.BackingFile
+	if o.BackingFormat != "" {
+		h.Extensions = []format.Extension{{Type: format.ExtBackingFormat, Data: []byte(o.BackingFormat)}}
+	}
+	return nil
+}
+
+// encodeFirstCluster encodes h with the feature name table, and, because a name
+// of a backing file leaves no place to add it later, the list of reserved clusters
+// (settle.go). Small clusters may have no room for them.
 func encodeFirstCluster(h *format.Header) ([]byte, error) {
-	if h.Version >= 3 {
-		h.Extensions = []format.Extension{{Type: format.ExtFeatureNames, Data: format.EncodeFeatureNames(format.KnownFeatures())}}
+	needed := slices.Clip(h.Extensions)
+	var names, reserved []format.Extension
+	if h.Version >= 3 { // version 2 has no features
+		names = []format.Extension{{Type: format.ExtFeatureNames, Data: format.EncodeFeatureNames(format.KnownFeatures())}}
 	}
-	b, err := h.Encode()
-	if err != nil && h.Extensions != nil {
-		h.Extensions = nil
-		b, err = h.Encode()
+	if h.BackingFile != "" {
+		reserved = []format.Extension{{Type: format.ExtReserved, Data: format.EncodeReserved(nil)}}
 	}
-	return b, err
+	for _, more := range [][]format.Extension{slices.Concat(names, reserved), reserved} {
+		h.Extensions = append(needed, more...)
+		if b, err := h.Encode(); err == nil {
+			return b, nil
+		}
+	}
+	h.Extensions = needed
+	return h.Encode()
 }
 
 func writeLayout(ctx context.Context, f block.File, g format.Geometry, l layout, first []byte) error {
