@@ -11,7 +11,10 @@ import (
 // CheckOptions are the choices of Check.
 type CheckOptions struct {
 	// RepairLeaks lowers counts that are too high to what refers to the
-	// cluster. Nothing else is ever changed.
+	// cluster, if nothing else was found: what looks leaked may be what is missing
+	// elsewhere. Nothing else is ever changed. So a cluster stays counted that the
+	// disk's table would have to call its own (COPIED) after that: a crash between
+	// the two writes would leave what every check calls a corruption.
 	RepairLeaks bool
 	// Progress, if not nil, is told how many of the guest's clusters were
 	// looked at.
@@ -41,9 +44,10 @@ func (r CheckResult) Clean() bool {
 }
 
 // Check compares the reference counts of the image in f with what refers to
-// each cluster. Memory grows with the file's clusters: 4 bytes for each in the
-// parts that are used. An image whose features own clusters in ways that are
-// unknown here is refused by an [UnsupportedError].
+// each cluster: the header's tables, the disk, its snapshots. Memory grows with
+// the file's clusters: 4 bytes for each in the parts that are used. An image whose
+// features own clusters in ways that are unknown here is refused by an
+// [UnsupportedError]. A backing file is not looked at.
 func Check(ctx context.Context, f block.File, o CheckOptions) (CheckResult, error) {
 	h, err := ReadHeader(f)
 	if err != nil {
@@ -52,8 +56,7 @@ func Check(ctx context.Context, f block.File, o CheckOptions) (CheckResult, erro
 	if err := checkable(h); err != nil {
 		return CheckResult{}, fmt.Errorf("check image: %w", err)
 	}
-	c := &checker{file: f, h: h, geo: h.Geometry, opts: o, refs: map[int64][]uint32{}}
-	c.ctx = ctx
+	c := &checker{ctx: ctx, file: f, h: h, geo: h.Geometry, opts: o, refs: map[int64][]uint32{}}
 	if err := c.run(); err != nil {
 		return c.result, fmt.Errorf("check image: %w", err)
 	}
@@ -62,14 +65,14 @@ func Check(ctx context.Context, f block.File, o CheckOptions) (CheckResult, erro
 
 // checkable refuses what owns clusters in ways that Check does not follow.
 func checkable(h *format.Header) error {
-	if err := refuseIncompatible(h); err != nil {
+	rest := *h
+	rest.Incompatible &^= format.IncompatExtendedL2 // followed, whoever else can
+	if err := refuseIncompatible(&rest); err != nil {
 		return err
 	}
 	switch {
 	case h.CryptMethod != 0:
 		return &format.UnsupportedError{Feature: fmt.Sprintf("encryption (method %d)", h.CryptMethod), Advice: "use qemu-img check"}
-	case h.Snapshots != 0:
-		return &format.UnsupportedError{Feature: "internal snapshots", Advice: "use qemu-img check"}
 	case h.Extension(format.ExtBitmaps) != nil:
 		return &format.UnsupportedError{Feature: "persistent bitmaps", Advice: "use qemu-img check"}
 	}
@@ -83,55 +86,95 @@ type checker struct {
 	geo    format.Geometry
 	opts   CheckOptions
 	table  []format.RefcountTableEntry
-	refs   map[int64][]uint32 // refcount block number -> references found
+	refs   map[int64][]uint32 // refcount block number -> references found, and unowned
 	data   int64              // host offset behind the last data cluster, for fragmentation
 	result CheckResult
 }
 
+// unowned marks, beside the number of references to a cluster, that the disk's
+// table refers to it without COPIED.
+const unowned = 1 << 31
+
+// A place is what refers: the index-th of its kind, or the only one if index is -1.
+type place struct {
+	what  string
+	index int64
+}
+
+func (p place) String() string {
+	if p.index < 0 {
+		return p.what
+	}
+	return fmt.Sprintf("%s %d", p.what, p.index)
+}
+
 func (c *checker) problem(counter *int64, text string, args ...any) {
-	*counter++
+	c.problems(1, counter, text, args...)
+}
+
+// problems is one problem that counts n times.
+func (c *checker) problems(n int64, counter *int64, text string, args ...any) {
+	*counter += n
 	if len(c.result.Problems) < maxProblems {
 		c.result.Problems = append(c.result.Problems, fmt.Sprintf(text, args...))
 	}
 }
 
-// refer counts a reference to each cluster of the n bytes at off.
-func (c *checker) refer(off, n int64, what string) {
-	per := c.geo.RefcountsPerBlock()
-	if off < 0 || n < 0 || off >= c.file.Size()+c.geo.ClusterSize() || n > c.file.Size()+c.geo.ClusterSize()-off {
-		c.problem(&c.result.Corruptions, "ERROR %s refers to offset %d, outside the file of %d bytes", what, off, c.file.Size())
+// refer counts times references to each cluster of the n bytes at off. The last
+// cluster of the file may be incomplete.
+func (c *checker) refer(off, n, times int64, by place) {
+	per, end := c.geo.RefcountsPerBlock(), c.geo.Clusters(c.file.Size())
+	if off < 0 || n < 0 || n > end<<c.geo.ClusterBits-off {
+		c.problems(times, &c.result.Corruptions, "ERROR %s refers to offset %d, outside the file of %d bytes", by, off, c.file.Size())
 		return
 	}
 	for cl := off >> c.geo.ClusterBits; cl <= (off+n-1)>>c.geo.ClusterBits; cl++ {
 		block := c.refs[cl/per]
 		if block == nil {
-			// No more than the file has clusters; one may be incomplete.
-			block = make([]uint32, min(per, c.geo.Clusters(c.file.Size())+1-cl/per*per))
+			block = make([]uint32, min(per, end-cl/per*per)) // no more than the file has clusters
 			c.refs[cl/per] = block
 		}
-		block[cl%per]++
+		block[cl%per] = uint32(min(int64(block[cl%per]&^unowned)+times, unowned-1)) | block[cl%per]&unowned
 	}
 }
 
-func (c *checker) references(cl int64) uint64 {
+// found is the number of references to a cluster and whether it is unowned.
+func (c *checker) found(cl int64) (n uint64, isUnowned bool) {
 	per := c.geo.RefcountsPerBlock()
 	if block := c.refs[cl/per]; cl%per < int64(len(block)) {
-		return uint64(block[cl%per])
+		return uint64(block[cl%per] &^ unowned), block[cl%per]&unowned != 0
 	}
-	return 0
+	return 0, false
+}
+
+// markUnowned marks the cluster at off, if it is one of the file.
+func (c *checker) markUnowned(off int64) {
+	cl, per := off>>c.geo.ClusterBits, c.geo.RefcountsPerBlock()
+	if block := c.refs[cl/per]; cl%per < int64(len(block)) {
+		block[cl%per] |= unowned
+	}
 }
 
 func (c *checker) run() error {
 	cs := c.geo.ClusterSize()
-	c.refer(0, cs, "header")
-	c.refer(c.h.RefcountTableOffset, int64(c.h.RefcountTableClusters)*cs, "refcount table")
+	c.refer(0, cs, 1, place{"header", -1})
+	c.refer(c.h.RefcountTableOffset, int64(c.h.RefcountTableClusters)*cs, 1, place{"header (refcount table)", -1})
 	if err := c.loadTable(); err != nil {
 		return err
 	}
-	if err := c.walk(); err != nil {
+	if err := c.walkDisk(); err != nil {
 		return err
 	}
-	return c.compare()
+	if known, err := c.walkSnapshots(); !known || err != nil {
+		return err
+	}
+	if err := c.compare(); err != nil {
+		return err
+	}
+	if !c.opts.RepairLeaks || c.result.Leaks == 0 || c.result.Corruptions > 0 || c.result.CheckErrors > 0 {
+		return nil
+	}
+	return c.mend()
 }
 
 func (c *checker) loadTable() error {
@@ -150,92 +193,9 @@ func (c *checker) loadTable() error {
 			c.table[i] = 0
 			continue
 		}
-		c.refer(e.Offset(), c.geo.ClusterSize(), "refcount table")
+		c.refer(e.Offset(), c.geo.ClusterSize(), 1, place{"refcount table entry", int64(i)})
 	}
 	return nil
-}
-
-// walk follows the L1 table and all L2 tables. It needs the counts for the
-// COPIED marks, so it reads each refcount as it goes.
-func (c *checker) walk() error {
-	n := int64(c.h.L1Size)
-	c.result.TotalClusters = c.geo.Clusters(c.h.Size)
-	if n == 0 {
-		return nil
-	}
-	c.refer(c.h.L1Offset, n*8, "header (L1 table)")
-	b := make([]byte, n*8)
-	if _, err := readFull(c.file, b, c.h.L1Offset); err != nil {
-		return fmt.Errorf("read L1 table: %w", err)
-	}
-	l1 := make([]format.L1Entry, n)
-	format.DecodeTable(l1, b)
-	counts := newCountReader(c)
-	for i, e := range l1 {
-		if err := c.ctx.Err(); err != nil {
-			return err
-		}
-		if e == 0 {
-			continue
-		}
-		if !e.Valid() || e.Offset()&(c.geo.ClusterSize()-1) != 0 || e.Offset() >= c.file.Size() {
-			c.problem(&c.result.Corruptions, "ERROR L1 entry %d: 0x%016x is no cluster of the file", i, uint64(e))
-			continue
-		}
-		c.refer(e.Offset(), c.geo.ClusterSize(), fmt.Sprintf("L1 entry %d", i))
-		c.checkCopied(counts, "L1 entry", int64(i), e.Offset(), e.Copied())
-		if err := c.walkL2(counts, int64(i), e.Offset()); err != nil {
-			return err
-		}
-		if c.opts.Progress != nil {
-			c.opts.Progress(min(int64(i+1)*int64(c.geo.L2Entries()), c.result.TotalClusters), c.result.TotalClusters)
-		}
-	}
-	return nil
-}
-
-func (c *checker) walkL2(counts *countReader, l1, off int64) error {
-	b := make([]byte, c.geo.ClusterSize())
-	if _, err := readFull(c.file, b, off); err != nil {
-		c.problem(&c.result.CheckErrors, "ERROR L2 table of L1 entry %d: %v", l1, err)
-		return nil
-	}
-	entries := make([]format.L2Entry, c.geo.L2Entries())
-	format.DecodeTable(entries, b)
-	c.data = 0 // as QEMU does, fragments are counted in each table by itself
-	for i, e := range entries {
-		gc := l1*int64(len(entries)) + int64(i)
-		switch e.Kind(c.geo) {
-		case format.Invalid:
-			c.problem(&c.result.Corruptions, "ERROR L2 entry of guest cluster %d: 0x%016x is invalid", gc, uint64(e))
-		case format.Compressed:
-			at, n := e.CompressedRange(c.geo)
-			c.refer(at, n, fmt.Sprintf("L2 entry of guest cluster %d", gc))
-			c.result.Compressed++
-			c.result.Allocated++
-			c.result.Fragmented++
-		case format.Data, format.ZeroAllocated:
-			c.refer(e.Offset(), c.geo.ClusterSize(), fmt.Sprintf("L2 entry of guest cluster %d", gc))
-			c.checkCopied(counts, "L2 entry of guest cluster", gc, e.Offset(), e.Copied())
-			c.result.Allocated++
-			if c.data != 0 && e.Offset() != c.data {
-				c.result.Fragmented++
-			}
-			c.data = e.Offset() + c.geo.ClusterSize()
-		}
-	}
-	return nil
-}
-
-func (c *checker) checkCopied(counts *countReader, what string, n, off int64, copied bool) {
-	count, err := counts.at(off >> c.geo.ClusterBits)
-	if err != nil {
-		c.problem(&c.result.CheckErrors, "ERROR %s %d: %v", what, n, err)
-		return
-	}
-	if copied != (count == 1) {
-		c.problem(&c.result.Corruptions, "ERROR %s %d: COPIED is %t, but the count of the cluster at %d is %d", what, n, copied, off, count)
-	}
 }
 
 // compare holds every count against the references found.
@@ -248,16 +208,17 @@ func (c *checker) compare() error {
 		if e == 0 {
 			continue
 		}
-		if err := c.compareBlock(int64(b), e.Offset()); err != nil {
-			return err
+		if n, _ := c.found(e.Offset() >> c.geo.ClusterBits); n != 1 {
+			c.problem(&c.result.Corruptions, "ERROR refcount block %d at %d: %d references to its cluster, expected none but the table's", b, e.Offset(), n)
 		}
+		c.compareBlock(int64(b), e.Offset())
 	}
 	for b, refs := range c.refs {
 		if b < int64(len(c.table)) && c.table[b] != 0 {
 			continue
 		}
-		for i, n := range refs {
-			if n > 0 {
+		for i := range refs {
+			if n, _ := c.found(b*per + int64(i)); n > 0 {
 				c.problem(&c.result.Corruptions, "ERROR cluster %d: %d references, and no refcount block", b*per+int64(i), n)
 			}
 		}
@@ -265,17 +226,17 @@ func (c *checker) compare() error {
 	return nil
 }
 
-func (c *checker) compareBlock(b, off int64) error {
+func (c *checker) compareBlock(b, off int64) {
 	per, order := c.geo.RefcountsPerBlock(), c.geo.RefcountOrder
 	data := make([]byte, c.geo.ClusterSize())
 	if _, err := readFull(c.file, data, off); err != nil {
 		c.problem(&c.result.CheckErrors, "ERROR refcount block %d: %v", b, err)
-		return nil
+		return
 	}
-	changed := false
 	for i := range max(format.Counted(data, order), int64(len(c.refs[b]))) {
 		cl := b*per + i
-		count, found := format.Refcount(data, order, int(i)), c.references(cl)
+		count := format.Refcount(data, order, int(i))
+		found, _ := c.found(cl)
 		if count > 0 {
 			c.result.ImageEnd = max(c.result.ImageEnd, (cl+1)<<c.geo.ClusterBits)
 		}
@@ -284,20 +245,51 @@ func (c *checker) compareBlock(b, off int64) error {
 			c.problem(&c.result.Corruptions, "ERROR cluster %d: count %d, %d references", cl, count, found)
 		case count > found:
 			c.problem(&c.result.Leaks, "Leaked cluster %d: count %d, %d references", cl, count, found)
-			if c.opts.RepairLeaks {
-				format.SetRefcount(data, order, int(i), found)
-				c.result.LeaksFixed++
-				changed = true
-			}
 		}
 	}
-	if !changed {
+}
+
+// mend lowers the counts that are too high.
+func (c *checker) mend() error {
+	for b, e := range c.table {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+		if e == 0 {
+			continue
+		}
+		if err := c.mendBlock(int64(b), e.Offset()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *checker) mendBlock(b, off int64) error {
+	per, order := c.geo.RefcountsPerBlock(), c.geo.RefcountOrder
+	data := make([]byte, c.geo.ClusterSize())
+	if _, err := readFull(c.file, data, off); err != nil {
+		return fmt.Errorf("read refcount block: %w", err)
+	}
+	fixed := int64(0)
+	for i := range format.Counted(data, order) {
+		found, isUnowned := c.found(b*per + i)
+		if keep := isUnowned && found == 1; !keep && format.Refcount(data, order, int(i)) > found {
+			format.SetRefcount(data, order, int(i), found)
+			fixed++
+		}
+	}
+	if fixed == 0 {
 		return nil
 	}
 	if _, err := c.file.WriteAt(data, off); err != nil {
 		return fmt.Errorf("write refcount block: %w", err)
 	}
-	return c.file.Sync()
+	if err := c.file.Sync(); err != nil {
+		return fmt.Errorf("sync refcount block: %w", err)
+	}
+	c.result.LeaksFixed += fixed
+	return nil
 }
 
 // A countReader reads counts, one block at a time.

@@ -123,6 +123,9 @@ func (e L2Entry) Offset() int64 { return int64(e & offsetMask) }
 // Copied reports whether the host cluster's reference count is exactly 1.
 func (e L2Entry) Copied() bool { return e&copied != 0 }
 
+// Compressed reports whether the cluster is compressed.
+func (e L2Entry) Compressed() bool { return e&compressed != 0 }
+
 // CompressedRange is the host range in bytes that a compressed cluster's
 // sectors take; the compressed stream ends somewhere in its last sector.
 func (e L2Entry) CompressedRange(g Geometry) (off, n int64) {
