@@ -216,11 +216,20 @@ func (im *Image) waitReady(ctx context.Context, table bool) error {
 			f.stop(errNobody)
 		}
 		im.mu.Unlock()
-		if err == nil || !errors.Is(err, errNobody) && !(f.ahead && ctx.Err() == nil && im.ctx.Err() == nil) {
+		var full *hostFullError
+		switch {
+		case err == nil:
+			return nil
+		case errors.As(err, &full):
+			if err := im.waitHost(ctx); err != nil {
+				return fmt.Errorf("%w (%w)", err, full.err)
+			}
+		case errors.Is(err, errNobody), f.ahead && ctx.Err() == nil && im.ctx.Err() == nil:
+			// It was a reservation ahead of use, which does not wait for space,
+			// or had been given up when this request came.
+		default:
 			return err
 		}
-		// It was a reservation ahead of use, which does not wait for space, or
-		// had been given up when this request came.
 	}
 }
 

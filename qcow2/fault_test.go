@@ -4,6 +4,7 @@ import (
 	"context"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -46,8 +47,13 @@ func TestFaults(t *testing.T) {
 // what is left. It returns whether the fault was met.
 func faultScenario(t *testing.T, fault faultfile.Fault) bool {
 	ctx := context.Background()
+	if fault.Sticky { // storage that stays full is waited for
+		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		ctx = short
+	}
 	d := simdisk.New(0, simdisk.Options{Foreign: true, DiscardForeign: true})
-	require.NoError(t, qcow2.Create(ctx, d, qcow2.CreateOptions{Size: 1 << 20, ClusterSize: 512, RefcountBits: 64}))
+	require.NoError(t, qcow2.Create(context.Background(), d, qcow2.CreateOptions{Size: 1 << 20, ClusterSize: 512, RefcountBits: 64}))
 	o := newOracle(1 << 20)
 	f := faultfile.New(d, fault)
 	im, err := qcow2.Open(ctx, f, qcow2.Options{ReserveBytes: 64 << 10})
@@ -77,6 +83,7 @@ func faultScenario(t *testing.T, fault faultfile.Fault) bool {
 		o.flush()
 	}
 	_ = im.Close()
+	ctx = context.Background()
 	for _, left := range []*simdisk.Disk{d.Crash(simdisk.KeepAll), d.Crash(simdisk.DropAll)} {
 		res, err := qcow2.Check(ctx, left, qcow2.CheckOptions{})
 		require.NoError(t, err, "%+v", fault)

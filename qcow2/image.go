@@ -236,6 +236,10 @@ func (im *Image) open2(ctx context.Context) error {
 // poison latches the first error after which nothing may be reported as
 // written, and returns what every later mutation returns.
 func (im *Image) poison(err error) error {
+	if errors.Is(err, block.ErrNoSpace) {
+		// Space does not mend it: nobody is to wait for that.
+		err = errors.New(err.Error())
+	}
 	err = fmt.Errorf("image stopped accepting writes: %w", err)
 	if mutant.On("poison-not-latched") {
 		return err

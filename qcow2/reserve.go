@@ -176,17 +176,16 @@ func (im *Image) makeReady(runs []run, tables int64, zero bool) error {
 	if err := im.listReserved(runs); err != nil {
 		return im.fatalUnlessNoSpace(err)
 	}
-	if zero && tables > 0 {
-		// It reads zero, but the storage may have set nothing aside for it.
-		if err := im.zeroRun(run{at: runs[0].at, n: tables}); err != nil {
-			return err
-		}
+	// Tables are written out, whatever reads zero there: a storage that keeps
+	// zeroes as holes would set nothing aside for them.
+	if err := im.writeZeroTables(runs, tables); err != nil {
+		return err
 	}
 	for _, r := range runs {
 		if zero {
 			break
 		}
-		if err := im.zeroRun(r); err != nil {
+		if err := im.zeroRun(run{at: r.at + min(tables, r.n), n: r.n - min(tables, r.n)}); err != nil {
 			return err
 		}
 	}
@@ -218,6 +217,19 @@ func (im *Image) makeReady(runs []run, tables int64, zero bool) error {
 	return nil
 }
 
+// writeZeroTables writes zeroes into the first n clusters of the first run.
+func (im *Image) writeZeroTables(runs []run, n int64) error {
+	cs := im.geo.ClusterSize()
+	for c := range n {
+		for off := int64(0); off < cs; off += int64(len(zeroes)) {
+			if _, err := im.file.WriteAt(zeroes[:min(int64(len(zeroes)), cs-off)], (runs[0].at+c)*cs+off); err != nil {
+				return im.fatalUnlessNoSpace(fmt.Errorf("write empty L2 tables: %w", err))
+			}
+		}
+	}
+	return nil
+}
+
 // syncUnless syncs the file, unless a mutant skips that; an error is final.
 func (im *Image) syncUnless(skipped bool) error {
 	if skipped {
@@ -246,7 +258,7 @@ func (im *Image) uncount(runs []run, err error) error {
 }
 
 func (im *Image) zeroRun(r run) error {
-	if mutant.On("reserved-without-zeroing") {
+	if r.n == 0 || mutant.On("reserved-without-zeroing") {
 		return nil
 	}
 	cs := im.geo.ClusterSize()
@@ -259,11 +271,22 @@ func (im *Image) zeroRun(r run) error {
 // fatalUnlessNoSpace poisons the image unless err is nil or says that there is no
 // space, after which everything can be tried again.
 func (im *Image) fatalUnlessNoSpace(err error) error {
-	if err == nil || errors.Is(err, block.ErrNoSpace) {
-		return err
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, block.ErrNoSpace):
+		return &hostFullError{err}
 	}
 	return im.poison(err)
 }
+
+// A hostFullError says that the storage had no space for bytes inside the file.
+// That is for its administrator to mend, and a request waits for it, as it does
+// for a larger file (rule 14).
+type hostFullError struct{ err error }
+
+func (e *hostFullError) Error() string { return e.err.Error() }
+func (e *hostFullError) Unwrap() error { return e.err }
 
 // reserveAtEnd reserves up to n clusters behind the image's end, all of them
 // counted by one refcount block, which it adds where it is missing. It gives up
