@@ -19,16 +19,19 @@ const unknownHolder = "a process that is not visible from here (another user's, 
 // looking at the descriptors of every process. The caller's own descriptor
 // (selfPid, selfFd) does not count.
 func holders(file os.FileInfo, selfPid, selfFd int) string {
+	return holdersBy(os.Stat, file, selfPid, selfFd)
+}
+
+// holdersBy asks stat only about descriptors with such locks, which /proc tells
+// by itself: a file on a network or FUSE file system that does not answer would
+// hold whoever asks about it for ever.
+func holdersBy(stat func(string) (os.FileInfo, error), file os.FileInfo, selfPid, selfFd int) string {
 	fds, err := filepath.Glob("/proc/[0-9]*/fd/[0-9]*")
 	if err != nil {
 		return unknownHolder
 	}
 	var names []string
 	for _, fd := range fds {
-		st, err := os.Stat(fd) // gone, not allowed or something else: not it
-		if err != nil || !os.SameFile(st, file) {
-			continue
-		}
 		proc, n := filepath.Split(fd)
 		proc = filepath.Dir(filepath.Clean(proc))
 		pid := filepath.Base(proc)
@@ -36,6 +39,10 @@ func holders(file os.FileInfo, selfPid, selfFd int) string {
 			continue
 		}
 		if !holdsLock(filepath.Join(proc, "fdinfo", n)) {
+			continue
+		}
+		st, err := stat(fd) // gone, not allowed or something else: not it
+		if err != nil || !os.SameFile(st, file) {
 			continue
 		}
 		if name := processName(proc, pid); !slices.Contains(names, name) {
