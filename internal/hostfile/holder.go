@@ -25,6 +25,11 @@ const unknownHolder = "a process that is not visible from here (another user's, 
 // may never answer (NFS whose server is gone, a FUSE mount that hangs, or is
 // served by this very process).
 func holders(file os.FileInfo, selfPid, selfFd int) string {
+	return holdersBy(os.Stat, file, selfPid, selfFd)
+}
+
+// holdersBy is holders with another stat.
+func holdersBy(stat func(string) (os.FileInfo, error), file os.FileInfo, selfPid, selfFd int) string {
 	fds, err := filepath.Glob("/proc/[0-9]*/fd/[0-9]*")
 	if err != nil {
 		return unknownHolder
@@ -44,7 +49,7 @@ func holders(file os.FileInfo, selfPid, selfFd int) string {
 		if !holdsLock(filepath.Join(proc, "fdinfo", n), self.Ino) {
 			continue
 		}
-		st, err := os.Stat(fd) // gone, not allowed or something else: not it
+		st, err := stat(fd) // gone, not allowed or something else: not it
 		if err != nil || !os.SameFile(st, file) {
 			continue
 		}

@@ -1,0 +1,36 @@
+//go:build linux
+
+package hostfile
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Files that nobody has locked are not asked about: they may be on a file system
+// that never answers.
+func TestHoldersAskAboutLockedFilesOnly(t *testing.T) {
+	dir := t.TempDir()
+	other, err := os.Create(filepath.Join(dir, "other"))
+	require.NoError(t, err)
+	defer other.Close()
+	f, err := Create(filepath.Join(dir, "image"), 0, CreateOptions{})
+	require.NoError(t, err)
+	defer f.Close()
+	file, err := os.Stat(f.Path())
+	require.NoError(t, err)
+
+	asked := map[string]bool{}
+	stat := func(path string) (os.FileInfo, error) {
+		asked[path] = true
+		return os.Stat(path)
+	}
+	fd := func(n int) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n) }
+	require.Contains(t, holdersBy(stat, file, os.Getpid(), -1), fmt.Sprintf("(pid %d)", os.Getpid()))
+	require.True(t, asked[fd(f.fd())])
+	require.False(t, asked[fd(int(other.Fd()))])
+}
