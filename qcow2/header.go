@@ -54,6 +54,48 @@ func (im *Image) switchHeader(change func(*format.Header)) error {
 	return nil
 }
 
+// moveBackingName makes room for extensions behind those there are, where the
+// backing file's name stands: the name to the end of the first cluster, Sync, its
+// offset, Sync, zeroes in its old place, Sync: what stands behind the end mark must
+// not look like an extension. It returns the header then, nil if there is no room.
+func (im *Image) moveBackingName() (*format.Header, error) {
+	im.mu.Lock()
+	h := *im.header
+	im.mu.Unlock()
+	off, ok := h.RoomForBackingName()
+	if !ok {
+		return nil, nil
+	}
+	if _, err := im.file.WriteAt([]byte(h.BackingFile), off); err != nil {
+		return nil, fmt.Errorf("write backing file name: %w", err)
+	}
+	if err := im.syncUnless(false); err != nil {
+		return nil, err
+	}
+	sector := make([]byte, format.SectorSize)
+	if _, err := readFull(im.file, sector, 0); err != nil {
+		return nil, fmt.Errorf("read header: %w", err)
+	}
+	format.PutBackingOffset(sector, off)
+	if _, err := im.file.WriteAt(sector, 0); err != nil {
+		return nil, im.poison(fmt.Errorf("write header: %w", err))
+	}
+	if err := im.syncUnless(false); err != nil {
+		return nil, err
+	}
+	if _, err := im.file.WriteAt(make([]byte, len(h.BackingFile)), h.BackingOffset); err != nil {
+		return nil, fmt.Errorf("clear backing file name: %w", err)
+	}
+	if err := im.syncUnless(mutant.On("old-name-uncleared")); err != nil {
+		return nil, err
+	}
+	h.BackingOffset = off
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.header = &h
+	return &h, nil
+}
+
 // size of the virtual disk in bytes.
 func (im *Image) size() int64 { return im.diskSize.Load() }
 
@@ -75,7 +117,13 @@ func (im *Image) putExtension(t format.ExtensionType, data []byte) (bool, error)
 	}
 	off, b, ok := h.PlaceForExtension(t, data)
 	if !ok {
-		return false, nil
+		moved, err := im.moveBackingName()
+		if err != nil || moved == nil {
+			return false, err
+		}
+		if off, b, ok = moved.PlaceForExtension(t, data); !ok {
+			return false, nil
+		}
 	}
 	for _, part := range []struct{ from, to int }{{8, len(b)}, {0, 8}} {
 		if _, err := im.file.WriteAt(b[part.from:part.to], off+int64(part.from)); err != nil {

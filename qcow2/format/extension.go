@@ -75,8 +75,11 @@ func decodeExtensions(b []byte, at int64) (exts []Extension, end int64, err erro
 // mark, so they are to be written last. ok is false if there is no room.
 func (h *Header) PlaceForExtension(t ExtensionType, data []byte) (off int64, b []byte, ok bool) {
 	b = encodeExtensions([]Extension{{Type: t, Data: data}})
-	room := h.ClusterSize() - h.extensionsEnd
-	return h.extensionsEnd, b, h.extensionsEnd > 0 && h.BackingFile == "" && int64(len(b)) <= room
+	end := h.ClusterSize()
+	if h.BackingOffset > 0 {
+		end = h.BackingOffset
+	}
+	return h.extensionsEnd, b, h.extensionsEnd > 0 && int64(len(b)) <= end-h.extensionsEnd
 }
 
 // encodeExtensions is the reverse of decodeExtensions, the end mark included.

@@ -40,6 +40,7 @@ type Header struct {
 	CryptMethod     uint32
 	CompressionType uint8
 	BackingFile     string
+	BackingOffset   int64 // of the name in the image, 0 if there is none; set by coding
 
 	Incompatible, Compatible, Autoclear uint64
 
@@ -166,7 +167,7 @@ func (h *Header) decodeNames(b []byte) error {
 			return corrupt("backing_file_offset", 8, fmt.Sprintf("%d, length %d", off, n),
 				"a name of at most %d bytes behind the header and inside the first cluster", MaxBackingName)
 		}
-		h.BackingFile = string(b[off : off+n])
+		h.BackingFile, h.BackingOffset = string(b[off:off+n]), int64(off)
 		end = int64(off)
 	}
 	var err error
@@ -211,6 +212,21 @@ func (h *Header) CheckLayout(fileSize int64) error {
 		return corrupt("nb_snapshots", 60, h.Snapshots, "at most %d", MaxSnapshots)
 	}
 	return nil
+}
+
+// RoomForBackingName returns a place for the backing file's name at the end of
+// the first cluster, behind the one it has, so that extensions can be added. ok is
+// false if there is none.
+func (h *Header) RoomForBackingName() (off int64, ok bool) {
+	n := int64(len(h.BackingFile))
+	off = (h.ClusterSize() - n) &^ 7
+	return off, n > 0 && off >= h.BackingOffset+n
+}
+
+// PutBackingOffset writes where the backing file's name is into sector, the first
+// 512 bytes of an image.
+func PutBackingOffset(sector []byte, off int64) {
+	binary.BigEndian.PutUint64(sector[8:], uint64(off))
 }
 
 // Put writes the fixed fields of h into sector, the first 512 bytes of an
@@ -267,6 +283,7 @@ func (h *Header) Encode() ([]byte, error) {
 	}
 	copy(b[h.Length:], ext)
 	if h.BackingFile != "" {
+		h.BackingOffset = nameOff
 		binary.BigEndian.PutUint64(b[8:], uint64(nameOff))
 		binary.BigEndian.PutUint32(b[16:], uint32(len(h.BackingFile)))
 		copy(b[nameOff:], h.BackingFile)
