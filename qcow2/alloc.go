@@ -133,7 +133,7 @@ func (im *Image) startAllocator(ctx context.Context) error {
 		a.zeroFrom = max(end, im.geo.Clusters(size))
 	}
 	a.batch = max(2, min(minReserveBytes, im.opts.ReserveBytes)>>im.geo.ClusterBits)
-	a.bound = Bound(im.geo, im.header.Size) >> im.geo.ClusterBits
+	a.bound = im.bound(im.header.Size)
 	need := end << im.geo.ClusterBits
 	if size < need-im.geo.ClusterSize() {
 		return &format.CorruptError{What: "file (truncated? if it only leaks clusters, mend it with qemu-img check -r leaks)", Off: size,

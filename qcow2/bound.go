@@ -5,8 +5,8 @@ import "tidemark/qcow2/format"
 // Bound is the number of bytes that an image of this geometry and virtual size
 // needs when every cluster is allocated: header, L1 table, all L2 tables, all
 // data, the refcounts for all of it, and the room that growing a refcount table
-// takes while the old one still exists. Snapshots, bitmaps and VM state are not
-// in it; images that have them are not written yet.
+// takes while the old one still exists. What only snapshots own comes on top, at
+// most what the image had when the last of them was taken.
 func Bound(g format.Geometry, size int64) int64 {
 	cs := g.ClusterSize()
 	data := g.Clusters(size)
@@ -23,4 +23,14 @@ func Bound(g format.Geometry, size int64) int64 {
 		}
 		blocks, table = b, t
 	}
+}
+
+// bound is how many clusters the image needs at most when its disk is of that
+// size. Snapshots own at most what there was when the image was opened.
+func (im *Image) bound(size int64) int64 {
+	n := Bound(im.geo, size) >> im.geo.ClusterBits
+	if len(im.snapshots) > 0 {
+		n += im.alloc.openEnd
+	}
+	return n
 }

@@ -28,6 +28,9 @@ type Options struct {
 	// writes survive the death of the process; "" means none: then the tables
 	// that a write changes are written before it completes, which is slower.
 	RedoDir string
+	// DropRedo removes a ring that was left behind instead of replaying it; after
+	// a [DistrustError], when the host's cache of the file has been dropped.
+	DropRedo bool
 	// RedoSlots is how many changed entries the ring holds between two commits;
 	// 0 means 16,384, which is 512 KiB.
 	RedoSlots int

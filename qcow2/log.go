@@ -207,6 +207,9 @@ func (im *Image) redoLog() (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	if im.opts.DropRedo {
+		return false, r.Remove()
+	}
 	if r.Distrusted() {
 		return false, errors.Join(&DistrustError{}, r.Close())
 	}

@@ -40,16 +40,16 @@ func (im *Image) reserve(f *fill) error {
 		if err := im.usable(true); err != nil {
 			return err
 		}
-		n, grows, seen := im.planBatch()
+		n, tight, seen := im.planBatch()
 		if !f.fresh || retried {
-			runs, err := im.findFree(n, grows && retried)
+			runs, err := im.findFree(n, tight && retried)
 			if err != nil {
 				return err
 			}
 			if len(runs) > 0 {
 				return im.recycle(runs)
 			}
-			if grows && im.hasGone() {
+			if tight && im.hasGone() {
 				// What was discarded becomes free with a commit, when the
 				// requests that may know it have ended.
 				if err := im.commit(); err != nil {
@@ -83,9 +83,11 @@ func (im *Image) nearBound() bool {
 }
 
 // planBatch decides how many clusters to reserve, and whether that many make
-// the file larger; frees is the allocator's count of this moment. The batch
-// doubles while it is used up within half a second and halves when it lasts.
-func (im *Image) planBatch() (n int64, grows bool, frees uint64) {
+// the file larger or the image larger than it ever needs to be: then free clusters
+// are looked for everywhere first. frees is the allocator's count of this moment.
+// The batch doubles while it is used up within half a second and halves when it
+// lasts.
+func (im *Image) planBatch() (n int64, tight bool, frees uint64) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	a := &im.alloc
@@ -99,7 +101,7 @@ func (im *Image) planBatch() (n int64, grows bool, frees uint64) {
 		a.batch = max(a.batch/2, least)
 	}
 	n = min(a.batch, max(a.bound-a.end, 2))
-	return n, (a.end+n)*cs > im.file.Size(), a.frees
+	return n, (a.end+n)*cs > im.file.Size() || a.end+n > a.bound, a.frees
 }
 
 // findFree looks for up to want clusters below the image's end whose count is

@@ -68,7 +68,7 @@ func (im *Image) growNow(ctx context.Context, size int64) error {
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	im.alloc.bound = Bound(im.geo, size) >> im.geo.ClusterBits
+	im.alloc.bound = im.bound(size)
 	return nil
 }
 

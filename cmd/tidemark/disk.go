@@ -48,6 +48,7 @@ type disk struct {
 	spec  diskSpec
 	image *qcow2.Image
 	file  block.File // below the image
+	host  *hostfile.File
 	thin  *thin.File // file, if it is a volume that may grow; else nil
 	path  string
 	// patience is what the volume's pool says; 0: nothing.
@@ -64,7 +65,7 @@ func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 	if err := d.openFile(ctx); err != nil {
 		return nil, err
 	}
-	image, err := qcow2.Open(ctx, d.file, qcow2.Options{
+	image, err := d.openImage(ctx, qcow2.Options{
 		RedoDir:  redoDir(),
 		ReadOnly: spec.ReadOnly, IgnoreDiscard: spec.IgnoreDiscard, Logger: spec.Log,
 	})
@@ -98,6 +99,7 @@ func (d *disk) openFile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.host = file
 	d.file = file
 	if handle != nil && !d.spec.ReadOnly {
 		d.thin = thin.New(file, handle, thin.Options{

@@ -172,6 +172,23 @@ func (f *File) Info() block.FileInfo {
 	}
 }
 
+// DropCache drops the host's cache of the file, so that reads return what the
+// storage holds. After a failed sync the cache may hold what was never written.
+func (f *File) DropCache() error {
+	if err := f.notClosed("drop cache"); err != nil {
+		return err
+	}
+	// What is dirty is not dropped, so it is written first.
+	err := unix.Fdatasync(int(f.f.Fd()))
+	if err == nil {
+		err = unix.Fadvise(int(f.f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	}
+	if err != nil {
+		return f.failed("drop cache", err)
+	}
+	return nil
+}
+
 // Close closes the file and so gives up its lock. It does not sync.
 func (f *File) Close() error {
 	if err := f.f.Close(); err != nil {

@@ -1,0 +1,33 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"tidemark/qcow2"
+)
+
+// openImage opens the image in d.file. If a sync of it failed since the host was
+// booted, the host's cache may hold what the storage does not: it is dropped first,
+// and the image checked as the storage has it (rule 13).
+func (d *disk) openImage(ctx context.Context, o qcow2.Options) (*qcow2.Image, error) {
+	image, err := qcow2.Open(ctx, d.file, o)
+	var distrust *qcow2.DistrustError
+	if !errors.As(err, &distrust) {
+		return image, err
+	}
+	d.spec.Log.Warn("a sync of the image failed since the host was booted: dropping the host's cache of it and checking it", "image", d.path)
+	if err := d.host.DropCache(); err != nil {
+		return nil, err
+	}
+	r, err := qcow2.Check(ctx, d.file, qcow2.CheckOptions{})
+	if err != nil {
+		return nil, err
+	}
+	if r.Corruptions+r.CheckErrors > 0 {
+		return nil, fmt.Errorf("the image was damaged when a sync failed: %d corruptions, %d places that cannot be read; mend it with qemu-img check -r all", r.Corruptions, r.CheckErrors)
+	}
+	o.DropRedo = true
+	return qcow2.Open(ctx, d.file, o)
+}

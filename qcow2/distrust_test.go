@@ -1,0 +1,48 @@
+package qcow2_test
+
+import (
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/block"
+	"tidemark/internal/simdisk"
+	"tidemark/qcow2"
+)
+
+// TestFailedSyncIsRemembered: after a failed sync reads return what the storage may
+// not have. The next process in the same boot does not build on that: it opens the
+// image when the cache has been dropped, with what was flushed, and not with what
+// the ring says.
+func TestFailedSyncIsRemembered(t *testing.T) {
+	ctx := t.Context()
+	d := newDisk(t, qcow2.CreateOptions{Size: 1 << 20})
+	o := qcow2.Options{RedoDir: t.TempDir()}
+	im, err := qcow2.Open(ctx, d, o)
+	require.NoError(t, err)
+	require.NoError(t, im.WriteAt(ctx, []byte{1}, 0, 0))
+	require.NoError(t, im.Flush(ctx))
+	require.NoError(t, im.WriteAt(ctx, []byte{2}, 1<<16, 0))
+	d.FailSync(syscall.EIO, simdisk.DropAll)
+	require.ErrorIs(t, im.Flush(ctx), syscall.EIO)
+	require.ErrorIs(t, im.Close(), syscall.EIO)
+
+	var distrust *qcow2.DistrustError
+	_, err = qcow2.Open(ctx, d, o)
+	require.ErrorAs(t, err, &distrust)
+	_, err = qcow2.Open(ctx, d, o)
+	require.ErrorAs(t, err, &distrust, "asking again does not mend it")
+	d.Evict()
+	o.DropRedo = true
+	im, err = qcow2.Open(ctx, d, o)
+	require.NoError(t, err)
+	got := make([]byte, 1)
+	require.NoError(t, im.ReadAt(ctx, got, 0, 0))
+	require.Equal(t, byte(1), got[0], "it was flushed")
+	require.NoError(t, im.ReadAt(ctx, got, 1<<16, 0))
+	require.Zero(t, got[0], "the sync that failed had lost it")
+	require.NoError(t, im.WriteAt(ctx, []byte{3}, 1<<17, block.FUA))
+	require.NoError(t, im.Close())
+	requireClean(t, d)
+}
