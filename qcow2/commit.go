@@ -86,7 +86,7 @@ func (im *Image) commitOnce() error {
 	gone := im.gone
 	im.gone = nil
 	im.mu.Unlock()
-	upTo, logged := im.completed.Load(), im.logHead()
+	upTo := im.completed.Load()
 	steps.At("C1")
 	if mutant.On("discard-before-unlink") {
 		im.discard(gone)
@@ -96,13 +96,10 @@ func (im *Image) commitOnce() error {
 		gone = nil
 		_ = im.reapNow()
 	}
-	if mutant.On("ring-trimmed-early") {
-		im.trimLog(logged)
-	}
 	if err := im.pushTables(true); err != nil {
 		return err
 	}
-	if err := im.writeRefcounts(); err != nil {
+	if err := im.writeRefcounts(false); err != nil {
 		return im.poison(err)
 	}
 	if err := im.syncUnless(mutant.On("commit-unsynced")); err != nil {
@@ -122,7 +119,6 @@ func (im *Image) commitOnce() error {
 	steps.At("C4")
 	im.durable.Store(upTo) // commits are one at a time, so it only rises
 	im.lastCommit.Store(im.dirty.commits.Load())
-	im.trimLog(logged)
 	im.part(gone)
 	return nil
 }
@@ -171,21 +167,29 @@ func (im *Image) stopCommits() {
 }
 
 // throttled reports whether so many tables are dirty that a writer should wait
-// for a commit; it begins one long before.
+// until they are written; that begins long before.
 func (im *Image) throttled() bool {
 	n := im.dirty.count.Load()
 	most := int64(im.tab.max) / 2
-	if n < most/2 {
-		return false
-	}
-	if im.kicked.CompareAndSwap(false, true) && im.startTask() {
-		go func() {
-			defer im.tasks.Done()
-			defer im.kicked.Store(false)
-			_ = im.commit()
-		}()
+	if n >= most/2 {
+		im.pushSoon()
 	}
 	return n >= most
+}
+
+// pushSoon has the dirty tables written in the background.
+func (im *Image) pushSoon() {
+	if im.pushing.Load() || !im.pushing.CompareAndSwap(false, true) {
+		return
+	}
+	if !im.startTask() {
+		return
+	}
+	go func() {
+		defer im.tasks.Done()
+		defer im.pushing.Store(false)
+		_ = im.pushTables(false) // an error poisons, and the next request says so
+	}()
 }
 
 // throttle waits while too many tables are dirty. Its caller holds nothing.
@@ -193,7 +197,7 @@ func (im *Image) throttle() error {
 	if !im.throttled() {
 		return nil
 	}
-	return im.commit()
+	return im.pushTables(false)
 }
 
 // startTask begins a task that Close waits for, unless the image is closed.

@@ -123,7 +123,7 @@ type Image struct {
 	// barrier: data was written that an entry in memory names and no Sync
 	// covers; the entry must not be written before one.
 	barrier     atomic.Bool
-	kicked      atomic.Bool // a commit was begun because too much is dirty
+	pushing     atomic.Bool // tables are written in the background
 	commitArmed atomic.Bool // a commit will begin by itself
 
 	allocating semaphore // see the package comment

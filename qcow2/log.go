@@ -24,7 +24,8 @@ import (
 //	L1  write the number, Sync; make the ring; set the bit, Sync
 //	L2  every change of an entry or of the L1 table is stored in the ring
 //	    before the request completes
-//	L3  a commit that has written it trims the ring
+//	L3  what has been written to the tables in the file, synced or not, is
+//	    trimmed from the ring
 //	L4  closing clears the bit, Sync, and removes the ring
 //
 // A record is the state of an entry after a change. Only the last one for an
@@ -46,11 +47,14 @@ const (
 const recordKindShift = 56
 
 // startChange begins a change of at most n entries and a table; false: the ring
-// is full, and a commit will make room.
+// is full, and writing the tables will make room.
 func (im *Image) startChange(n int64) (change, bool) {
 	r := im.ring.Load()
 	if r == nil {
 		return change{}, true
+	}
+	if r.Crowded() {
+		im.pushSoon()
 	}
 	room := int(min(n+1, int64(max(r.Slots()/4, 3))))
 	return change{ring: r, room: room}, r.Reserve(room)
@@ -63,7 +67,7 @@ func (im *Image) waitChange(n int64) (change, error) {
 		if ok {
 			return c, nil
 		}
-		if err := im.commit(); err != nil {
+		if err := im.pushTables(false); err != nil {
 			return c, err
 		}
 	}
@@ -116,7 +120,7 @@ func (im *Image) logHead() uint64 {
 	return 0
 }
 
-// trimLog forgets what a commit has written.
+// trimLog forgets what has been written. Its caller holds tableIO.
 func (im *Image) trimLog(upTo uint64) {
 	if r := im.ring.Load(); r != nil {
 		r.Trim(upTo)

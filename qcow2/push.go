@@ -6,7 +6,6 @@ import (
 	"runtime"
 	"slices"
 
-	"tidemark/internal/block"
 	"tidemark/internal/mutant"
 	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
@@ -18,10 +17,10 @@ type staged struct {
 	data []byte
 }
 
-func writeStaged(f block.File, writes []staged) error {
+func writeStaged(write func(p []byte, off int64) (int, error), writes []staged) error {
 	slices.SortFunc(writes, func(a, b staged) int { return cmp.Compare(a.off, b.off) })
 	for _, w := range writes {
-		if _, err := f.WriteAt(w.data, w.off); err != nil {
+		if _, err := write(w.data, w.off); err != nil {
 			return err
 		}
 	}
@@ -37,9 +36,10 @@ type push struct {
 }
 
 // pushTables writes the dirty L2 slices and L1 sectors, without a Sync behind
-// them (C2, C3; W4, D2 where there is no ring). One at a time, so that an older
-// copy never overwrites a newer one; whoever had to wait may find that his changes
-// were written by the one before him. commits says that this begins a commit.
+// them (C2, C3; W4, D2 where there is no ring). What it wrote is in the host's
+// cache and need not be in the ring any more. One at a time, so that an older copy
+// never overwrites a newer one; whoever had to wait may find that his changes were
+// written by the one before him. commits says that this begins a commit.
 func (im *Image) pushTables(commits bool) error {
 	im.tableIO.Lock()
 	defer im.tableIO.Unlock()
@@ -48,6 +48,10 @@ func (im *Image) pushTables(commits bool) error {
 
 // pushTablesLocked needs tableIO.
 func (im *Image) pushTablesLocked(commits bool) error {
+	logged := im.logHead()
+	if mutant.On("ring-trimmed-early") {
+		im.trimLog(logged)
+	}
 	p := im.stage(commits)
 	if err := im.writePush(p); err != nil && !mutant.On("table-write-error-ignored") {
 		// The slices stay as they are, so that reads go on to find them.
@@ -59,6 +63,7 @@ func (im *Image) pushTablesLocked(commits bool) error {
 		s.mu.Unlock()
 	}
 	im.dirty.count.Add(-int64(len(p.slices)))
+	im.trimLog(logged)
 	return nil
 }
 
@@ -107,7 +112,7 @@ func (im *Image) writePush(p *push) error {
 		barrier = false
 	}
 	if len(p.whole) > 0 {
-		if err := writeStaged(im.file, p.whole); err != nil {
+		if err := writeStaged(im.file.WriteAt, p.whole); err != nil {
 			return err
 		}
 		barrier = !mutant.On("copied-table-unsynced")
@@ -118,11 +123,11 @@ func (im *Image) writePush(p *push) error {
 			return fmt.Errorf("sync: %w", err)
 		}
 	}
-	if err := writeStaged(im.file, p.tables); err != nil {
+	if err := writeStaged(im.file.WriteAt, p.tables); err != nil {
 		return err
 	}
 	steps.At("C3")
-	return writeStaged(im.file, p.l1)
+	return writeStaged(im.file.WriteAt, p.l1)
 }
 
 // stageL1Locked copies the dirty sectors of the L1 table. Its caller holds tab.mu.

@@ -119,15 +119,19 @@ func (im *Image) setRefcountsLocked(r run, v uint64) error {
 	return nil
 }
 
-// writeRefcounts writes the dirty slices, without a Sync. One at a time, so
-// that an older copy never overwrites a newer one.
-func (im *Image) writeRefcounts() error {
+// writeRefcounts writes the dirty slices, each durably if that is asked for. One at
+// a time, so that an older copy never overwrites a newer one.
+func (im *Image) writeRefcounts(durable bool) error {
 	im.refcountIO.Lock()
 	defer im.refcountIO.Unlock()
 	im.refs.mu.Lock()
 	writes, finish := im.refs.slices.stage()
 	im.refs.mu.Unlock()
-	err := writeStaged(im.file, writes)
+	write := im.file.WriteAt
+	if durable {
+		write = im.file.WriteAtSync
+	}
+	err := writeStaged(write, writes)
 	im.refs.mu.Lock()
 	finish(err)
 	im.refs.mu.Unlock()
@@ -145,7 +149,7 @@ func (im *Image) addBlock(b, c int64) error {
 	data := make([]byte, cs)
 	if c/per == b {
 		format.SetRefcount(data, im.geo.RefcountOrder, int(c%per), 1)
-	} else if err := im.countRun(run{at: c, n: 1}); err != nil {
+	} else if err := im.countRun(run{at: c, n: 1}, false); err != nil {
 		return err
 	}
 	if _, err := im.file.WriteAt(data, c*cs); err != nil {
@@ -185,14 +189,14 @@ func (im *Image) addBlock(b, c int64) error {
 	return nil
 }
 
-// countRun sets the counts of r to 1, in memory and on disk, without a Sync. If
-// there is no space for that, nothing has changed.
-func (im *Image) countRun(r run) error {
+// countRun sets the counts of r to 1, in memory and on disk, durably if that is
+// asked for. If there is no space for that, nothing has changed.
+func (im *Image) countRun(r run, durable bool) error {
 	im.refs.mu.Lock()
 	err := im.setRefcountsLocked(r, 1)
 	im.refs.mu.Unlock()
 	if err == nil {
-		err = im.writeRefcounts()
+		err = im.writeRefcounts(durable)
 	}
 	if err != nil {
 		im.refs.mu.Lock()
@@ -244,7 +248,7 @@ func (im *Image) buildRefcountTable(table []format.RefcountTableEntry, old run, 
 		}
 		if data := blocks[table[i].Offset()/cs]; data != nil {
 			format.SetRefcount(data, im.geo.RefcountOrder, int(c%per), 1)
-		} else if err := im.countRun(run{at: c, n: 1}); err != nil {
+		} else if err := im.countRun(run{at: c, n: 1}, false); err != nil {
 			return im.uncount(counted, err)
 		} else {
 			counted = appendRun(counted, run{at: c, n: 1})

@@ -180,7 +180,7 @@ func (im *Image) makeReady(runs []run, tables int64, zero bool) error {
 	}
 	// Tables are written out, whatever reads zero there: a storage that keeps
 	// zeroes as holes would set nothing aside for them.
-	if err := im.writeZeroTables(runs, tables); err != nil {
+	if err := im.writeZeroTables(runs, tables, zero); err != nil {
 		return err
 	}
 	for _, r := range runs {
@@ -192,16 +192,7 @@ func (im *Image) makeReady(runs []run, tables int64, zero bool) error {
 		}
 	}
 	steps.At("R4")
-	for i, r := range runs {
-		if mutant.On("reserved-uncounted") {
-			break
-		}
-		if err := im.countRun(r); err != nil {
-			return im.fatalUnlessNoSpace(im.uncount(runs[:i], err))
-		}
-	}
-	steps.At("R5")
-	if err := im.syncUnless(mutant.On("reservation-unsynced")); err != nil {
+	if err := im.countReserved(runs, zero); err != nil {
 		return err
 	}
 	im.mu.Lock()
@@ -219,14 +210,36 @@ func (im *Image) makeReady(runs []run, tables int64, zero bool) error {
 	return nil
 }
 
+// countReserved is R5. Where the clusters read zero durably already, only the
+// counts need a sync, and not all that is dirty in the file.
+func (im *Image) countReserved(runs []run, zero bool) error {
+	for i, r := range runs {
+		if mutant.On("reserved-uncounted") {
+			break
+		}
+		if err := im.countRun(r, zero && !mutant.On("reservation-unsynced")); err != nil {
+			return im.fatalUnlessNoSpace(im.uncount(runs[:i], err))
+		}
+	}
+	steps.At("R5")
+	return im.syncUnless(zero || mutant.On("reservation-unsynced"))
+}
+
 // writeZeroTables writes zeroes into the first n clusters of the first run.
-func (im *Image) writeZeroTables(runs []run, n int64) error {
+func (im *Image) writeZeroTables(runs []run, n int64, durable bool) error {
 	cs := im.geo.ClusterSize()
-	for c := range n {
-		for off := int64(0); off < cs; off += int64(len(zeroes)) {
-			if _, err := im.file.WriteAt(zeroes[:min(int64(len(zeroes)), cs-off)], (runs[0].at+c)*cs+off); err != nil {
-				return im.fatalUnlessNoSpace(fmt.Errorf("write empty L2 tables: %w", err))
-			}
+	for off, end := runs[0].at*cs, (runs[0].at+n)*cs; off < end; off += int64(len(zeroes)) {
+		p := zeroes[:min(int64(len(zeroes)), end-off)]
+		_, err := im.file.WriteAt(p, off)
+		if err != nil {
+			return im.fatalUnlessNoSpace(fmt.Errorf("write empty L2 tables: %w", err))
+		}
+		// There is space for it now; a lack of it would be final from here on.
+		if durable {
+			_, err = im.file.WriteAtSync(p, off)
+		}
+		if err != nil {
+			return im.poison(fmt.Errorf("write empty L2 tables: %w", err))
 		}
 	}
 	return nil
@@ -438,7 +451,7 @@ func (im *Image) giveBack() error {
 		_ = im.file.Shrink(context.Background(), im.file.Size(), end)
 	}
 	if err == nil {
-		err = im.writeRefcounts()
+		err = im.writeRefcounts(false)
 	}
 	if _, has := im.header.FindExtension(format.ExtReserved); err == nil && has {
 		im.listed = nil

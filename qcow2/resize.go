@@ -184,7 +184,7 @@ func (im *Image) countAtEnd(ctx context.Context, r run) error {
 	if err := im.growFile(ctx, r); err != nil {
 		return err
 	}
-	if err := im.countRun(r); err != nil {
+	if err := im.countRun(r, false); err != nil {
 		return im.fatalUnlessNoSpace(err)
 	}
 	if err := im.file.Sync(); err != nil {

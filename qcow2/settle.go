@@ -236,7 +236,7 @@ func (im *Image) convict() error {
 	im.freedLocked()
 	im.mu.Unlock()
 	im.log.Info("gave back what a writer that died had reserved", "bytes", freed<<im.geo.ClusterBits)
-	if err := im.writeRefcounts(); err != nil {
+	if err := im.writeRefcounts(false); err != nil {
 		return im.fatalUnlessNoSpace(err)
 	}
 	return im.fatalUnlessNoSpace(im.listReserved(nil))

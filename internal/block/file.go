@@ -70,8 +70,8 @@ type FileInfo struct {
 	// TearUnit is the largest aligned unit in bytes that a power cut leaves
 	// old or new but never mixed.
 	TearUnit int
-	// FreshZero says that space which Grow adds reads zero, and does so
-	// durably once a Sync that began after the Grow has succeeded.
+	// FreshZero says that space which Grow adds reads zero, durably when Grow
+	// returns.
 	FreshZero bool
 	// ZeroCheap says that WriteZeroes costs about one system call whatever
 	// its length.

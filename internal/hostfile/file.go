@@ -30,8 +30,15 @@ type File struct {
 
 	resizeMu sync.Mutex // one Grow or Shrink at a time
 
-	syncMu  sync.Mutex // one sync at a time; guards syncErr
-	syncErr error      // the first failed sync; final
+	syncMu  sync.Mutex            // one sync at a time
+	syncErr atomic.Pointer[error] // the first failed sync; final
+
+	// durable is a descriptor of its own for durable writes. The kernel reports a
+	// failed write once for each descriptor, so a durable write need not wait for
+	// a sync to end, nor a sync for it, lest one of them takes the other's error.
+	durable    *os.File
+	durableRaw syscall.RawConn
+	durableMu  sync.Mutex // one durable write at a time
 
 	zeroCheap bool // fixed at open
 }
@@ -86,14 +93,14 @@ func (f *File) WriteAtSync(p []byte, off int64) (int, error) {
 	if err := f.mayWrite("write", off, int64(len(p))); err != nil {
 		return 0, err
 	}
-	f.syncMu.Lock()
-	defer f.syncMu.Unlock()
-	if f.syncErr != nil {
-		return 0, f.syncErr
+	f.durableMu.Lock()
+	defer f.durableMu.Unlock()
+	if err := f.syncErr.Load(); err != nil {
+		return 0, *err
 	}
 	n, err := f.writeDsync(p, off)
 	if err != nil {
-		return n, f.latchLocked("write durably", err)
+		return n, f.latch("write durably", err)
 	}
 	return n, nil
 }
@@ -103,7 +110,7 @@ func (f *File) WriteAtSync(p []byte, off int64) (int, error) {
 func (f *File) writeDsync(p []byte, off int64) (n int, err error) {
 	for n < len(p) && !f.noDsync.Load() {
 		var m int
-		err := f.control(func(fd int) (err error) {
+		err := control(f.durableRaw, func(fd int) (err error) {
 			m, err = unix.Pwritev2(fd, [][]byte{p[n:]}, off+int64(n), unix.RWF_DSYNC)
 			return err
 		})
@@ -120,10 +127,10 @@ func (f *File) writeDsync(p []byte, off int64) (n int, err error) {
 	if !f.noDsync.Load() {
 		return n, nil
 	}
-	if n, err = f.f.WriteAt(p, off); err != nil {
+	if n, err = f.durable.WriteAt(p, off); err != nil {
 		return n, err
 	}
-	return n, f.control(unix.Fdatasync)
+	return n, control(f.durableRaw, unix.Fdatasync)
 }
 
 // Size is described at block.File.
@@ -141,24 +148,28 @@ func (f *File) Sync() error {
 func (f *File) syncAs(call func(fd int) error) error {
 	f.syncMu.Lock()
 	defer f.syncMu.Unlock()
-	if f.syncErr != nil {
-		return f.syncErr
+	if err := f.syncErr.Load(); err != nil {
+		return *err
 	}
 	if err := f.control(call); err != nil {
-		return f.latchLocked("sync", err)
+		return f.latch("sync", err)
+	}
+	if err := f.syncErr.Load(); err != nil {
+		return *err // a durable write has failed meanwhile
 	}
 	return nil
 }
 
-// latchLocked keeps the first error of a sync for ever: what it lost cannot be
-// known, and the kernel will not report it a second time.
-func (f *File) latchLocked(op string, err error) error {
+// latch keeps the first error of a sync for ever: what it lost cannot be known,
+// and the kernel will not report it a second time.
+func (f *File) latch(op string, err error) error {
 	err = f.failed(op, err)
-	if !errors.Is(err, block.ErrClosed) {
-		f.syncErr = fmt.Errorf("%w; written data may be lost, the file takes no more syncs until it is checked and reopened", err)
-		return f.syncErr
+	if errors.Is(err, block.ErrClosed) {
+		return err
 	}
-	return err
+	err = fmt.Errorf("%w; written data may be lost, the file takes no more syncs until it is checked and reopened", err)
+	f.syncErr.CompareAndSwap(nil, &err)
+	return *f.syncErr.Load()
 }
 
 // Info is described at block.File.
@@ -179,9 +190,9 @@ func (f *File) DropCache() error {
 		return err
 	}
 	// What is dirty is not dropped, so it is written first.
-	err := unix.Fdatasync(int(f.f.Fd()))
+	err := f.control(unix.Fdatasync)
 	if err == nil {
-		err = unix.Fadvise(int(f.f.Fd()), 0, 0, unix.FADV_DONTNEED)
+		err = f.control(func(fd int) error { return unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED) })
 	}
 	if err != nil {
 		return f.failed("drop cache", err)
@@ -191,7 +202,11 @@ func (f *File) DropCache() error {
 
 // Close closes the file and so gives up its lock. It does not sync.
 func (f *File) Close() error {
-	if err := f.f.Close(); err != nil {
+	err := f.f.Close()
+	if f.durable != nil {
+		err = errors.Join(err, f.durable.Close())
+	}
+	if err != nil {
 		return f.failed("close", err)
 	}
 	return nil
@@ -224,10 +239,12 @@ func (f *File) failed(op string, err error) error {
 	return fmt.Errorf("%s %s: %w", op, f.path, noSpace(err))
 }
 
-// control runs a system call on the descriptor, again when a signal interrupts it.
-func (f *File) control(call func(fd int) error) error {
+func (f *File) control(call func(fd int) error) error { return control(f.raw, call) }
+
+// control runs a system call on a descriptor, again when a signal interrupts it.
+func control(raw syscall.RawConn, call func(fd int) error) error {
 	var err error
-	cerr := f.raw.Control(func(fd uintptr) {
+	cerr := raw.Control(func(fd uintptr) {
 		_, err = retry(func() (struct{}, error) { return struct{}{}, call(int(fd)) })
 	})
 	if cerr != nil {

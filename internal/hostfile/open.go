@@ -115,7 +115,7 @@ func newFile(osf *os.File, path string, o Options) (*File, error) {
 	}
 	f.size.Store(st.Size())
 	f.probeZeroes()
-	return f, nil
+	return f, f.openDurable()
 }
 
 // reset makes the file empty, then size bytes long, and both durable.
@@ -176,4 +176,19 @@ func notRegular(path string, mode fs.FileMode) error {
 		kind = "a block device"
 	}
 	return fmt.Errorf("open %s: expected a regular file, found %s", path, kind)
+}
+
+// openDurable opens the descriptor for durable writes. The name may stand for
+// another file by now; the descriptor does not.
+func (f *File) openDurable() error {
+	if f.readOnly {
+		return nil
+	}
+	return f.control(func(fd int) (err error) {
+		if f.durable, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDWR, 0); err != nil {
+			return err
+		}
+		f.durableRaw, err = f.durable.SyscallConn()
+		return err
+	})
 }

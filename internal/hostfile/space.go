@@ -4,6 +4,7 @@ package hostfile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -99,11 +100,30 @@ func (f *File) extendLocked(need, want int64) (int64, error) {
 	if err != nil {
 		return f.size.Load(), fmt.Errorf("to %d bytes: %w", size, f.failed("grow", err))
 	}
-	if err := f.syncAs(unix.Fsync); err != nil {
-		return f.size.Load(), err // nobody may use what is not durable
+	// Nobody may use what is not durable. A durable write of the last byte makes
+	// the length durable, and does not wait for what else is dirty in the file.
+	if err := f.syncLength(size); err != nil {
+		return f.size.Load(), err
 	}
 	f.size.Store(size)
 	return size, nil
+}
+
+// syncLength makes the file's length durable.
+func (f *File) syncLength(size int64) error {
+	f.durableMu.Lock()
+	_, err := f.writeDsync([]byte{0}, size-1)
+	f.durableMu.Unlock()
+	switch err := noSpace(err); {
+	case err == nil:
+		if err := f.syncErr.Load(); err != nil {
+			return *err
+		}
+		return nil
+	case errors.Is(err, block.ErrNoSpace): // not even for a byte, but for a length
+		return f.syncAs(unix.Fsync)
+	}
+	return f.latch("grow", err)
 }
 
 // Shrink is described at block.File.

@@ -31,6 +31,7 @@ func (r *Ring) Release(int)      {}
 func (r *Ring) Append(Record)    {}
 func (r *Ring) Head() uint64     { return 0 }
 func (r *Ring) Trim(uint64)      {}
+func (r *Ring) Crowded() bool    { return false }
 func (r *Ring) Slots() int       { return 0 }
 func (r *Ring) Distrust()        {}
 func (r *Ring) Distrusted() bool { return false }

@@ -218,6 +218,9 @@ func (r *Ring) Trim(upTo uint64) {
 	r.used.Add(-int64(upTo - tail))
 }
 
+// Crowded reports whether more than half of the slots are in use.
+func (r *Ring) Crowded() bool { return r.used.Load() > int64(r.slots)/2 }
+
 // Slots is how many records there is room for.
 func (r *Ring) Slots() int { return int(r.slots) }
 

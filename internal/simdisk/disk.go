@@ -143,16 +143,10 @@ func (d *Disk) Grow(_ context.Context, need, want int64) (int64, error) {
 func (d *Disk) growLocked(size int64) {
 	old := d.size
 	d.size = size
-	d.durable.addForeign(old, size)
 	if d.opts.Foreign {
+		d.durable.addForeign(old, size)
 		d.current.addForeign(old, size)
-		return
 	}
-	op := Op{Kind: Fresh, Off: old, Len: size - old}
-	if i := old / pageSize; old%pageSize != 0 {
-		op.after = []pageAfter{{i, d.current.page(i)}}
-	}
-	d.pushLocked(op)
 }
 
 // Shrink is described at block.File.

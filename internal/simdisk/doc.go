@@ -20,12 +20,12 @@
 //	WriteZeroes   per sector         old | zero
 //	Discard       per sector         old | zero or foreign (Options.DiscardForeign)
 //	WriteAtSync   no: always kept    written; earlier pending writes stay pending
-//	Grow: size    no                 the new size
-//	Grow: space   one decision       foreign | zero, until a Sync that began later
+//	Grow          no                 the new size; the space reads zero or foreign
 //	Shrink        no                 the new size
 //
-// Grow makes nothing but the size durable, although a file system's fsync would:
-// nobody may rely on more than the seam promises. Foreign bytes ([ForeignTag])
+// Grow makes nothing but the size durable, and zeroes where fresh space reads zero,
+// although a file system's fsync would: nobody may rely on more than the seam
+// promises. Foreign bytes ([ForeignTag])
 // stand for another tenant's data on recycled space; they must never be read by
 // a guest.
 //

@@ -12,13 +12,10 @@ const (
 	Write Kind = iota + 1
 	Zeroes
 	Discard
-	// Fresh is the space that a Grow added: kept, it reads zero, dropped, it
-	// is another tenant's. It is decided as a whole, with its first sector.
-	Fresh
 )
 
 func (k Kind) String() string {
-	return [...]string{"nothing", "write", "zeroes", "discard", "fresh"}[k]
+	return [...]string{"nothing", "write", "zeroes", "discard"}[k]
 }
 
 // An Op is an operation that is pending: no successful Sync has covered it.
@@ -29,7 +26,7 @@ type Op struct {
 	// FUA: a WriteAtSync that has returned. It is durable, Keep is not asked.
 	FUA bool
 
-	after []pageAfter // not for Fresh, except for a page it shares
+	after []pageAfter
 }
 
 // pageAfter is a page as it read after an operation.
@@ -68,12 +65,6 @@ func (o Op) applyTo(im *image, keep Keep) {
 	if o.FUA {
 		keep = KeepAll
 	}
-	if o.Kind == Fresh {
-		if keep(o, o.Off/SectorSize) {
-			o.applyFresh(im)
-		}
-		return
-	}
 	first, end := o.Sectors()
 	for _, a := range o.after {
 		base := a.index * sectorsPerPage
@@ -88,14 +79,6 @@ func (o Op) applyTo(im *image, keep Keep) {
 			}
 			s = run + 1
 		}
-	}
-}
-
-func (o Op) applyFresh(im *image) {
-	im.dropForeign(o.Off, o.Off+o.Len)
-	for _, a := range o.after {
-		from := o.Off - a.index*pageSize
-		im.setBytes(a.index, from, min(from+o.Len, pageSize), zeroPage)
 	}
 }
 
