@@ -182,8 +182,9 @@ func (im *Image) eraseSome(ctx context.Context, gc, end, limit int64, e erasure)
 	}
 	next, act, p, m, err := im.eraseInSlice(gc, end, e, &ch)
 	if err == nil && act == actInPlace {
-		err = im.file.WriteZeroes(p.host, im.geo.ClusterSize())
-		next++
+		if err = im.file.WriteZeroes(p.host, im.geo.ClusterSize()); err == nil {
+			next++
+		}
 	}
 	im.grace.leave(t)
 	if ferr := im.finish(&ch); err == nil {
