@@ -210,24 +210,37 @@ func (im *Image) redoLog() (bool, error) {
 	if r.Distrusted() {
 		return false, errors.Join(&DistrustError{}, r.Close())
 	}
+	im.ring.Store(r) // so that what poisons from here on is noted in it
 	todo, err := im.planReplay(records)
-	if err != nil {
+	var other *misfitError
+	if errors.As(err, &other) {
 		im.log.Warn("the redo ring does not fit the image, which somebody else has changed; what was completed and not flushed may be lost", "error", err)
+		im.ring.Store(nil)
 		return false, r.Remove()
 	}
-	err = im.replay(todo)
+	if err == nil {
+		err = im.replay(todo)
+	}
 	if err == nil {
 		err = im.commit()
 	}
 	if err != nil {
-		return false, errors.Join(fmt.Errorf("replay what a process that died had completed: %w", err), r.Close())
+		im.leaveLog()
+		return false, fmt.Errorf("replay what a process that died had completed: %w", err)
 	}
 	r.Trim(r.Head())
-	im.ring.Store(r)
 	im.logTried = true
 	im.log.Info("replayed what a process that died had completed", "records", len(records))
 	return true, nil
 }
+
+// A misfitError says that a ring is not of the image as it is. Other errors while
+// it is replayed say nothing about it, and leave it to the next opening.
+type misfitError struct{ what string }
+
+func (e *misfitError) Error() string { return e.what }
+
+func misfit(format string, args ...any) error { return &misfitError{fmt.Sprintf(format, args...)} }
 
 // A replayPlan is the last state of every L1 and L2 entry that a ring has.
 type replayPlan struct {
@@ -247,12 +260,12 @@ func (im *Image) planReplay(records []redo.Record) (replayPlan, error) {
 		case recordEntry:
 			p.entries[a] = format.L2Pair{Entry: format.L2Entry(r.B), Sub: format.Subclusters(r.C)}
 		default:
-			return p, fmt.Errorf("record of kind %d: expected %d or %d", r.A>>recordKindShift, recordEntry, recordTable)
+			return p, misfit("record of kind %d: expected %d or %d", r.A>>recordKindShift, recordEntry, recordTable)
 		}
 	}
 	for i, c := range p.tables {
 		if i >= int64(len(im.tab.l1)) {
-			return p, fmt.Errorf("L1 entry %d: expected less than %d", i, len(im.tab.l1))
+			return p, misfit("L1 entry %d: expected less than %d", i, len(im.tab.l1))
 		}
 		if err := im.replayable(c); err != nil {
 			return p, err
@@ -260,11 +273,11 @@ func (im *Image) planReplay(records []redo.Record) (replayPlan, error) {
 	}
 	for gc, e := range p.entries {
 		if gc >= im.geo.Clusters(im.size()) {
-			return p, fmt.Errorf("guest cluster %d: expected less than %d", gc, im.geo.Clusters(im.size()))
+			return p, misfit("guest cluster %d: expected less than %d", gc, im.geo.Clusters(im.size()))
 		}
 		kind := e.Entry.Kind(im.geo)
 		if kind == format.Compressed || im.geo.SubclusterKind(e.Entry, e.Sub, 0) == format.Invalid {
-			return p, fmt.Errorf("entry 0x%016x of guest cluster %d: expected one that we write", uint64(e.Entry), gc)
+			return p, misfit("entry 0x%016x of guest cluster %d: expected one that we write", uint64(e.Entry), gc)
 		}
 		if e.Entry.Offset() == 0 {
 			continue
@@ -282,7 +295,7 @@ func (im *Image) replayable(c int64) error {
 	defer im.refs.mu.Unlock()
 	n, err := im.refcountLocked(c)
 	if err == nil && n != 1 {
-		err = fmt.Errorf("cluster %d: counted %d times, expected 1", c, n)
+		err = misfit("cluster %d: counted %d times, expected 1", c, n)
 	}
 	return err
 }
