@@ -294,9 +294,9 @@ func (im *Image) eraseEntry(s *slice, gc int64, old format.L2Pair, backed bool, 
 		now.Entry = format.ZeroEntry
 	}
 	_, i := im.sliceOf(gc)
-	s.storeLocked(i, now)
 	im.markDirtyLocked(s)
 	ch.entry(gc, now)
+	s.storeLocked(i, now)
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	im.unlinkPairLocked(old)

@@ -23,7 +23,8 @@ import (
 //
 //	L1  write the number, Sync; make the ring; set the bit, Sync
 //	L2  every change of an entry or of the L1 table is stored in the ring
-//	    before the request completes
+//	    before another request can see it, and build on it: its slice is marked
+//	    dirty, the record stored, then the entry changed
 //	L3  a commit that has written it trims the ring
 //	L4  closing clears the bit, Sync, and removes the ring
 //
@@ -89,13 +90,15 @@ func (c *change) entries(want int64) int64 {
 	return min(want, int64(c.room-1))
 }
 
-// entry stores that guest cluster gc has a new entry. Its caller holds the slice.
+// entry stores that guest cluster gc is about to have a new entry. Its caller holds
+// the slice and has marked it dirty: a commit that trims the record waits for the
+// entry.
 func (c *change) entry(gc int64, p format.L2Pair) {
 	c.made = true
 	c.store(recordEntry, gc, uint64(p.Entry), uint64(p.Sub))
 }
 
-// table stores that L1 entry i names cluster at. Its caller holds tab.mu.
+// table stores that L1 entry i is about to name cluster at. Its caller holds tab.mu.
 func (c *change) table(i, at int64) {
 	c.made = true
 	c.store(recordTable, i, uint64(at), 0)
@@ -274,6 +277,9 @@ func (im *Image) planReplay(records []redo.Record) (replayPlan, error) {
 	for gc, e := range p.entries {
 		if gc >= im.geo.Clusters(im.size()) {
 			return p, misfit("guest cluster %d: expected less than %d", gc, im.geo.Clusters(im.size()))
+		}
+		if _, made := p.tables[im.l1Index(gc)]; !made && !im.tab.l1[im.l1Index(gc)].Copied() {
+			return p, misfit("guest cluster %d: expected an L2 table of the disk's own", gc)
 		}
 		kind := e.Entry.Kind(im.geo)
 		if kind == format.Compressed || im.geo.SubclusterKind(e.Entry, e.Sub, 0) == format.Invalid {
