@@ -43,3 +43,26 @@ func TestLoggedBeforePublished(t *testing.T) {
 	}
 	require.NoError(t, im.Close())
 }
+
+// TestReadyBelowEnd: what is ready for use lies below the image's end at every
+// moment; entries that name it would be taken for bad ones else.
+func TestReadyBelowEnd(t *testing.T) {
+	ctx := t.Context()
+	for range scaled(400) {
+		im, err := qcow2.Open(ctx, newDisk(t, qcow2.CreateOptions{Size: 64 << 20}), qcow2.Options{})
+		require.NoError(t, err)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for {
+				if s := im.Stats(); s.Reserved > s.End {
+					t.Errorf("%d bytes are ready, the image ends at %d", s.Reserved, s.End)
+				} else if s.Reserved > 0 {
+					return
+				}
+			}
+		})
+		require.NoError(t, im.WriteAt(ctx, []byte{1}, 0, 0))
+		wg.Wait()
+		require.NoError(t, im.Close())
+	}
+}
