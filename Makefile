@@ -17,6 +17,11 @@ ACCEPTANCE ?= ./cmd/...
 LONG       ?= ./qcow2
 TEST_FLAGS ?=
 
+# What runs once more in a build that checks the order of locks, and the builds
+# that must go on to compile although nothing ships with them.
+LOCKED     ?= ./qcow2 ./internal/lockorder
+TAGS       := lockcheck mutants crashlab
+
 # The library is portable, the daemon is not.
 PORTABLE := ./qcow2/... ./nbd/...
 
@@ -44,14 +49,18 @@ test: need deps $(GOTESTSUM) ## all tests; what had to be skipped is named at th
 	slow=$$($(GO) list $(ACCEPTANCE))
 	fast=$$(comm -23 <(sort <<<"$$all") <(sort <<<"$$slow"))
 	$(GOTESTSUM) --format pkgname -- -race -short -count=1 -timeout 10m $(TEST_FLAGS) $$fast || rc=1
+	$(GOTESTSUM) --format pkgname -- -tags lockcheck -short -count=1 -timeout 10m $(TEST_FLAGS) $(LOCKED) || rc=1
 	$(GOTESTSUM) --format pkgname -- -count=1 -timeout 30m $(TEST_FLAGS) $(LONG) $$slow || rc=1
 	exit $$rc
 
-lint: need $(GOLANGCI) ## format, vet (other systems too), import law, go.mod
+lint: need $(GOLANGCI) ## format, vet (other systems and tags too), import law, go.mod
 	@rc=0
 	bad=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')) || rc=1
 	[ -z "$$bad" ] || { echo "gofmt -w is needed for:" $$bad; rc=1; }
 	$(GO) vet ./... || rc=1
+	for tag in $(TAGS); do
+	  $(GO) vet -tags $$tag ./... || { echo "go vet -tags $$tag failed"; rc=1; }
+	done
 	portable=$$($(GO) list $(PORTABLE) 2>/dev/null || true)
 	for target in darwin/arm64 windows/amd64 linux/arm64 linux/386; do
 	  [ -z "$$portable" ] || GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) vet $$portable || { echo "go vet for $$target failed"; rc=1; }

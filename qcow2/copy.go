@@ -203,9 +203,9 @@ func (im *Image) publishCopy(s *slice, gc int64, old, now format.L2Pair, ch *cha
 	if !mutant.On("copy-without-barrier") {
 		im.barrier.Store(true)
 	}
-	s.storeLocked(i, now)
 	im.markDirtyLocked(s)
 	ch.entry(gc, now)
+	s.storeLocked(i, now)
 	if !samePlace(old, now) {
 		im.mu.Lock()
 		defer im.mu.Unlock()

@@ -182,8 +182,9 @@ func (im *Image) eraseSome(ctx context.Context, gc, end, limit int64, e erasure)
 	}
 	next, act, p, m, err := im.eraseInSlice(gc, end, e, &ch)
 	if err == nil && act == actInPlace {
-		err = im.file.WriteZeroes(p.host, im.geo.ClusterSize())
-		next++
+		if err = im.file.WriteZeroes(p.host, im.geo.ClusterSize()); err == nil {
+			next++
+		}
 	}
 	im.grace.leave(t)
 	if ferr := im.finish(&ch); err == nil {
@@ -293,9 +294,9 @@ func (im *Image) eraseEntry(s *slice, gc int64, old format.L2Pair, backed bool, 
 		now.Entry = format.ZeroEntry
 	}
 	_, i := im.sliceOf(gc)
-	s.storeLocked(i, now)
 	im.markDirtyLocked(s)
 	ch.entry(gc, now)
+	s.storeLocked(i, now)
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	im.unlinkPairLocked(old)

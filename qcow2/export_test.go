@@ -5,3 +5,14 @@ func (im *Image) Settled() <-chan struct{} { return im.settled }
 
 // WaitIdle waits until the engine does nothing by itself.
 func (im *Image) WaitIdle() { im.tasks.Wait() }
+
+// Published reports whether anybody can see an entry of guest cluster gc that names
+// a host cluster.
+func (im *Image) Published(gc int64) bool {
+	n, i := im.sliceOf(gc)
+	s := im.tab.dir.get(n)
+	return s != nil && s.load(i).Entry.Offset() != 0
+}
+
+// LogHead is up to where the redo ring is filled.
+func (im *Image) LogHead() uint64 { return im.logHead() }

@@ -336,8 +336,16 @@ func (im *Image) Close() error {
 	if im.opts.ReadOnly {
 		return nil
 	}
-	if err := im.poisoned.Load(); err != nil {
+	if err := im.shut(); err != nil {
 		im.leaveLog()
+		return err
+	}
+	return im.endLog()
+}
+
+// shut makes the file what it is to be while nobody has it open.
+func (im *Image) shut() error {
+	if err := im.poisoned.Load(); err != nil {
 		return *err
 	}
 	if mutant.On("closed-without-commit") {
@@ -348,10 +356,7 @@ func (im *Image) Close() error {
 	if err := im.reapNow(); err != nil {
 		return err
 	}
-	if err := im.giveBack(); err != nil {
-		return err
-	}
-	return im.endLog()
+	return im.giveBack()
 }
 
 // waitIdle waits until no request for data is in progress. The reaper, which

@@ -23,7 +23,8 @@ import (
 //
 //	L1  write the number, Sync; make the ring; set the bit, Sync
 //	L2  every change of an entry or of the L1 table is stored in the ring
-//	    before the request completes
+//	    before another request can see it, and build on it: its slice is marked
+//	    dirty, the record stored, then the entry changed
 //	L3  what has been written to the tables in the file, synced or not, is
 //	    trimmed from the ring
 //	L4  closing clears the bit, Sync, and removes the ring
@@ -93,13 +94,15 @@ func (c *change) entries(want int64) int64 {
 	return min(want, int64(c.room-1))
 }
 
-// entry stores that guest cluster gc has a new entry. Its caller holds the slice.
+// entry stores that guest cluster gc is about to have a new entry. Its caller holds
+// the slice and has marked it dirty: a commit that trims the record waits for the
+// entry.
 func (c *change) entry(gc int64, p format.L2Pair) {
 	c.made = true
 	c.store(recordEntry, gc, uint64(p.Entry), uint64(p.Sub))
 }
 
-// table stores that L1 entry i names cluster at. Its caller holds tab.mu.
+// table stores that L1 entry i is about to name cluster at. Its caller holds tab.mu.
 func (c *change) table(i, at int64) {
 	c.made = true
 	c.store(recordTable, i, uint64(at), 0)
@@ -217,24 +220,37 @@ func (im *Image) redoLog() (bool, error) {
 	if r.Distrusted() {
 		return false, errors.Join(&DistrustError{}, r.Close())
 	}
+	im.ring.Store(r) // so that what poisons from here on is noted in it
 	todo, err := im.planReplay(records)
-	if err != nil {
+	var other *misfitError
+	if errors.As(err, &other) {
 		im.log.Warn("the redo ring does not fit the image, which somebody else has changed; what was completed and not flushed may be lost", "error", err)
+		im.ring.Store(nil)
 		return false, r.Remove()
 	}
-	err = im.replay(todo)
+	if err == nil {
+		err = im.replay(todo)
+	}
 	if err == nil {
 		err = im.commit()
 	}
 	if err != nil {
-		return false, errors.Join(fmt.Errorf("replay what a process that died had completed: %w", err), r.Close())
+		im.leaveLog()
+		return false, fmt.Errorf("replay what a process that died had completed: %w", err)
 	}
 	r.Trim(r.Head())
-	im.ring.Store(r)
 	im.logTried = true
 	im.log.Info("replayed what a process that died had completed", "records", len(records))
 	return true, nil
 }
+
+// A misfitError says that a ring is not of the image as it is. Other errors while
+// it is replayed say nothing about it, and leave it to the next opening.
+type misfitError struct{ what string }
+
+func (e *misfitError) Error() string { return e.what }
+
+func misfit(format string, args ...any) error { return &misfitError{fmt.Sprintf(format, args...)} }
 
 // A replayPlan is the last state of every L1 and L2 entry that a ring has.
 type replayPlan struct {
@@ -254,12 +270,12 @@ func (im *Image) planReplay(records []redo.Record) (replayPlan, error) {
 		case recordEntry:
 			p.entries[a] = format.L2Pair{Entry: format.L2Entry(r.B), Sub: format.Subclusters(r.C)}
 		default:
-			return p, fmt.Errorf("record of kind %d: expected %d or %d", r.A>>recordKindShift, recordEntry, recordTable)
+			return p, misfit("record of kind %d: expected %d or %d", r.A>>recordKindShift, recordEntry, recordTable)
 		}
 	}
 	for i, c := range p.tables {
 		if i >= int64(len(im.tab.l1)) {
-			return p, fmt.Errorf("L1 entry %d: expected less than %d", i, len(im.tab.l1))
+			return p, misfit("L1 entry %d: expected less than %d", i, len(im.tab.l1))
 		}
 		if err := im.replayable(c); err != nil {
 			return p, err
@@ -267,11 +283,14 @@ func (im *Image) planReplay(records []redo.Record) (replayPlan, error) {
 	}
 	for gc, e := range p.entries {
 		if gc >= im.geo.Clusters(im.size()) {
-			return p, fmt.Errorf("guest cluster %d: expected less than %d", gc, im.geo.Clusters(im.size()))
+			return p, misfit("guest cluster %d: expected less than %d", gc, im.geo.Clusters(im.size()))
+		}
+		if _, made := p.tables[im.l1Index(gc)]; !made && !im.tab.l1[im.l1Index(gc)].Copied() {
+			return p, misfit("guest cluster %d: expected an L2 table of the disk's own", gc)
 		}
 		kind := e.Entry.Kind(im.geo)
 		if kind == format.Compressed || im.geo.SubclusterKind(e.Entry, e.Sub, 0) == format.Invalid {
-			return p, fmt.Errorf("entry 0x%016x of guest cluster %d: expected one that we write", uint64(e.Entry), gc)
+			return p, misfit("entry 0x%016x of guest cluster %d: expected one that we write", uint64(e.Entry), gc)
 		}
 		if e.Entry.Offset() == 0 {
 			continue
@@ -289,7 +308,7 @@ func (im *Image) replayable(c int64) error {
 	defer im.refs.mu.Unlock()
 	n, err := im.refcountLocked(c)
 	if err == nil && n != 1 {
-		err = fmt.Errorf("cluster %d: counted %d times, expected 1", c, n)
+		err = misfit("cluster %d: counted %d times, expected 1", c, n)
 	}
 	return err
 }

@@ -198,6 +198,7 @@ func (im *Image) makeReady(runs []run, tables int64, zero bool) error {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	for _, r := range runs {
+		im.alloc.end = max(im.alloc.end, r.at+r.n)
 		if n := min(tables, r.n); n > 0 {
 			im.alloc.tables = appendRun(im.alloc.tables, run{at: r.at, n: n, fresh: r.fresh})
 			r.at, r.n, tables = r.at+n, r.n-n, tables-n
@@ -361,13 +362,7 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 		}
 	}
 	r := run{at: at + blockN, n: n, fresh: true}
-	if err := im.makeReady([]run{r}, im.tableShare(n, f.fresh), zero); err != nil {
-		return err
-	}
-	im.mu.Lock()
-	im.alloc.end = r.at + r.n
-	im.mu.Unlock()
-	return nil
+	return im.makeReady([]run{r}, im.tableShare(n, f.fresh), zero)
 }
 
 // tableShare is how many of the n clusters of a reservation are set aside for L2

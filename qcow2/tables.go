@@ -316,8 +316,8 @@ func (im *Image) addTable(gc int64, ch *change) bool {
 	if n == 0 {
 		return false
 	}
-	im.setL1Locked(i, c)
 	ch.table(i, c)
+	im.setL1Locked(i, c)
 	for _, n := range im.slicesOfTable(i) {
 		t.seen[n] = struct{}{}
 	}
@@ -371,6 +371,7 @@ func (im *Image) copyTable(i, c int64, ch *change) (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old := t.l1[i].Offset() >> im.geo.ClusterBits
+	ch.table(i, c)
 	im.setL1Locked(i, c)
 	for _, s := range pinned {
 		s.mu.Lock()
@@ -380,7 +381,6 @@ func (im *Image) copyTable(i, c int64, ch *change) (bool, error) {
 		im.markDirtyLocked(s)
 		s.mu.Unlock()
 	}
-	ch.table(i, c)
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	im.unlinkedLocked(old, 1)

@@ -236,8 +236,8 @@ func (im *Image) allocate(off, want int64, ch *change) (host, n int64, m missing
 	for j := range k {
 		im.unlinkPairLocked(s.loadLocked(i + int(j))) // kept by a zero mark
 		p := im.newPair(at + j)
-		s.storeLocked(i+int(j), p)
 		ch.entry(gc+j, p)
+		s.storeLocked(i+int(j), p)
 	}
 	im.prefetchLocked()
 	steps.At("W2")
