@@ -11,9 +11,16 @@ import (
 // its tables lie in the file.
 func ReadHeader(f block.File) (*format.Header, error) {
 	size := f.Size()
-	first := make([]byte, min(size, 1<<format.MaxClusterBits))
+	first := make([]byte, min(size, format.SectorSize))
 	if _, err := readFull(f, first, 0); err != nil {
 		return nil, fmt.Errorf("read header: %w", err)
+	}
+	// Names and extensions reach to the end of the first cluster.
+	if n := min(size, format.FirstCluster(first)); n > int64(len(first)) {
+		first = make([]byte, n)
+		if _, err := readFull(f, first, 0); err != nil {
+			return nil, fmt.Errorf("read header: %w", err)
+		}
 	}
 	h, err := format.DecodeHeader(first)
 	if err != nil {

@@ -157,6 +157,20 @@ func (h *Header) decodeNames(b []byte) error {
 	return err
 }
 
+// FirstCluster is how many bytes the header with its names and extensions may
+// take, from the beginning of an image: its first cluster. It is 0 if b, the first
+// sector, does not look like a header.
+func FirstCluster(b []byte) int64 {
+	if len(b) < headerLenV2 || binary.BigEndian.Uint32(b) != Magic {
+		return 0
+	}
+	bits := binary.BigEndian.Uint32(b[20:])
+	if bits < MinClusterBits || bits > MaxClusterBits {
+		return 0
+	}
+	return 1 << bits
+}
+
 // CheckLayout returns an error unless the tables that h names lie inside a file
 // of fileSize bytes, do not overlap and keep the limits of this package.
 func (h *Header) CheckLayout(fileSize int64) error {
