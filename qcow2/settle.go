@@ -124,6 +124,10 @@ func (im *Image) startSettling() {
 	}()
 }
 
+// Settled is closed when nothing that Open began is still going on: what a writer
+// that died had reserved is given back, or stays leaked.
+func (im *Image) Settled() <-chan struct{} { return im.settled }
+
 func (im *Image) settle() error {
 	im.mu.Lock()
 	tables := slices.Clone(im.l1)
