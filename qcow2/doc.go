@@ -47,6 +47,9 @@
 //	W3  write the guest's bytes; the rest of the cluster reads zero already
 //	W4  write the dirty tables, without a Sync; then the request is complete
 //
+// A request that finds an entry as it wants it, which another one has changed in
+// memory (W2, D1) and not written yet (W4, D2), writes it too, or waits for that.
+//
 // A crash after any of them shows the old content (zeroes) or the new.
 //
 // Discard, and zeroing that may unmap (unlink.go), region held exclusively:

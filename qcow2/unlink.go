@@ -38,16 +38,19 @@ func (im *Image) WriteZeroes(_ context.Context, off, n int64, f block.Flags) err
 			return false, block.ErrNotFast
 		}
 		if first >= end {
-			return false, im.zeroInPlace(off, n)
+			return im.zeroInPlace(off, n)
 		}
-		if err := im.zeroInPlace(off, first<<bits-off); err != nil {
-			return false, err
+		head, err := im.zeroInPlace(off, first<<bits-off)
+		if err != nil {
+			return head, err
 		}
 		changed, done, err := im.unlink(first, end, off+n, func(err error) error { return err })
 		if tail := done << bits; err == nil && tail < off+n {
-			err = im.zeroInPlace(tail, off+n-tail)
+			var unwritten bool
+			unwritten, err = im.zeroInPlace(tail, off+n-tail)
+			changed = changed || unwritten
 		}
-		return changed, err
+		return head || changed, err
 	})
 }
 
@@ -63,26 +66,28 @@ func (im *Image) wholeClusters(off, n int64) (first, end int64) {
 }
 
 // zeroInPlace zeroes the bytes of the range that have a host cluster. That is a
-// data write: no entry changes.
-func (im *Image) zeroInPlace(off, n int64) error {
+// data write: no entry changes. It returns whether those that it found may not be
+// in the file yet.
+func (im *Image) zeroInPlace(off, n int64) (unwritten bool, err error) {
 	for end := off + n; off < end; {
-		done, err := im.zeroSome(off, end-off)
+		done, some, err := im.zeroSome(off, end-off)
+		unwritten = unwritten || some
 		if err != nil {
-			return fmt.Errorf("zero at %d: %w", off, err)
+			return unwritten, fmt.Errorf("zero at %d: %w", off, err)
 		}
 		off += done
 	}
-	return nil
+	return unwritten, nil
 }
 
-func (im *Image) zeroSome(off, n int64) (int64, error) {
+func (im *Image) zeroSome(off, n int64) (done int64, unwritten bool, err error) {
 	im.region.RLock()
 	defer im.region.RUnlock()
 	im.mu.Lock()
 	ext, err := im.extentLocked(off, n)
 	if err != nil {
 		im.mu.Unlock()
-		return 0, err
+		return 0, false, err
 	}
 	gc := off >> im.geo.ClusterBits
 	e, err := im.entryLocked(gc)
@@ -91,20 +96,24 @@ func (im *Image) zeroSome(off, n int64) (int64, error) {
 	if act == actInPlace {
 		ext.Len = im.ownedLocked(gc, ext)
 	}
+	if s := im.l2.get(gc >> im.sliceBits()); s != nil {
+		unwritten = s.dirty || s.writing
+	}
 	im.mu.Unlock()
 	switch {
 	case err != nil:
-		return 0, err
+		return 0, false, err
 	case act == actRefuse:
-		return 0, refusal(kind, e.Copied())
+		return 0, false, refusal(kind, e.Copied())
 	case act == actNothing:
-		return ext.Len, nil
+		return ext.Len, unwritten, nil
 	}
-	return ext.Len, im.file.WriteZeroes(ext.Host, ext.Len)
+	return ext.Len, unwritten, im.file.WriteZeroes(ext.Host, ext.Len)
 }
 
 // unlink clears the entries of the guest clusters from first to end (D1), a
-// chunk at a time, and returns whether there were any and how far it came. The
+// chunk at a time, and returns whether there were any, or may be in the file
+// still, and how far it came. The
 // last cluster may reach beyond limit, the end of the range in bytes, where that
 // is the disk's end; if the disk has grown meanwhile it is left to the caller. It
 // asks refused what to make of a cluster that cannot be dropped: nil leaves it
@@ -147,6 +156,7 @@ func (im *Image) unlinkSome(gc, end, limit int64, refused func(error) error) (ne
 		if e == badEntry {
 			return gc, changed, im.badEntryLocked(gc)
 		}
+		changed = changed || s.dirty || s.writing // by somebody who may not have written it yet
 		switch decideUnlink(e.Kind(im.geo), e.Copied()) {
 		case actUnlink:
 			s.data[i] = 0

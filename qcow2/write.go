@@ -13,8 +13,8 @@ import (
 func (im *Image) WriteAt(ctx context.Context, p []byte, off int64, f block.Flags) error {
 	return im.mutate(off, int64(len(p)), f, "write", func() (changed bool, err error) {
 		for len(p) > 0 {
-			n, allocated, err := im.writeSome(ctx, p, off)
-			changed = changed || allocated
+			n, unwritten, err := im.writeSome(ctx, p, off)
+			changed = changed || unwritten
 			if err != nil {
 				return changed, fmt.Errorf("write at %d: %w", off, err)
 			}
@@ -50,8 +50,9 @@ func (im *Image) mutate(off, n int64, f block.Flags, verb string, do func() (cha
 }
 
 // writeSome writes the first piece of p, that which lies in one run of host
-// clusters, and returns its length and whether entries were changed for it.
-func (im *Image) writeSome(ctx context.Context, p []byte, off int64) (n int64, allocated bool, err error) {
+// clusters, and returns its length and whether the entries that lead to it may
+// not be in the file yet.
+func (im *Image) writeSome(ctx context.Context, p []byte, off int64) (n int64, unwritten bool, err error) {
 	for {
 		im.region.RLock()
 		im.mu.Lock()
@@ -60,7 +61,7 @@ func (im *Image) writeSome(ctx context.Context, p []byte, off int64) (n int64, a
 		if err == nil && m.act == actInPlace {
 			_, err = im.file.WriteAt(p[:m.n], m.host)
 			im.region.RUnlock()
-			return m.n, m.allocated, err
+			return m.n, m.unwritten, err
 		}
 		im.region.RUnlock()
 		if err != nil {
@@ -77,7 +78,7 @@ type mapping struct {
 	act       action // actInPlace, or actAllocate: clusters are missing
 	host      int64  // bytes in the file
 	n         int64  // bytes
-	allocated bool   // entries were changed
+	unwritten bool   // entries were changed, by this request or another, and may not be in the file
 	table     bool   // a cluster for an L2 table is missing too
 }
 
@@ -98,7 +99,8 @@ func (im *Image) mapWriteLocked(off, n int64) (mapping, error) {
 			return mapping{}, err
 		}
 		n = im.ownedLocked(gc, ext)
-		return mapping{act: act, host: ext.Host, n: n}, nil
+		s := im.l2.get(gc >> im.sliceBits())
+		return mapping{act: act, host: ext.Host, n: n, unwritten: s.dirty || s.writing}, nil
 	case actAllocate:
 		return im.allocateLocked(gc, inCluster, n)
 	}
@@ -150,5 +152,5 @@ func (im *Image) allocateLocked(gc, inCluster, n int64) (mapping, error) {
 	}
 	im.l2.markDirty(s)
 	im.prefetchLocked()
-	return mapping{act: actInPlace, host: at*cs + inCluster, n: min(n, k*cs-inCluster), allocated: true}, nil
+	return mapping{act: actInPlace, host: at*cs + inCluster, n: min(n, k*cs-inCluster), unwritten: true}, nil
 }
