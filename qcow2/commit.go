@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"tidemark/internal/block"
+	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
 )
 
@@ -79,6 +80,7 @@ func (im *Image) commitOnce() error {
 	upTo, gone := im.completed.Load(), im.gone
 	im.gone = nil
 	im.mu.Unlock()
+	steps.At("C1")
 
 	if err := im.writeTables(); err != nil {
 		return err
@@ -92,6 +94,7 @@ func (im *Image) commitOnce() error {
 	if err := im.poisoned.Load(); err != nil {
 		return *err // another Sync failed meanwhile, and this one may not have said so
 	}
+	steps.At("C2")
 	im.durable.Store(upTo) // commits are one at a time, so it only rises
 	if err := im.free(gone); err != nil {
 		return im.poison(err)
@@ -118,6 +121,7 @@ func (im *Image) free(gone []run) error {
 			im.log.Warn("discard failed; the space stays allocated in the storage", "offset", r.at*cs, "bytes", r.n*cs, "error", err)
 		}
 	}
+	steps.At("C3")
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	for _, r := range gone {
@@ -128,6 +132,7 @@ func (im *Image) free(gone []run) error {
 		}
 		im.alloc.cursor = min(im.alloc.cursor, r.at)
 	}
+	steps.At("C4")
 	im.freedLocked()
 	return nil
 }

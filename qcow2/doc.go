@@ -26,6 +26,9 @@
 //
 // # Write order
 //
+// The code says steps.At where a step has been done, and the crash lab
+// (crashtest) cuts the power before and behind every one that is listed here.
+//
 // Reserve, ahead of use, by one goroutine at a time (reserve.go):
 //
 //	R1  choose clusters: counted 0 below the image's end, or a run at the end

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tidemark/internal/block"
+	"tidemark/internal/steps"
 )
 
 // scanSlices bounds how many slices of reference counts one reservation looks
@@ -140,6 +141,7 @@ func appendRun(runs []run, r run) []run {
 
 // recycle makes free clusters below the image's end ready.
 func (im *Image) recycle(runs []run) error {
+	steps.At("R1")
 	if err := im.makeReady(runs, false); err != nil {
 		im.mu.Lock()
 		im.alloc.cursor = min(im.alloc.cursor, runs[0].at)
@@ -164,6 +166,7 @@ func (im *Image) makeReady(runs []run, zero bool) error {
 			return err
 		}
 	}
+	steps.At("R4")
 	for i, r := range runs {
 		if err := im.countRun(r); err != nil {
 			return im.fatalUnlessNoSpace(im.uncount(runs[:i], err))
@@ -172,11 +175,13 @@ func (im *Image) makeReady(runs []run, zero bool) error {
 	if err := im.file.Sync(); err != nil {
 		return im.poison(fmt.Errorf("sync reservation: %w", err))
 	}
+	steps.At("R5")
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	for _, r := range runs {
 		im.alloc.ready = appendRun(im.alloc.ready, r)
 	}
+	steps.At("R6")
 	return nil
 }
 
@@ -241,6 +246,7 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 		return cmp.Or(err, errRetry) // everything has moved: choose again
 	}
 	n = min(n, (b+1)*per-at-blockN)
+	steps.At("R1")
 	size, err := im.file.Grow(ctx, (at+blockN+1)*cs, (at+blockN+n)*cs)
 	im.waited(f)
 	if err != nil {
@@ -252,6 +258,7 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 		}
 		return err
 	}
+	steps.At("R2")
 	n = min(n, size/cs-at-blockN)
 	zero := im.claimZero(run{at: at, n: blockN + n})
 	if blockN > 0 {
@@ -263,6 +270,7 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 		if err := im.addBlock(b, at); err != nil {
 			return im.fatalUnlessNoSpace(err)
 		}
+		steps.At("R3")
 	}
 	r := run{at: at + blockN, n: n, fresh: true}
 	if err := im.makeReady([]run{r}, zero); err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
 )
 
@@ -114,6 +115,7 @@ func (im *Image) startSettling() {
 	for _, c := range im.refs.metadata { // S1
 		im.suspects.remove(c)
 	}
+	steps.At("S1")
 	im.tasks.Add(1)
 	go func() {
 		defer im.tasks.Done()
@@ -146,13 +148,16 @@ func (im *Image) settle() error {
 		format.DecodeTable(entries, b)
 		im.acquit(entries)
 	}
+	steps.At("S2")
 	if err := im.file.Sync(); err != nil { // S3
 		return im.poison(fmt.Errorf("sync before settling: %w", err))
 	}
+	steps.At("S3")
 	if err := im.allocating.acquire(im.ctx); err != nil {
 		return err
 	}
 	defer im.allocating.release()
+	defer steps.At("S4")
 	return im.convict()
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"tidemark/internal/block"
+	"tidemark/internal/steps"
 )
 
 // unlinkChunk bounds how many clusters one hold of region clears: a discard of
@@ -171,6 +172,7 @@ func (im *Image) unlinkSome(gc, end, limit int64, refused func(error) error) (ne
 		gc++
 	}
 	if changed {
+		steps.At("D1")
 		im.freedLocked()
 	}
 	return gc, changed, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"tidemark/internal/block"
+	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
 )
 
@@ -41,6 +42,11 @@ func (im *Image) mutate(off, n int64, f block.Flags, verb string, do func() (cha
 	changed, err := do()
 	if changed {
 		err = errors.Join(err, im.writeTables())
+		if verb == "write" {
+			steps.At("W4")
+		} else {
+			steps.At("D2")
+		}
 	}
 	im.completed.Add(1) // also after an error: part of it may be done
 	if err == nil && f.Has(block.FUA) {
@@ -60,6 +66,7 @@ func (im *Image) writeSome(ctx context.Context, p []byte, off int64) (n int64, u
 		im.mu.Unlock()
 		if err == nil && m.act == actInPlace {
 			_, err = im.file.WriteAt(p[:m.n], m.host)
+			steps.At("W3")
 			im.region.RUnlock()
 			return m.n, m.unwritten, err
 		}
@@ -144,6 +151,7 @@ func (im *Image) allocateLocked(gc, inCluster, n int64) (mapping, error) {
 		k++
 	}
 	at, k := im.alloc.take(k, false)
+	steps.At("W1")
 	for j := range k {
 		if old := s.data[i+j].Offset(); old != 0 { // kept by a zero mark
 			im.unlinkedLocked(old / cs)
@@ -151,6 +159,7 @@ func (im *Image) allocateLocked(gc, inCluster, n int64) (mapping, error) {
 		s.data[i+j] = format.NewL2Entry((at + j) * cs)
 	}
 	im.l2.markDirty(s)
+	steps.At("W2")
 	im.prefetchLocked()
 	return mapping{act: actInPlace, host: at*cs + inCluster, n: min(n, k*cs-inCluster), unwritten: true}, nil
 }
