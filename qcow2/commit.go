@@ -2,7 +2,6 @@ package qcow2
 
 import (
 	"context"
-	"fmt"
 	"sync"
 
 	"tidemark/internal/block"
@@ -88,11 +87,8 @@ func (im *Image) commitOnce() error {
 	if err := im.writeRefcounts(); err != nil {
 		return im.poison(err)
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(fmt.Errorf("sync: %w", err))
-	}
-	if err := im.poisoned.Load(); err != nil {
-		return *err // another Sync failed meanwhile, and this one may not have said so
+	if err := im.sync("flush"); err != nil {
+		return err
 	}
 	steps.At("C2")
 	im.durable.Store(upTo) // commits are one at a time, so it only rises

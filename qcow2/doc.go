@@ -104,6 +104,7 @@
 //	tableIO     (Mutex)    one copy-and-write of L2 and L1 at a time; switching
 //	                       the L1 table
 //	refcountIO  (Mutex)    one copy-and-write of reference counts at a time
+//	syncing     (Mutex)    one Sync of the file at a time
 //	mu          (Mutex)    tables, caches, allocator: memory, and reads of metadata
 //
 // Nobody waits for space, a Sync or a peer while holding region, refcountIO or mu;

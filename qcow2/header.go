@@ -44,8 +44,8 @@ func (im *Image) switchHeader(change func(*format.Header)) error {
 	if _, err := im.file.WriteAt(sector, 0); err != nil {
 		return im.poison(fmt.Errorf("write header: %w", err))
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(fmt.Errorf("sync header: %w", err))
+	if err := im.sync("switch the header"); err != nil {
+		return err
 	}
 	im.mu.Lock()
 	im.header = &h

@@ -61,6 +61,7 @@ type Image struct {
 	tasks  sync.WaitGroup // goroutines of the engine
 
 	poisoned atomic.Pointer[error]
+	syncing  sync.Mutex // held by the sync in progress
 	closed   atomic.Bool
 	// requests is held shared by every request in progress, so that Close can
 	// wait for them.
@@ -160,6 +161,22 @@ func (im *Image) poison(err error) error {
 		im.log.Error("image stopped accepting writes; what was not flushed may be lost: check the storage, then open the image again", "cause", err)
 	}
 	return *im.poisoned.Load()
+}
+
+// sync makes everything that was written before it durable, on behalf of what is
+// being done. An error poisons. A Sync that fails may have dropped what another
+// one, beside it or behind it, covers and does not complain about: so they run one
+// at a time, and none is believed once one has failed.
+func (im *Image) sync(what string) error {
+	im.syncing.Lock()
+	defer im.syncing.Unlock()
+	if err := im.poisoned.Load(); err != nil {
+		return *err
+	}
+	if err := im.file.Sync(); err != nil {
+		return im.poison(fmt.Errorf("sync, to %s: %w", what, err))
+	}
+	return nil
 }
 
 // enter begins a request; im.requests.RUnlock ends it.

@@ -147,8 +147,8 @@ func (im *Image) addBlock(b, c int64) error {
 		}
 		return err
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(err)
+	if err := im.sync("add a refcount block"); err != nil {
+		return err
 	}
 	im.mu.Lock()
 	tableOff := im.header.RefcountTableOffset
@@ -162,8 +162,8 @@ func (im *Image) addBlock(b, c int64) error {
 	if _, err := im.file.WriteAt(sector, tableOff+sectorAt); err != nil {
 		return im.poison(fmt.Errorf("write refcount table: %w", err))
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(err)
+	if err := im.sync("name a refcount block"); err != nil {
+		return err
 	}
 	im.mu.Lock()
 	im.refs.table[b] = format.RefcountTableEntry(c * cs)
@@ -244,8 +244,8 @@ func (im *Image) buildRefcountTable(table []format.RefcountTableEntry, old run, 
 			return im.uncount(counted, fmt.Errorf("write refcount blocks and table: %w", err))
 		}
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(err)
+	if err := im.sync("build a refcount table"); err != nil {
+		return err
 	}
 	err := im.switchHeader(func(h *format.Header) {
 		h.RefcountTableOffset, h.RefcountTableClusters = tableOff, uint32(tableN)

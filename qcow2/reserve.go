@@ -172,8 +172,8 @@ func (im *Image) makeReady(runs []run, zero bool) error {
 			return im.fatalUnlessNoSpace(im.uncount(runs[:i], err))
 		}
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(fmt.Errorf("sync reservation: %w", err))
+	if err := im.sync("reserve clusters"); err != nil {
+		return err
 	}
 	steps.At("R5")
 	im.mu.Lock()
@@ -356,7 +356,7 @@ func (im *Image) giveBack() error {
 		err = im.listReserved(nil) // what is not settled yet stays on it
 	}
 	if err == nil {
-		err = im.file.Sync()
+		err = im.sync("give reserved clusters back")
 	}
 	if err != nil {
 		return im.poison(err)

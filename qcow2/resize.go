@@ -102,8 +102,8 @@ func (im *Image) switchL1(at, entries, size int64) error {
 	if _, err := im.file.WriteAt(b, at*cs); err != nil {
 		return im.fatalUnlessNoSpace(fmt.Errorf("write L1 table: %w", err))
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(err)
+	if err := im.sync("build an L1 table"); err != nil {
+		return err
 	}
 	// From here on the table in memory is large enough for whoever sees the new
 	// size. What was added since the copy is dirty.
@@ -164,8 +164,8 @@ func (im *Image) countAtEnd(ctx context.Context, r run) error {
 	if err := im.countRun(r); err != nil {
 		return im.fatalUnlessNoSpace(err)
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(err)
+	if err := im.sync("count clusters for a table"); err != nil {
+		return err
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()

@@ -149,8 +149,8 @@ func (im *Image) settle() error {
 		im.acquit(entries)
 	}
 	steps.At("S2")
-	if err := im.file.Sync(); err != nil { // S3
-		return im.poison(fmt.Errorf("sync before settling: %w", err))
+	if err := im.sync("settle"); err != nil { // S3
+		return err
 	}
 	steps.At("S3")
 	if err := im.allocating.acquire(im.ctx); err != nil {
