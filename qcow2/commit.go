@@ -113,9 +113,6 @@ func (im *Image) commitOnce() error {
 		gone, im.gone = append(gone, im.gone...), nil
 		im.mu.Unlock()
 	}
-	if err := im.poisoned.Load(); err != nil {
-		return *err // another Sync failed meanwhile, and this one may not have said so
-	}
 	steps.At("C4")
 	im.durable.Store(upTo) // commits are one at a time, so it only rises
 	im.lastCommit.Store(im.dirty.commits.Load())

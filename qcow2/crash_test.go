@@ -188,9 +188,9 @@ func (k *crasher) maybeCrash(what string) {
 	}
 	for name, keep := range map[string]simdisk.Keep{
 		"nothing": simdisk.DropAll,
-		"half":    func(simdisk.Op, int64) bool { return k.hrng.IntN(2) == 0 },
-		"most":    func(simdisk.Op, int64) bool { return k.hrng.IntN(8) != 0 },
-		"last":    func(op simdisk.Op, _ int64) bool { return op.ID == lastOp },
+		"half":    func(*simdisk.Op, int64) bool { return k.hrng.IntN(2) == 0 },
+		"most":    func(*simdisk.Op, int64) bool { return k.hrng.IntN(8) != 0 },
+		"last":    func(op *simdisk.Op, _ int64) bool { return op.ID == lastOp },
 	} {
 		k.states = append(k.states, crashed{k.disk.Crash(keep), legal, fmt.Sprintf("%s, %s of what was pending landed", what, name), false, ""})
 	}

@@ -7,7 +7,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/block"
-	"tidemark/internal/simdisk"
 	"tidemark/qcow2"
 )
 
@@ -24,7 +23,7 @@ func TestFailedSyncIsRemembered(t *testing.T) {
 	require.NoError(t, im.WriteAt(ctx, []byte{1}, 0, 0))
 	require.NoError(t, im.Flush(ctx))
 	require.NoError(t, im.WriteAt(ctx, []byte{2}, 1<<16, 0))
-	d.FailSync(syscall.EIO, simdisk.DropAll)
+	d.FailSync(syscall.EIO)
 	require.ErrorIs(t, im.Flush(ctx), syscall.EIO)
 	require.ErrorIs(t, im.Close(), syscall.EIO)
 

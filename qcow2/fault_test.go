@@ -109,7 +109,7 @@ func TestPoison(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, im.WriteAt(ctx, []byte{42}, 0, block.FUA))
 	require.NoError(t, im.WriteAt(ctx, []byte{43}, 0, 0))
-	d.FailSync(syscall.EIO, nil)
+	d.FailSync(syscall.EIO)
 	require.ErrorIs(t, im.Flush(ctx), syscall.EIO)
 	require.ErrorIs(t, im.Flush(ctx), syscall.EIO, "the storage would say that all is well now")
 	require.ErrorIs(t, im.WriteAt(ctx, []byte{1}, 0, 0), syscall.EIO)

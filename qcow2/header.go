@@ -16,7 +16,7 @@ func ReadHeader(f block.File) (*format.Header, error) {
 	if _, err := readFull(f, first, 0); err != nil {
 		return nil, fmt.Errorf("read header: %w", err)
 	}
-	if n := min(size, format.HeaderCluster(first)); n > int64(len(first)) {
+	if n := min(size, format.FirstCluster(first)); n > int64(len(first)) {
 		first = make([]byte, n)
 		if _, err := readFull(f, first, 0); err != nil {
 			return nil, fmt.Errorf("read header: %w", err)

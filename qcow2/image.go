@@ -105,7 +105,10 @@ type Image struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup // goroutines of the engine
-	taskMu sync.Mutex     // orders the start of a task and the closing
+	// syncing is held by the Sync in progress. One that fails may have dropped
+	// what another one, beside it, covers and does not complain about.
+	syncing sync.Mutex
+	taskMu  sync.Mutex // orders the start of a task and the closing
 
 	poisoned atomic.Pointer[error]
 	closed   atomic.Bool
@@ -123,8 +126,9 @@ type Image struct {
 	// barrier: data was written that an entry in memory names and no Sync
 	// covers; the entry must not be written before one.
 	barrier     atomic.Bool
-	pushing     atomic.Bool // tables are written in the background
-	commitArmed atomic.Bool // a commit will begin by itself
+	unlogged    atomic.Int64 // changes in progress that are not in a ring
+	pushing     atomic.Bool  // tables are written in the background
+	commitArmed atomic.Bool  // a commit will begin by itself
 
 	allocating semaphore // see the package comment
 	copying    semaphore

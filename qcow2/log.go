@@ -52,6 +52,7 @@ const recordKindShift = 56
 func (im *Image) startChange(n int64) (change, bool) {
 	r := im.ring.Load()
 	if r == nil {
+		im.unlogged.Add(1)
 		return change{}, true
 	}
 	if r.Crowded() {
@@ -80,7 +81,17 @@ func (im *Image) finish(c *change) error {
 		c.ring.Release(c.room)
 		return nil
 	}
+	defer im.unlogged.Add(-1)
 	if !c.made {
+		return nil
+	}
+	return im.pushTables(false)
+}
+
+// survive is for a request that has written through entries which others may have
+// published and not finished: without a ring, the tables are written first.
+func (im *Image) survive() error {
+	if im.unlogged.Load() == 0 || im.dirty.count.Load() == 0 {
 		return nil
 	}
 	return im.pushTables(false)

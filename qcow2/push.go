@@ -119,8 +119,8 @@ func (im *Image) writePush(p *push) error {
 	}
 	steps.At("C2")
 	if barrier {
-		if err := im.file.Sync(); err != nil {
-			return fmt.Errorf("sync: %w", err)
+		if err := im.syncUnless(false); err != nil {
+			return err
 		}
 	}
 	if err := writeStaged(im.file.WriteAt, p.tables); err != nil {

@@ -246,10 +246,16 @@ func (im *Image) writeZeroTables(runs []run, n int64, durable bool) error {
 	return nil
 }
 
-// syncUnless syncs the file, unless a mutant skips that; an error is final.
+// syncUnless syncs the file, unless a mutant skips that; an error is final. No
+// Sync is believed beside one that has failed, or behind it.
 func (im *Image) syncUnless(skipped bool) error {
 	if skipped {
 		return nil
+	}
+	im.syncing.Lock()
+	defer im.syncing.Unlock()
+	if err := im.poisoned.Load(); err != nil {
+		return *err
 	}
 	err := im.file.Sync()
 	if err != nil && mutant.On("failed-sync-tried-again") {

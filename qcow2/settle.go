@@ -134,6 +134,10 @@ func (im *Image) startSettling() {
 	}()
 }
 
+// Settled is closed when what Open began by itself has ended: what a writer that
+// died had reserved is given back then.
+func (im *Image) Settled() <-chan struct{} { return im.settled }
+
 func (im *Image) settle() error {
 	tables, err := im.allTables()
 	if err != nil {

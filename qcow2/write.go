@@ -68,6 +68,9 @@ func (im *Image) writeThrough(p []byte, off int64) (bool, error) {
 // complete counts a mutation that has ended, and makes it durable if that was
 // asked for.
 func (im *Image) complete(err error, f block.Flags) error {
+	if serr := im.survive(); err == nil {
+		err = serr
+	}
 	im.completed.Add(1) // also after an error: part of it may be done
 	im.commitLater()
 	if err == nil && f.Has(block.FUA) && !mutant.On("fua-ignored") {
@@ -328,12 +331,10 @@ func (im *Image) writeNow(p []byte, off int64, f block.Flags) error {
 	if errors.Is(err, block.ErrNoSpace) {
 		return block.ErrWouldBlock // to be held; writing the same again does no harm
 	}
-	im.completed.Add(1)
-	im.commitLater()
 	if err != nil {
-		return fmt.Errorf("write at %d: %w", off, err)
+		err = fmt.Errorf("write at %d: %w", off, err)
 	}
-	return nil
+	return im.complete(err, 0)
 }
 
 // placeNow is where the bytes at off are to be written, as far as that is known or

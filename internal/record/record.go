@@ -4,17 +4,9 @@
 // write is done".
 //
 // The log is in the order in which things happened, so that a crash can be put
-// between any two events: [Log.Replay] does the first n of them again on another
-// File, a simdisk for instance, which then crashes as the test likes. An
-// operation submitted before n and completed behind it is in flight: it is
-// replayed too, and is not covered by any Sync.
-//
-// A Sync covers what had been completed when it was submitted. Replaying a Sync
-// at its place in the log would cover what was submitted meanwhile as well; so
-// Replay runs the Syncs where they were submitted, if they were completed before
-// n, and holds the operations that were in flight then until behind them. Where
-// such an operation touches the same bytes as one behind it, the order of
-// submission is not kept; overlapping writes in flight have none.
+// between any two events (package crashlab). An operation submitted before and
+// completed behind that moment is in flight then, and a Sync covers what had
+// completed when it was submitted.
 package record
 
 import (
@@ -61,6 +53,9 @@ type Event struct {
 	Label    string // of a mark
 }
 
+// A Log is what happened, in order.
+type Log []Event
+
 // A File is a block.File that records.
 type File struct {
 	below block.File
@@ -88,12 +83,14 @@ func (f *File) Log() Log {
 	return slices.Clone(f.log)
 }
 
-// Mark records a moment of the test's, such as an acknowledgement to a client.
-func (f *File) Mark(label string) {
+// Mark records a moment of the test's, such as an acknowledgement to a client,
+// and returns its position in the log.
+func (f *File) Mark(label string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ids++
 	f.log = append(f.log, Event{ID: f.ids, Kind: Mark, Done: true, Label: label})
+	return len(f.log) - 1
 }
 
 // submit records the beginning of an operation and gives it its number.

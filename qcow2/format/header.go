@@ -50,19 +50,6 @@ type Header struct {
 	extensionsEnd int64 // offset of the end mark, 0 if there is none
 }
 
-// HeaderCluster is the size in bytes of the first cluster of an image whose first
-// sector is b, as far as that says one: how much DecodeHeader wants to see.
-func HeaderCluster(b []byte) int64 {
-	if len(b) < headerLenV2 {
-		return 0
-	}
-	bits := binary.BigEndian.Uint32(b[20:])
-	if bits < MinClusterBits || bits > MaxClusterBits {
-		return 0
-	}
-	return 1 << bits
-}
-
 // DecodeHeader decodes the header from the beginning of an image. b must hold
 // the whole first cluster, or all of a file that is shorter. Whether the tables
 // lie inside the file is CheckLayout's to say.
@@ -173,6 +160,20 @@ func (h *Header) decodeNames(b []byte) error {
 	var err error
 	h.Extensions, h.extensionsEnd, err = decodeExtensions(b[h.Length:max(end, int64(h.Length))], int64(h.Length))
 	return err
+}
+
+// FirstCluster is how many bytes the header with its names and extensions may
+// take, from the beginning of an image: its first cluster. It is 0 if b, the first
+// sector, does not look like a header.
+func FirstCluster(b []byte) int64 {
+	if len(b) < headerLenV2 || binary.BigEndian.Uint32(b) != Magic {
+		return 0
+	}
+	bits := binary.BigEndian.Uint32(b[20:])
+	if bits < MinClusterBits || bits > MaxClusterBits {
+		return 0
+	}
+	return 1 << bits
 }
 
 // CheckLayout returns an error unless the tables that h names lie inside a file

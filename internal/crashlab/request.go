@@ -1,0 +1,108 @@
+package crashlab
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Kind is what a request asks for.
+type Kind uint8
+
+// The kinds of requests.
+const (
+	Write       Kind = iota + 1
+	WriteFUA         // durable when it is acknowledged
+	Zero             // zeroes, keeping the space
+	ZeroUnmap        // zeroes, giving the space back
+	Discard          // what is read afterwards is read, and must stay so
+	Flush            //
+	Resize           // the disk becomes N sectors large
+	Reopen           // close, open again: everything is durable
+	Kill             // the process dies, and another one opens the image in the same boot
+	FailSync         // the next sync of the File fails and drops its data; later ones say that all is well
+	EvictReopen      // what a failed sync dropped reads as the disk has it, and the image is opened again
+	kindEnd
+)
+
+var kindNames = [kindEnd]string{"", "write", "fua", "zero", "unmap", "discard", "flush", "resize", "reopen", "kill", "failsync", "evict"}
+
+func (k Kind) String() string { return kindNames[k] }
+
+// alone says that a request is done when nothing else is.
+func (k Kind) alone() bool {
+	return k == Resize || k == Reopen || k == Kill || k == FailSync || k == EvictReopen
+}
+
+// A Request is one request of a client, or what is done to the process.
+type Request struct {
+	Kind     Kind
+	First, N int64 // sectors; Resize: N is the new size
+	// Client says who asks. The requests of one client follow each other; those
+	// of several overlap in time, between two requests that are done alone.
+	Client int
+}
+
+func (r Request) String() string {
+	s := r.Kind.String()
+	switch {
+	case r.Kind == Resize:
+		s += fmt.Sprintf(" %d", r.N)
+	case r.Kind <= Discard:
+		s += fmt.Sprintf(" %d+%d", r.First, r.N)
+	}
+	if r.Client > 0 {
+		s += fmt.Sprintf("@%d", r.Client)
+	}
+	return s
+}
+
+// Format writes a script in one line, as [Parse] reads it.
+func Format(script []Request) string {
+	var parts []string
+	for _, r := range script {
+		parts = append(parts, r.String())
+	}
+	return strings.Join(parts, "; ")
+}
+
+// Parse reads a script.
+func Parse(s string) ([]Request, error) {
+	var script []Request
+	for part := range strings.SplitSeq(s, ";") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		r, err := parseRequest(part)
+		if err != nil {
+			return nil, err
+		}
+		script = append(script, r)
+	}
+	return script, nil
+}
+
+func parseRequest(s string) (r Request, err error) {
+	rest, client, ok := strings.Cut(s, "@")
+	if ok {
+		_, err = fmt.Sscanf(client, "%d", &r.Client)
+	}
+	name, args, _ := strings.Cut(rest, " ")
+	for k, known := range kindNames {
+		if known == name && name != "" {
+			r.Kind = Kind(k)
+		}
+	}
+	switch {
+	case err != nil:
+	case r.Kind == 0:
+		err = fmt.Errorf("an unknown name")
+	case r.Kind == Resize:
+		_, err = fmt.Sscanf(args, "%d", &r.N)
+	case r.Kind <= Discard:
+		_, err = fmt.Sscanf(args, "%d+%d", &r.First, &r.N)
+	}
+	if err != nil {
+		return r, fmt.Errorf("request %q: expected a name, a range such as 3+5, a client such as @1: %w", s, err)
+	}
+	return r, nil
+}

@@ -1,0 +1,385 @@
+package crashlab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"syscall"
+
+	"tidemark/internal/block"
+	"tidemark/internal/record"
+	"tidemark/internal/simdisk"
+	"tidemark/internal/steps"
+)
+
+// A Setup is where a script runs.
+type Setup struct {
+	// Name tells setups apart whose disks may look alike: their engines differ.
+	Name    string
+	Engine  Engine
+	Options simdisk.Options
+	// Start is the disk at the start: it holds an image, durably.
+	Start simdisk.State
+	// Jitter, if not nil, makes operations of the File take random times, so that
+	// those of several clients overlap.
+	Jitter *rand.Rand
+	// Versions are the numbers that what is written is marked with: those behind
+	// it. Scripts that run one after another on a disk need different ones.
+	Versions uint32
+}
+
+func (s Setup) sum() uint64 {
+	return maphash.Comparable(allowanceSeed, struct {
+		name string
+		o    simdisk.Options
+	}{s.Name, s.Options})
+}
+
+// A Recording is what happened while a script ran.
+type Recording struct {
+	setup   Setup
+	script  []Request
+	log     record.Log
+	history history
+	end     simdisk.State
+}
+
+// End is the disk when the script had ended and the image was closed.
+func (r *Recording) End() simdisk.State { return r.end }
+
+// stepMark begins the label of a mark that says which step has been done.
+const (
+	stepMark  = "step "
+	evictMark = "the host's cache is dropped"
+)
+
+// A runner is a script that runs.
+type runner struct {
+	ctx   context.Context
+	setup Setup
+	below *simdisk.Disk
+	file  *record.File
+	gate  *gate
+	disk  Disk
+
+	mu      sync.Mutex // guards what follows
+	history history
+	faults  []*Fault
+}
+
+// Run runs a script. Its error is a Fault if the engine does not even do what was
+// asked for without a power cut.
+func Run(ctx context.Context, setup Setup, script []Request) (*Recording, error) {
+	r := &runner{ctx: ctx, setup: setup, below: simdisk.NewDisk(setup.Start, setup.Options)}
+	r.file = record.New(slowly(r.below, setup.Jitter), record.Options{})
+	if err := r.open(); err != nil {
+		return nil, err
+	}
+	size := r.disk.Info().Size
+	r.history = history{size: size / sector, start: make([]byte, size)}
+	if err := r.disk.ReadAt(ctx, r.history.start, 0, 0); err != nil {
+		return nil, asFault(err, 2, "read the disk at the start")
+	}
+	stop := steps.Observe(func(step string) { r.file.Mark(stepMark + step) })
+	defer stop()
+	r.history.acts = make([]*act, 0, len(script))
+	for len(script) > r.done() {
+		r.runUntilAlone(script)
+	}
+	if err := r.end(); err != nil {
+		return nil, err
+	}
+	return &Recording{setup, script, r.file.Log(), r.history, r.below.State()}, nil
+}
+
+func (r *runner) done() int { return len(r.history.acts) }
+
+// runUntilAlone does the requests from the next one on until one that is done
+// alone, each client on a goroutine of its own; or that one.
+func (r *runner) runUntilAlone(script []Request) {
+	rest := script[r.done():]
+	if rest[0].Kind.alone() {
+		r.alone(rest[0])
+		return
+	}
+	queues := map[int][]Request{}
+	for _, q := range rest {
+		if q.Kind.alone() {
+			break
+		}
+		queues[q.Client] = append(queues[q.Client], q)
+	}
+	var wg sync.WaitGroup
+	for _, queue := range queues {
+		wg.Go(func() {
+			for _, q := range queue {
+				r.request(q, len(queues) > 1)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// begin notes that a request is submitted.
+func (r *runner) begin(q Request) *act {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a := &act{Request: q, returned: -1}
+	switch q.Kind {
+	case Write, WriteFUA:
+		a.version = version(r.setup.Versions) + version(len(r.history.acts)+1)
+	}
+	a.submitted = r.file.Mark(q.String())
+	r.history.acts = append(r.history.acts, a)
+	return a
+}
+
+// end notes that a request has returned.
+func (r *runner) ack(a *act, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a.failed = err != nil
+	a.returned = r.file.Mark(fmt.Sprintf("%v: %v", a.Request, err))
+}
+
+func (r *runner) request(q Request, concurrent bool) {
+	a := r.begin(q)
+	var err error
+	off, n := q.First*sector, q.N*sector
+	switch q.Kind {
+	case Write, WriteFUA:
+		p := make([]byte, n)
+		stamp(p, q.First, a.version)
+		var f block.Flags
+		if q.Kind == WriteFUA {
+			f = block.FUA
+		}
+		err = r.disk.WriteAt(r.ctx, p, off, f)
+	case Zero:
+		err = r.disk.WriteZeroes(r.ctx, off, n, 0)
+	case ZeroUnmap:
+		err = r.disk.WriteZeroes(r.ctx, off, n, block.MayUnmap)
+	case Discard:
+		err = r.disk.Discard(r.ctx, off, n, 0)
+		if err == nil && !concurrent {
+			a.seen, err = r.see(q)
+		}
+	case Flush:
+		err = r.disk.Flush(r.ctx)
+	}
+	r.ack(a, err)
+}
+
+// see reads the versions that a range has.
+func (r *runner) see(q Request) ([]version, error) {
+	p := make([]byte, q.N*sector)
+	if err := r.disk.ReadAt(r.ctx, p, q.First*sector, 0); err != nil {
+		return nil, err
+	}
+	seen := make([]version, q.N)
+	for i := range seen {
+		s := q.First + int64(i)
+		v, err := versionOf(p[i*sector:(i+1)*sector], s, r.history.start)
+		if err != nil {
+			return nil, err
+		}
+		seen[i] = v
+	}
+	return seen, nil
+}
+
+// alone does a request that is done alone.
+func (r *runner) alone(q Request) {
+	a := r.begin(q)
+	var err error
+	switch q.Kind {
+	case Resize:
+		err = r.disk.Resize(r.ctx, q.N*sector)
+	case Reopen:
+		err = r.disk.Close()
+		r.ack(a, err)
+		r.reopen()
+		return
+	case Kill:
+		r.gate.shut()
+		_ = r.disk.Close() // whatever it says: the process is dead
+		r.reopen()
+	case FailSync:
+		r.below.FailSync(syscall.EIO)
+	case EvictReopen:
+		r.gate.shut()
+		_ = r.disk.Close()
+		r.below.FailSync(nil)
+		r.below.Evict()
+		r.history.evicted = r.file.Mark(evictMark)
+		r.reopen()
+	}
+	r.ack(a, err)
+}
+
+func (r *runner) reopen() {
+	if err := r.open(); err != nil {
+		r.faults = append(r.faults, asFault(err, 1, "open again"))
+	}
+}
+
+func (r *runner) open() error {
+	r.gate = newGate(r.file)
+	d, err := r.setup.Engine.Open(r.ctx, r.gate)
+	if err != nil {
+		return asFault(err, 1, "open")
+	}
+	r.disk = d
+	return nil
+}
+
+// end reads the whole disk, which must hold what was written last, and closes
+// it.
+func (r *runner) end() error {
+	if len(r.faults) > 0 {
+		return r.faults[0]
+	}
+	content := make([]byte, r.disk.Info().Size)
+	if err := r.disk.ReadAt(r.ctx, content, 0, 0); err != nil {
+		return asFault(err, 2, "read the disk at the end")
+	}
+	n := len(r.file.Log())
+	if err := r.history.allow(n, true).judge(content); err != nil {
+		return asFault(err, 2, "without any power cut")
+	}
+	a := r.begin(Request{Kind: Reopen})
+	err := r.disk.Close()
+	r.ack(a, err)
+	if err != nil && !r.expectsFailure() {
+		return asFault(err, 1, "close")
+	}
+	return nil
+}
+
+// expectsFailure reports whether the storage was made to fail and the image not
+// opened again since.
+func (r *runner) expectsFailure() bool {
+	armed := false
+	for _, a := range r.history.acts {
+		switch a.Kind {
+		case FailSync:
+			armed = true
+		case EvictReopen:
+			armed = false
+		}
+	}
+	return armed
+}
+
+// A gate is a File that the process can be cut off from, as if it were killed:
+// operations that are in progress end, later ones fail.
+type gate struct {
+	block.File
+	mu     sync.RWMutex // held shared by every operation
+	closed bool
+}
+
+var errDead = errors.New("the process is dead")
+
+func newGate(f block.File) *gate { return &gate{File: f} }
+
+func (g *gate) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
+}
+
+func (g *gate) pass(do func() error) error {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if g.closed {
+		return errDead
+	}
+	return do()
+}
+
+func (g *gate) ReadAt(p []byte, off int64) (n int, err error) {
+	err = g.pass(func() error { n, err = g.File.ReadAt(p, off); return err })
+	return n, err
+}
+
+func (g *gate) WriteAt(p []byte, off int64) (n int, err error) {
+	err = g.pass(func() error { n, err = g.File.WriteAt(p, off); return err })
+	return n, err
+}
+
+func (g *gate) WriteAtSync(p []byte, off int64) (n int, err error) {
+	err = g.pass(func() error { n, err = g.File.WriteAtSync(p, off); return err })
+	return n, err
+}
+
+func (g *gate) WriteZeroes(off, n int64) error {
+	return g.pass(func() error { return g.File.WriteZeroes(off, n) })
+}
+
+func (g *gate) Discard(off, n int64) error {
+	return g.pass(func() error { return g.File.Discard(off, n) })
+}
+
+func (g *gate) Grow(ctx context.Context, need, want int64) (size int64, err error) {
+	err = g.pass(func() error { size, err = g.File.Grow(ctx, need, want); return err })
+	return size, err
+}
+
+func (g *gate) Shrink(ctx context.Context, from, to int64) error {
+	return g.pass(func() error { return g.File.Shrink(ctx, from, to) })
+}
+
+func (g *gate) Sync() error { return g.pass(g.File.Sync) }
+
+// slowly returns f with operations that yield a random number of times before and
+// after they are done; f itself if rng is nil.
+func slowly(f block.File, rng *rand.Rand) block.File {
+	if rng == nil {
+		return f
+	}
+	return &slow{File: f, rng: rng}
+}
+
+type slow struct {
+	block.File
+	mu  sync.Mutex // guards rng
+	rng *rand.Rand
+}
+
+func (s *slow) yield() {
+	s.mu.Lock()
+	n := s.rng.IntN(1 + s.rng.IntN(60))
+	s.mu.Unlock()
+	for range n {
+		runtime.Gosched()
+	}
+}
+
+func (s *slow) WriteAt(p []byte, off int64) (int, error) {
+	s.yield()
+	defer s.yield()
+	return s.File.WriteAt(p, off)
+}
+
+func (s *slow) WriteAtSync(p []byte, off int64) (int, error) {
+	s.yield()
+	defer s.yield()
+	return s.File.WriteAtSync(p, off)
+}
+
+func (s *slow) WriteZeroes(off, n int64) error {
+	s.yield()
+	defer s.yield()
+	return s.File.WriteZeroes(off, n)
+}
+
+func (s *slow) Sync() error {
+	s.yield()
+	defer s.yield()
+	return s.File.Sync()
+}

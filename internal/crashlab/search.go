@@ -1,0 +1,152 @@
+package crashlab
+
+import (
+	"math/rand/v2"
+	"slices"
+
+	"tidemark/internal/record"
+	"tidemark/internal/simdisk"
+)
+
+// A search finds the states of a recording that are to be judged.
+type search struct {
+	lab    *Lab
+	rec    *Recording
+	rng    *rand.Rand
+	seen   map[judgedKey]int // how much was durable when it was judged
+	points []bool            // the events behind which states were built
+	n      int64
+
+	// What a disk may hold at the present event; nil where it must be found out.
+	power, death *allowed
+}
+
+// judgedKey tells states apart.
+type judgedKey struct {
+	hash uint64
+	died bool
+}
+
+// allowed is an allowance and how narrow it is: what is durable only grows.
+type allowed struct {
+	*allowance
+	durable int
+	hash    uint64
+}
+
+// index says which choices are new after an event; ok is false for none.
+func (c change) index(m *simdisk.Model) (with int, ok bool) {
+	if c.added != nil && !c.ground {
+		return slices.Index(m.Pending(), c.added), true
+	}
+	return -1, c.ground
+}
+
+// run hands the states of every moment to judge until it returns false.
+func (s *search) run(judge func(job) bool) {
+	w := newWalk(s.rec.setup.Start, s.rec.setup.Options)
+	s.points = make([]bool, len(s.rec.log))
+	durable := 0
+	for i, e := range s.rec.log {
+		ch := w.step(e)
+		if e.Kind == record.Mark {
+			s.power, s.death = nil, nil
+			if now := countTrue(s.rec.history.durableBy(i+1, false)); now > durable {
+				durable, ch.ground = now, true
+			}
+		}
+		if with, ok := ch.index(w.model); ok && !s.cut(w.model, i, with, judge) {
+			return
+		}
+		if s.lab.config.Death && !s.die(w.model, i, judge) {
+			return
+		}
+	}
+}
+
+// cut builds the states after a power cut behind event i.
+func (s *search) cut(m *simdisk.Model, i, with int, judge func(job) bool) bool {
+	s.points[i] = true
+	s.lab.mu.Lock()
+	s.lab.total.Points++
+	s.lab.mu.Unlock()
+	pending := m.Pending()
+	for c := range choices(pending, with, s.lab.config.Limits, s.rng) {
+		jb := job{state: c.state(m), event: i}
+		if !s.isNew(&jb, len(pending)) {
+			continue
+		}
+		jb.picks = choice{slices.Clone(c.picks), c.swap}
+		if !judge(jb) {
+			return false
+		}
+	}
+	return true
+}
+
+// die builds the states after the death of the process behind event i: what was
+// in flight is done, or is not.
+func (s *search) die(m *simdisk.Model, i int, judge func(job) bool) bool {
+	ended := slices.DeleteFunc(slices.Clone(m.Pending()), func(o *simdisk.Op) bool { return o.InFlight() })
+	for _, state := range []simdisk.State{m.Current(), m.Crash(ended, simdisk.KeepAll)} {
+		jb := job{state: state, event: i, died: true}
+		if s.isNew(&jb, 0) && !judge(jb) {
+			return false
+		}
+	}
+	return true
+}
+
+// isNew reports whether a state has not been judged under an allowance as narrow
+// as that of now, and completes the job.
+func (s *search) isNew(jb *job, pending int) bool {
+	l, c := s.lab, s.lab.config
+	now := s.allowance(jb.event+1, jb.died)
+	key := judgedKey{jb.state.Hash(), jb.died}
+	before, judged := s.seen[key]
+	isNew := !judged || before < now.durable
+	if isNew {
+		s.seen[key] = now.durable
+		isNew = l.first(key.hash, now.hash, pending >= 2)
+	}
+	l.mu.Lock()
+	l.total.Built++
+	if isNew {
+		l.total.Judged++
+		if jb.died {
+			l.total.Deaths++
+		}
+	}
+	l.mu.Unlock()
+	if !isNew {
+		return false
+	}
+	jb.n, jb.allow = s.n, now.allowance
+	every := func(n int) bool { return n > 0 && s.n%int64(n) == int64(n)-1 }
+	jb.depth = depth{external: every(c.External), onward: every(c.Onward), again: every(c.Again)}
+	s.n++
+	return true
+}
+
+// allowance returns what is allowed after a crash at n events.
+func (s *search) allowance(n int, died bool) *allowed {
+	have := &s.power
+	if died {
+		have = &s.death
+	}
+	if *have == nil {
+		h := &s.rec.history
+		al := h.allow(n, died)
+		*have = &allowed{al, countTrue(h.durableBy(n, died)), al.sum() ^ s.rec.setup.sum()}
+	}
+	return *have
+}
+
+func countTrue(list []bool) (n int) {
+	for _, b := range list {
+		if b {
+			n++
+		}
+	}
+	return n
+}
