@@ -190,6 +190,24 @@ func TestCheckAgreesWithQEMU(t *testing.T) {
 	}
 }
 
+// Snapshots, sub-clusters and compressed clusters are checked, and mended.
+func TestCheckAgreesWithQEMUOnFeatures(t *testing.T) {
+	testenv.Tool(t, "qemu-img")
+	for _, g := range []string{"", "extended_l2=on", "compression_type=zstd"} {
+		path := made(t, g, busy...)
+		testenv.Run(t, "qemu-img", "snapshot", "-c", "one", path)
+		testenv.Run(t, "qemu-io", "-c", "write -P 7 6M 100k", "-c", "write -c -P 8 30M 64k", path)
+		leaked(t, path)
+		r := cli(t, "check", "--output=json", path)
+		require.Equal(t, exitLeaks, r.code, r)
+		theirs := testenv.Try(t, "qemu-img", "check", "--output=json", path)
+		require.Empty(t, same(t, theirs.Stdout, r.stdout))
+		r = cli(t, "check", "-r", "leaks", path)
+		require.Zero(t, r.code, r)
+		require.Equal(t, testenv.Run(t, "qemu-img", "check", path), cli(t, "check", path).stdout)
+	}
+}
+
 func TestCheckExitCodes(t *testing.T) {
 	testenv.Tool(t, "qemu-img")
 	for _, c := range []struct {
@@ -256,10 +274,10 @@ func TestCheckRefusals(t *testing.T) {
 		require.Contains(t, r.stderr, c.text)
 		require.Empty(t, r.stdout)
 	}
-	testenv.Run(t, "qemu-img", "snapshot", "-c", "s", path)
+	testenv.Run(t, "qemu-img", "bitmap", "--add", path, "b")
 	r := cli(t, "check", path)
 	require.Equal(t, exitNotSupported, r.code, r)
-	require.Contains(t, r.stderr, "snapshots")
+	require.Contains(t, r.stderr, "persistent bitmaps")
 }
 
 func TestMapAgreesWithQEMU(t *testing.T) {

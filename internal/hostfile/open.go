@@ -71,15 +71,23 @@ func Create(path string, size int64, o CreateOptions) (*File, error) {
 	return f, nil
 }
 
+// openFlags are added to every open. O_NONBLOCK: a fifo or a device must not hang
+// before it is refused.
+const openFlags = unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
+
 // open opens, checks that it is a regular file, and locks.
 func open(path string, flags int, mode fs.FileMode, o Options) (*File, error) {
-	// O_NONBLOCK: a fifo or a device must not hang before it is refused.
 	fd, err := retry(func() (int, error) {
-		return unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, uint32(mode.Perm()))
+		return unix.Open(path, flags|openFlags, uint32(mode.Perm()))
 	})
 	if err != nil {
 		return nil, openError(path, flags, err)
 	}
+	return adopt(fd, path, o)
+}
+
+// adopt makes a File of a descriptor, which it owns from then on.
+func adopt(fd int, path string, o Options) (*File, error) {
 	if err := unix.SetNonblock(fd, false); err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("open %s: %w", path, err)
