@@ -67,6 +67,7 @@ func (im *Image) writeCopy(ctx context.Context, p []byte, off int64) (int64, mis
 	im.copies.claim(gc)
 	defer im.copies.release(gc)
 	n, m, err := im.copyClaimed(ctx, p, off, &ch)
+	steps.At("X4")
 	if ferr := im.finish(&ch); err == nil {
 		err = ferr
 	}

@@ -88,9 +88,11 @@
 //	F2  lower the counts in memory; the clusters may be chosen in R1. Counts
 //	    reach the disk with the next C4 or R5
 //
-// Big changes (table growth, resize.go and refcount.go): G1 build the new table
-// beside the old one, Sync, G2 switch with one write of the header's first sector,
-// Sync; the old table's clusters are unlinked.
+// Big changes (table growth, resize.go and refcount.go):
+//
+//	G1  build the new table beside the old one, Sync
+//	G2  switch with one write of the header's first sector, Sync; the old table's
+//	    clusters are unlinked
 //
 // What a writer that died had reserved is given back after the next open, in the
 // background: settle.go, S1 to S4.

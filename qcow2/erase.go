@@ -24,6 +24,7 @@ func (im *Image) Discard(ctx context.Context, off, n int64, f block.Flags) error
 	if err := im.throttle(); err != nil {
 		return err
 	}
+	defer steps.At("D2")
 	return im.complete(im.discardRange(ctx, off, n), f)
 }
 

@@ -5,6 +5,7 @@ import (
 
 	"tidemark/internal/block"
 	"tidemark/internal/mutant"
+	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
 )
 
@@ -51,6 +52,7 @@ func (im *Image) switchHeader(change func(*format.Header)) error {
 	im.header = &h
 	im.mu.Unlock()
 	im.diskSize.Store(h.Size)
+	steps.At("G2")
 	return nil
 }
 
@@ -99,12 +101,21 @@ func (im *Image) moveBackingName() (*format.Header, error) {
 // size of the virtual disk in bytes.
 func (im *Image) size() int64 { return im.diskSize.Load() }
 
-// putExtension writes a header extension of ours, without a Sync: over the one
+// writer is WriteAt of the file, or WriteAtSync.
+func (im *Image) writer(durable bool) func(p []byte, off int64) (int, error) {
+	if durable {
+		return im.file.WriteAtSync
+	}
+	return im.file.WriteAt
+}
+
+// putExtension writes a header extension of ours, durably if asked to: over the one
 // there is, or behind the others. It reports whether there was room. What makes a
 // new one valid is written last; that both parts may land in any order does no
 // harm, because what stands behind the end mark is zero or an older one. Its caller
 // holds allocating, or has closed the image.
-func (im *Image) putExtension(t format.ExtensionType, data []byte) (bool, error) {
+func (im *Image) putExtension(t format.ExtensionType, data []byte, durable bool) (bool, error) {
+	write := im.writer(durable)
 	im.mu.Lock()
 	h := *im.header
 	im.mu.Unlock()
@@ -112,7 +123,7 @@ func (im *Image) putExtension(t format.ExtensionType, data []byte) (bool, error)
 		if len(e.Data) != len(data) {
 			return false, nil // of another version: not ours
 		}
-		_, err := im.file.WriteAt(data, e.Off)
+		_, err := write(data, e.Off)
 		return err == nil, err
 	}
 	off, b, ok := h.PlaceForExtension(t, data)
@@ -126,7 +137,7 @@ func (im *Image) putExtension(t format.ExtensionType, data []byte) (bool, error)
 		}
 	}
 	for _, part := range []struct{ from, to int }{{8, len(b)}, {0, 8}} {
-		if _, err := im.file.WriteAt(b[part.from:part.to], off+int64(part.from)); err != nil {
+		if _, err := write(b[part.from:part.to], off+int64(part.from)); err != nil {
 			return false, fmt.Errorf("write header extension: %w", err)
 		}
 	}

@@ -123,6 +123,7 @@ func (c *change) store(kind uint64, a int64, b, d uint64) {
 	if c.ring != nil {
 		c.room--
 		c.ring.Append(redo.Record{A: kind<<recordKindShift | uint64(a), B: b, C: d})
+		steps.At("L2")
 	}
 }
 
@@ -138,6 +139,7 @@ func (im *Image) logHead() uint64 {
 func (im *Image) trimLog(upTo uint64) {
 	if r := im.ring.Load(); r != nil {
 		r.Trim(upTo)
+		steps.At("L3")
 	}
 }
 
@@ -154,7 +156,7 @@ func (im *Image) startLog() error {
 	}
 	format.PutRedo(data, binary.BigEndian.Uint64(data))
 	id, _ := format.DecodeRedo(data)
-	ok, err := im.putExtension(format.ExtRedo, data)
+	ok, err := im.putExtension(format.ExtRedo, data, false)
 	if err != nil || !ok {
 		return im.fatalUnlessNoSpace(err)
 	}

@@ -127,11 +127,7 @@ func (im *Image) writeRefcounts(durable bool) error {
 	im.refs.mu.Lock()
 	writes, finish := im.refs.slices.stage()
 	im.refs.mu.Unlock()
-	write := im.file.WriteAt
-	if durable {
-		write = im.file.WriteAtSync
-	}
-	err := writeStaged(write, writes)
+	err := writeStaged(im.writer(durable), writes)
 	im.refs.mu.Lock()
 	finish(err)
 	im.refs.mu.Unlock()

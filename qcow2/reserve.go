@@ -47,6 +47,7 @@ func (im *Image) reserve(f *fill) error {
 				return err
 			}
 			if len(runs) > 0 {
+				steps.At("R1")
 				return im.recycle(runs)
 			}
 			if tight && im.hasGone() {
@@ -173,9 +174,10 @@ func (im *Image) recycle(runs []run) error {
 // makeReady is R4 to R6. The first tables clusters of the runs become ready for
 // L2 tables. zero says that the clusters read zero already.
 func (im *Image) makeReady(runs []run, tables int64, zero bool) error {
-	// The list goes first, so that the death of the process leaves no count
-	// that is not on it. After a power cut there may be some: those are leaks.
-	if err := im.listReserved(runs); err != nil {
+	// The list goes first, so that no death of the process leaves a count that is
+	// not on it, nor a power cut where the counts are durable before the next
+	// Sync. Elsewhere there may be some after a power cut: those are leaks.
+	if err := im.listReserved(runs, zero); err != nil {
 		return im.fatalUnlessNoSpace(err)
 	}
 	// Tables are written out, whatever reads zero there: a storage that keeps
@@ -344,6 +346,7 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 		return cmp.Or(err, errRetry) // everything has moved: choose again
 	}
 	n = min(n, (b+1)*per-at-blockN)
+	steps.At("R1")
 	size, err := im.file.Grow(ctx, (at+blockN+1)*cs, (at+blockN+n)*cs)
 	im.waited(f)
 	if err != nil {
@@ -355,6 +358,7 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 		}
 		return err
 	}
+	steps.At("R2")
 	n = min(n, size/cs-at-blockN)
 	zero := im.claimZero(run{at: at, n: blockN + n})
 	if blockN > 0 {
@@ -456,7 +460,7 @@ func (im *Image) giveBack() error {
 	}
 	if _, has := im.header.FindExtension(format.ExtReserved); err == nil && has {
 		im.listed = nil
-		err = im.listReserved(nil) // what is not settled yet stays on it
+		err = im.listReserved(nil, false) // what is not settled yet stays on it
 	}
 	if err == nil && !mutant.On("shrunk-unsynced") {
 		err = im.file.Sync()

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"tidemark/internal/mutant"
+	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
 )
 
@@ -112,9 +113,10 @@ func (im *Image) findSuspects() {
 		return
 	}
 	im.suspects = newClusterSet(ranges)
-	for _, c := range im.refs.metadata { // S1
+	for _, c := range im.refs.metadata {
 		im.suspects.remove(c)
 	}
+	steps.At("S1")
 }
 
 // startSettling begins to settle what findSuspects has found.
@@ -156,9 +158,11 @@ func (im *Image) settle() error {
 			im.acquit(entries)
 		}
 	}
-	if err := im.syncUnless(mutant.On("settled-unsynced")); err != nil { // S3
+	steps.At("S2")
+	if err := im.syncUnless(mutant.On("settled-unsynced")); err != nil {
 		return err
 	}
+	steps.At("S3")
 	if err := im.allocating.acquire(im.ctx); err != nil {
 		return err
 	}
@@ -236,6 +240,7 @@ func (im *Image) convict() error {
 	if err != nil {
 		return im.poison(err)
 	}
+	steps.At("S4")
 	im.mu.Lock()
 	im.freedLocked()
 	im.mu.Unlock()
@@ -243,7 +248,7 @@ func (im *Image) convict() error {
 	if err := im.writeRefcounts(false); err != nil {
 		return im.fatalUnlessNoSpace(err)
 	}
-	return im.fatalUnlessNoSpace(im.listReserved(nil))
+	return im.fatalUnlessNoSpace(im.listReserved(nil, false))
 }
 
 // uncountLeaks counts those of the clusters 0 that are counted once.
@@ -268,11 +273,11 @@ func (im *Image) uncountLeaks(clusters []int64) (freed int64, err error) {
 }
 
 // listReserved writes the list of what is reserved, together with more, into the
-// image, without a Sync. What the list before said stays on it: requests may have
+// image, durably if asked to. What the list before said stays on it: requests may have
 // taken clusters from it whose tables are not written yet. Its caller holds
 // allocating, or has closed the image. An image that has no room for the list
 // goes without.
-func (im *Image) listReserved(more []run) error {
+func (im *Image) listReserved(more []run, durable bool) error {
 	im.mu.Lock()
 	now := slices.Concat(im.alloc.ready, im.alloc.tables, more)
 	var ranges []format.ClusterRange
@@ -284,7 +289,7 @@ func (im *Image) listReserved(more []run) error {
 		ranges = append(ranges, im.suspects.ranges...)
 	}
 	im.mu.Unlock()
-	_, err := im.putExtension(format.ExtReserved, format.EncodeReserved(mergeRanges(ranges, format.MaxReservedRanges)))
+	_, err := im.putExtension(format.ExtReserved, format.EncodeReserved(mergeRanges(ranges, format.MaxReservedRanges)), durable)
 	if err != nil {
 		return fmt.Errorf("list of reserved clusters: %w", err)
 	}

@@ -72,6 +72,7 @@ func (im *Image) complete(err error, f block.Flags) error {
 		err = serr
 	}
 	im.completed.Add(1) // also after an error: part of it may be done
+	steps.At("W4")
 	im.commitLater()
 	if err == nil && f.Has(block.FUA) && !mutant.On("fua-ignored") {
 		err = im.flush()

@@ -20,9 +20,9 @@ type Engine struct {
 	// eyes than the engine's: who owns which cluster, whether snapshots are what
 	// they were. Its error may be a Fault.
 	Audit func(ctx context.Context, f block.File) error
-	// Limit, if not nil, is the size in bytes that the image in f may have when it
-	// was closed and mended.
-	Limit func(f block.File) (int64, error)
+	// Limit, if not nil, is the size in bytes that the image in f may have after
+	// the power was cut a few times.
+	Limit func(f block.File, cuts int) (int64, error)
 	// External, if not nil, is another program's check of an image that was
 	// exported to a file of the host.
 	External func(ctx context.Context, path string) (Finding, error)

@@ -54,7 +54,7 @@ func (s Shape) Requests() []Request {
 	}
 	return append(list,
 		Request{Kind: Flush}, Request{Kind: Reopen}, Request{Kind: Kill},
-		Request{Kind: Resize, N: s.Size + s.Cluster}, Request{Kind: Resize, N: s.Size + 2*s.Table},
+		Request{Kind: Resize, N: s.Size + s.Cluster}, Request{Kind: Resize, N: s.Size + min(2*s.Table, s.Size)},
 	)
 }
 

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"hash/maphash"
 	"slices"
+
+	"tidemark/internal/simdisk"
 )
 
 // An act is a request and what became of it. Moments are positions in the log: an
@@ -21,12 +23,29 @@ type act struct {
 
 // A history is what the clients did and were told.
 type history struct {
-	acts  []*act
-	size  int64 // of the disk at the start, sectors
-	start []byte
-	// evicted is the position at which the host's cache was dropped after a failed
-	// sync, 0 if it never was: no flush behind it covers what was before.
-	evicted int
+	acts    []*act
+	size    int64 // of the disk at the start, sectors
+	start   []byte
+	evicted []eviction
+}
+
+// An eviction is a moment at which the host's cache was dropped after a failed
+// sync, and what the disk held then, durably. No flush behind it covers what was
+// before.
+type eviction struct {
+	at   int
+	left simdisk.State
+}
+
+// lost reports whether what an act has done before from may have been dropped
+// from the host's cache before to.
+func (h *history) lost(a *act, to int) bool {
+	for _, e := range h.evicted {
+		if a.returned < e.at && e.at < to {
+			return true
+		}
+	}
+	return false
 }
 
 // durableBy returns, for every act, whether it is durable at n events. With died
@@ -37,15 +56,14 @@ func (h *history) durableBy(n int, died bool) []bool {
 		if a.returned < 0 || a.returned >= n || a.failed {
 			continue
 		}
-		if died && (h.evicted == 0 || h.evicted >= n || a.returned > h.evicted) || a.Kind == WriteFUA || a.Kind == Resize {
+		if died && !h.lost(a, n) || a.Kind == WriteFUA || a.Kind == Resize {
 			durable[i] = true
 		}
 		if a.Kind != Flush && a.Kind != Reopen {
 			continue
 		}
 		for j, b := range h.acts {
-			lost := b.returned < h.evicted && h.evicted < a.submitted
-			if b.returned >= 0 && !b.failed && b.returned < a.submitted && !lost {
+			if b.returned >= 0 && !b.failed && b.returned < a.submitted && !h.lost(b, a.submitted) {
 				durable[j] = true
 			}
 		}

@@ -76,7 +76,7 @@ func TestAllowance(t *testing.T) {
 
 func TestAllowanceAfterAFailedSync(t *testing.T) {
 	h := timeline(doing(Write, 1, 2), doing(FailSync, 3, 4), failing(Flush, 5, 6), doing(EvictReopen, 7, 9), doing(Flush, 10, 11))
-	h.evicted = 8
+	h.evicted = []eviction{{at: 8}}
 	require.ElementsMatch(t, []version{0, 1}, h.allow(12, false).may[0], "no flush behind the eviction covers it")
 	require.ElementsMatch(t, []version{0, 1}, h.allow(12, true).may[0])
 	require.Equal(t, []version{1}, h.allow(8, true).may[0], "until then the cache has it")

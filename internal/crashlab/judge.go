@@ -16,6 +16,7 @@ type depth struct {
 	external bool // another program's check too
 	onward   bool // it is written to, cut again, and mended
 	again    bool // recovering is cut, and judged
+	cuts     int  // how often the power was cut: never if the process died
 }
 
 // A judge holds states against the oracle. It is used by one goroutine.
@@ -65,7 +66,7 @@ func (j *judge) judge(ctx context.Context, s simdisk.State, al *allowance, d dep
 	if !d.onward {
 		return nil
 	}
-	return j.onward(ctx, disk)
+	return j.onward(ctx, disk, d.cuts+1)
 }
 
 // check is what can be said of a state without opening it.
@@ -177,7 +178,7 @@ func (j *judge) recoverAgain(ctx context.Context, s simdisk.State, log record.Lo
 
 // onward uses a recovered disk again: reads what was read before, writes here and
 // there, flushes, and cuts the power so that nothing else is left.
-func (j *judge) onward(ctx context.Context, disk *simdisk.Disk) *Fault {
+func (j *judge) onward(ctx context.Context, disk *simdisk.Disk, cuts int) *Fault {
 	j.counts.onward++
 	want := append([]byte(nil), j.buffer...)
 	d, err := j.engine.Open(ctx, disk)
@@ -203,7 +204,7 @@ func (j *judge) onward(ctx context.Context, disk *simdisk.Disk) *Fault {
 	if err != nil {
 		return asFault(err, 1, "write to it and flush")
 	}
-	if f := j.mended(ctx, cut, exactly(want)); f != nil {
+	if f := j.mended(ctx, cut, exactly(want), cuts); f != nil {
 		f.Text = "written to after the recovery, flushed, and cut again: " + f.Text
 		return f
 	}
@@ -228,7 +229,7 @@ func (j *judge) write(ctx context.Context, d Disk, want []byte) error {
 
 // mended recovers a disk that holds exactly what is allowed, mends its leaks, and
 // expects that nothing is left to be mended.
-func (j *judge) mended(ctx context.Context, disk *simdisk.Disk, al *allowance) *Fault {
+func (j *judge) mended(ctx context.Context, disk *simdisk.Disk, al *allowance, cuts int) *Fault {
 	if f := j.check(ctx, disk, disk.State(), false); f != nil {
 		return f
 	}
@@ -247,11 +248,11 @@ func (j *judge) mended(ctx context.Context, disk *simdisk.Disk, al *allowance) *
 	if j.engine.Limit == nil {
 		return nil
 	}
-	switch limit, err := j.engine.Limit(disk); {
+	switch limit, err := j.engine.Limit(disk, cuts); {
 	case err != nil:
 		return asFault(err, 5, "limit")
 	case disk.Size() > limit:
-		return faultf(5, "the image takes %d bytes; its bound is %d", disk.Size(), limit)
+		return faultf(5, "the image takes %d bytes after %d power cuts; its bound is %d", disk.Size(), cuts, limit)
 	}
 	return nil
 }

@@ -28,6 +28,8 @@ type Config struct {
 	// Most is how many states are judged at most; 0 means that there is no limit.
 	Most int64
 	Seed uint64
+	// Only, if not 0, is the only rule whose failures count.
+	Only int
 }
 
 // A Lab judges recordings and counts.
@@ -135,7 +137,11 @@ func (f *Failure) Error() string {
 func (l *Lab) Try(ctx context.Context, setup Setup, script []Request) *Failure {
 	r, err := Run(ctx, setup, script)
 	if err != nil {
-		return &Failure{Fault: asFault(err, 1, "run"), Script: script}
+		f := &Failure{Fault: asFault(err, 1, "run"), Script: script}
+		if r != nil {
+			f.Events = lastEvents(r.log, len(r.log)-1)
+		}
+		return f
 	}
 	return l.Judge(ctx, r)
 }
@@ -185,7 +191,7 @@ func (l *Lab) work(ctx context.Context, r *Recording, jobs <-chan job, first *at
 		}
 		j.begin(l.config.Seed, uint64(jb.n))
 		fault := j.judge(ctx, jb.state, jb.allow, jb.depth)
-		if fault == nil {
+		if fault == nil || l.config.Only != 0 && fault.Oracle != l.config.Only {
 			continue
 		}
 		f := r.failure(jb, fault, l.config.Seed)
@@ -234,18 +240,24 @@ func (l *Lab) countLocked(h uint64, several bool) {
 // failure says how jb came about.
 func (r *Recording) failure(jb job, fault *Fault, seed uint64) *Failure {
 	f := &Failure{Fault: fault, Script: r.script, Died: jb.died, rec: r, job: jb, seed: seed}
-	w := newWalk(r.setup.Start, r.setup.Options)
+	w := r.walk()
 	for _, e := range r.log[:jb.event+1] {
 		w.step(e)
 	}
 	if !jb.died {
 		f.Choice = jb.picks.describe(w.model.Pending())
 	}
-	const last = 40
-	for n := max(0, jb.event+1-last); n <= jb.event; n++ {
-		f.Events = append(f.Events, describeEvent(r.log, n))
-	}
+	f.Events = lastEvents(r.log, jb.event)
 	return f
+}
+
+// lastEvents describes the events up to one, as far as people want to read them.
+func lastEvents(log record.Log, to int) (list []string) {
+	const most = 60
+	for n := max(0, to+1-most); n <= to; n++ {
+		list = append(list, describeEvent(log, n))
+	}
+	return list
 }
 
 // describeEvent describes event n of a log, for people.

@@ -9,6 +9,7 @@ import (
 // by running shorter scripts, at most tries of them, and then less that is there
 // of what was pending.
 func Reduce(ctx context.Context, setup Setup, c Config, dir string, f *Failure, tries int) *Failure {
+	c.Only = f.Oracle
 	try := func(script []Request) *Failure {
 		if got := New(c, dir).Try(ctx, setup, script); got != nil && got.Oracle == f.Oracle {
 			return got
@@ -39,7 +40,7 @@ func (f *Failure) fewerKept(ctx context.Context, dir string) *Failure {
 	if f.Died || f.rec == nil {
 		return f
 	}
-	w := newWalk(f.rec.setup.Start, f.rec.setup.Options)
+	w := f.rec.walk()
 	for _, e := range f.rec.log[:f.job.event+1] {
 		w.step(e)
 	}

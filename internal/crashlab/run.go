@@ -24,6 +24,11 @@ type Setup struct {
 	Options simdisk.Options
 	// Start is the disk at the start: it holds an image, durably.
 	Start simdisk.State
+	// Record, if not nil, opens the image for the script instead of Engine.Open:
+	// with memory outside the File that the death of the process leaves and a
+	// power cut does not. The death of the process is judged only where the
+	// script says "kill", because the lab has no such memory of other moments.
+	Record func(ctx context.Context, f block.File) (Disk, error)
 	// Jitter, if not nil, makes operations of the File take random times, so that
 	// those of several clients overlap.
 	Jitter *rand.Rand
@@ -72,7 +77,7 @@ type runner struct {
 }
 
 // Run runs a script. Its error is a Fault if the engine does not even do what was
-// asked for without a power cut.
+// asked for without a power cut; then the recording is what there is of it.
 func Run(ctx context.Context, setup Setup, script []Request) (*Recording, error) {
 	r := &runner{ctx: ctx, setup: setup, below: simdisk.NewDisk(setup.Start, setup.Options)}
 	r.file = record.New(slowly(r.below, setup.Jitter), record.Options{})
@@ -90,10 +95,8 @@ func Run(ctx context.Context, setup Setup, script []Request) (*Recording, error)
 	for len(script) > r.done() {
 		r.runUntilAlone(script)
 	}
-	if err := r.end(); err != nil {
-		return nil, err
-	}
-	return &Recording{setup, script, r.file.Log(), r.history, r.below.State()}, nil
+	err := r.end()
+	return &Recording{setup, script, r.file.Log(), r.history, r.below.State()}, err
 }
 
 func (r *runner) done() int { return len(r.history.acts) }
@@ -215,7 +218,8 @@ func (r *runner) alone(q Request) {
 		_ = r.disk.Close()
 		r.below.FailSync(nil)
 		r.below.Evict()
-		r.history.evicted = r.file.Mark(evictMark)
+		_ = r.below.Sync() // what is left of the cache lands: it cannot fail now
+		r.history.evicted = append(r.history.evicted, eviction{r.file.Mark(evictMark), r.below.State()})
 		r.reopen()
 	}
 	r.ack(a, err)
@@ -229,7 +233,11 @@ func (r *runner) reopen() {
 
 func (r *runner) open() error {
 	r.gate = newGate(r.file)
-	d, err := r.setup.Engine.Open(r.ctx, r.gate)
+	open := r.setup.Record
+	if open == nil {
+		open = r.setup.Engine.Open
+	}
+	d, err := open(r.ctx, r.gate)
 	if err != nil {
 		return asFault(err, 1, "open")
 	}

@@ -44,7 +44,7 @@ func (c change) index(m *simdisk.Model) (with int, ok bool) {
 
 // run hands the states of every moment to judge until it returns false.
 func (s *search) run(judge func(job) bool) {
-	w := newWalk(s.rec.setup.Start, s.rec.setup.Options)
+	w := s.rec.walk()
 	s.points = make([]bool, len(s.rec.log))
 	durable := 0
 	for i, e := range s.rec.log {
@@ -58,7 +58,7 @@ func (s *search) run(judge func(job) bool) {
 		if with, ok := ch.index(w.model); ok && !s.cut(w.model, i, with, judge) {
 			return
 		}
-		if s.lab.config.Death && !s.die(w.model, i, judge) {
+		if s.lab.config.Death && s.rec.setup.Record == nil && !s.die(w.model, i, judge) {
 			return
 		}
 	}
@@ -124,6 +124,9 @@ func (s *search) isNew(jb *job, pending int) bool {
 	jb.n, jb.allow = s.n, now.allowance
 	every := func(n int) bool { return n > 0 && s.n%int64(n) == int64(n)-1 }
 	jb.depth = depth{external: every(c.External), onward: every(c.Onward), again: every(c.Again)}
+	if !jb.died {
+		jb.depth.cuts = 1
+	}
 	s.n++
 	return true
 }

@@ -7,13 +7,22 @@ import (
 
 // A walk goes along a log with a model of the disk below.
 type walk struct {
-	model *simdisk.Model
-	ops   map[int]*simdisk.Op // by the number in the log, in flight
-	syncs map[int]int         // syncs in flight: when they began
+	model   *simdisk.Model
+	options simdisk.Options
+	evict   []eviction          // to come
+	ops     map[int]*simdisk.Op // by the number in the log, in flight
+	syncs   map[int]int         // syncs in flight: when they began
 }
 
 func newWalk(s simdisk.State, o simdisk.Options) *walk {
-	return &walk{simdisk.NewModel(s, o), map[int]*simdisk.Op{}, map[int]int{}}
+	return &walk{simdisk.NewModel(s, o), o, nil, map[int]*simdisk.Op{}, map[int]int{}}
+}
+
+// walk begins a walk along the recording.
+func (r *Recording) walk() *walk {
+	w := newWalk(r.setup.Start, r.setup.Options)
+	w.evict = r.history.evicted
+	return w
 }
 
 // A change is what an event means for what a crash may leave.
@@ -29,8 +38,9 @@ type change struct {
 func (w *walk) step(e record.Event) change {
 	switch {
 	case e.Kind == record.Mark:
-		if e.Label == evictMark {
-			w.model.Evict()
+		if e.Label == evictMark { // what was dropped is the disk's choice, not ours
+			w.model = simdisk.NewModel(w.evict[0].left, w.options)
+			w.evict = w.evict[1:]
 			return change{ground: true}
 		}
 		return change{}

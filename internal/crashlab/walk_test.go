@@ -55,10 +55,6 @@ func TestWalkCrashesAlike(t *testing.T) {
 			_, err = f.WriteAt([]byte(fmt.Sprint("written by ", i)), off)
 		}
 		require.NoError(t, err)
-		if rng.IntN(20) == 0 {
-			disk.Evict()
-			f.Mark(evictMark)
-		}
 		at = append(at, len(f.Log()))
 		dropped = append(dropped, disk.Crash(simdisk.DropAll).State().Hash())
 		all = append(all, disk.Crash(simdisk.KeepAll).State().Hash())

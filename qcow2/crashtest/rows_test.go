@@ -1,0 +1,344 @@
+package crashtest
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/block"
+	"tidemark/internal/crashlab"
+	"tidemark/internal/rawimage"
+	"tidemark/internal/simdisk"
+	"tidemark/internal/testenv"
+	"tidemark/qcow2"
+)
+
+// A row is a kind of image that is crashed.
+type row struct {
+	name string
+	// geometry is that of an image that package qcow2 creates.
+	geometry qcow2.CreateOptions
+	// made, if not nil, makes the image with QEMU's tools instead, once; geometry
+	// says what it is like.
+	made func(t *testing.T, img, dir string) built
+	// table is how many clusters an L2 table maps, 0 for the standard.
+	table int64
+	// fill is a script that fills a new image before it is crashed.
+	fill string
+	// only are the scripts that are run on it, for an image that is too large for
+	// many; nil means the usual ones.
+	only []string
+}
+
+// A built image is what QEMU's tools have made.
+type built struct {
+	path    string
+	backing []string // files, from the one that the image names on
+	sums    [][32]byte
+}
+
+func kib(n int64) int64 { return n << 10 }
+
+// rows are all kinds of images. Those that the engine does not support yet are
+// skipped by the name of the feature.
+func rows() []row {
+	return []row{
+		{name: "512", geometry: qcow2.CreateOptions{Size: kib(96) + 512, ClusterSize: 512}},
+		{name: "512 refcounts 64", geometry: qcow2.CreateOptions{Size: kib(128), ClusterSize: 512, RefcountBits: 64}},
+		{name: "512 refcounts 1", geometry: qcow2.CreateOptions{Size: kib(96), ClusterSize: 512, RefcountBits: 1}, fill: filled},
+		{name: "1k refcounts 4", geometry: qcow2.CreateOptions{Size: kib(192), ClusterSize: 1024, RefcountBits: 4}},
+		{name: "2k version 2", geometry: qcow2.CreateOptions{Size: kib(300), ClusterSize: 2048, Version: 2}, fill: filled},
+		{name: "2k two tables", geometry: qcow2.CreateOptions{Size: kib(560), ClusterSize: 2048}},
+		{name: "4k", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}},
+		{name: "4k refcounts 8 filled", geometry: qcow2.CreateOptions{Size: kib(256) + 512, ClusterSize: 4096, RefcountBits: 8}, fill: filled},
+		{name: "32k refcounts 32", geometry: qcow2.CreateOptions{Size: kib(384), ClusterSize: 32 << 10, RefcountBits: 32}},
+		{name: "64k", geometry: qcow2.CreateOptions{Size: kib(512)}, fill: filled},
+		{
+			name: "512 refcounts 64, the refcount table grows", geometry: qcow2.CreateOptions{Size: kib(2400), ClusterSize: 512, RefcountBits: 64},
+			fill: "write 0+3700; reopen", // one cluster of refcount table is good for 2 MiB
+			only: []string{"write 3700+190; flush; write 3890+200; write 100+9; flush; discard 10+100; flush; kill; write 4090+64; flush"},
+		},
+
+		{name: "extended 16k", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 16 << 10}, table: 1 << 10, made: made("extended_l2=on,cluster_size=16k")},
+		{name: "extended 64k", geometry: qcow2.CreateOptions{Size: kib(512)}, table: 4 << 10, made: made("extended_l2=on,cluster_size=64k")},
+		{name: "on raw", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "raw")},
+		{name: "on raw, shorter", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "raw 100k")},
+		{name: "on raw, extended", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 16 << 10}, table: 1 << 10, made: chain("extended_l2=on,cluster_size=16k", "raw")},
+		{name: "on qcow2", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "qcow2")},
+		{name: "on qcow2, longer", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "qcow2 400k")},
+		{name: "chain of four", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "qcow2", "qcow2 160k", "raw")},
+		{name: "snapshots", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: snapshots("cluster_size=4k", 2)},
+		{name: "snapshots refcounts 64", geometry: qcow2.CreateOptions{Size: kib(96), ClusterSize: 512, RefcountBits: 64}, made: snapshots("cluster_size=512,refcount_bits=64", 1)},
+		{name: "compressed", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: compressed("cluster_size=4k")},
+		{name: "compressed zstd", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: compressed("cluster_size=4k,compression_type=zstd")},
+	}
+}
+
+// filled leaves an image with data, holes and clusters that were given back.
+const filled = "write 0+90; write 120+40; flush; unmap 16+32; write 140+30; discard 128+8; reopen"
+
+// storages are what lies below: a file whose new space reads zero, and a volume
+// whose new and discarded space is another tenant's.
+var storages = map[string]simdisk.Options{
+	"file":   {},
+	"volume": {Foreign: true, DiscardForeign: true},
+}
+
+type openFunc = func(context.Context, block.File) (crashlab.Disk, error)
+
+// A subject is a row on a storage, ready to be crashed.
+type subject struct {
+	// withRing opens the image with more options.
+	withRing func(o qcow2.Options) openFunc
+	setup    crashlab.Setup
+	shape    crashlab.Shape
+	only     []string
+}
+
+// prepare makes the image of a row. The test is skipped, by the name of the
+// feature, if the engine does not support it.
+func (r row) prepare(t *testing.T, storage string, o simdisk.Options) subject {
+	g, err := r.geometry.Geometry()
+	require.NoError(t, err)
+	s := subject{
+		setup: crashlab.Setup{Name: r.name + " on a " + storage, Engine: engine(), Options: o},
+		only:  r.only,
+		shape: crashlab.Shape{Size: r.geometry.Size / 512, Cluster: g.ClusterSize() / 512, Table: r.table * g.ClusterSize() / 512},
+	}
+	s.withRing = func(o qcow2.Options) openFunc {
+		return func(ctx context.Context, f block.File) (crashlab.Disk, error) { return openWith(ctx, f, o) }
+	}
+	if r.table == 0 {
+		s.shape.Table = g.ClusterSize() / 8 * g.ClusterSize() / 512
+	}
+	if r.made != nil {
+		s.adopt(t, r.made(t, testenv.Tool(t, "qemu-img"), t.TempDir()))
+	} else {
+		d := simdisk.New(0, o)
+		require.NoError(t, qcow2.Create(t.Context(), d, r.geometry))
+		s.setup.Start = d.State()
+	}
+	s.needsSupport(t)
+	if r.fill != "" {
+		script, err := crashlab.Parse(r.fill)
+		require.NoError(t, err)
+		first := s.setup
+		first.Versions = 1 << 20
+		rec, err := crashlab.Run(t.Context(), first, script)
+		require.NoError(t, err)
+		s.setup.Start = rec.End()
+	}
+	return s
+}
+
+// adopt makes the subject of an image that QEMU's tools have made.
+func (s *subject) adopt(t *testing.T, b built) {
+	d, err := simdisk.Import(b.path, s.setup.Options)
+	require.NoError(t, err)
+	s.setup.Start = d.State()
+	s.setup.Engine.Audit = audit(b.sums)
+	if len(b.sums) > 0 {
+		s.setup.Engine.Limit = nil // the bound does not count what snapshots own
+	}
+	var backing []simdisk.State
+	for _, path := range b.backing {
+		d, err := simdisk.ImportState(path)
+		require.NoError(t, err)
+		backing = append(backing, d)
+	}
+	if len(backing) > 0 {
+		s.setup.Engine.Open = openChain(backing, qcow2.Options{})
+		s.withRing = func(o qcow2.Options) openFunc { return openChain(backing, o) }
+	}
+}
+
+// openChain opens an image on backing files, which must be left as they are.
+func openChain(backing []simdisk.State, o qcow2.Options) openFunc {
+	return func(ctx context.Context, f block.File) (crashlab.Disk, error) {
+		below := make([]*simdisk.Disk, len(backing))
+		for i, s := range backing {
+			below[i] = simdisk.NewDisk(s, simdisk.Options{})
+		}
+		device, err := openBelow(ctx, below)
+		if err != nil {
+			return nil, err
+		}
+		o.Backing = device
+		d, err := openWith(ctx, f, o)
+		if err != nil {
+			return nil, err
+		}
+		return untouched{d, below, backing}, nil
+	}
+}
+
+// openBelow opens a chain of backing files, read-only.
+func openBelow(ctx context.Context, below []*simdisk.Disk) (block.Device, error) {
+	var device block.Device
+	for _, f := range slices.Backward(below) {
+		if _, err := qcow2.ReadHeader(f); errors.Is(err, qcow2.ErrNotQCOW2) {
+			raw, err := rawimage.Open(f, rawimage.Options{ReadOnly: true})
+			if err != nil {
+				return nil, err
+			}
+			device = raw
+			continue
+		}
+		im, err := qcow2.Open(ctx, f, qcow2.Options{ReadOnly: true, Backing: device, CacheBytes: 64 << 10})
+		if err != nil {
+			return nil, err
+		}
+		device = im
+	}
+	return device, nil
+}
+
+// untouched is a disk whose backing files must be what they were when it closes.
+type untouched struct {
+	crashlab.Disk
+	below  []*simdisk.Disk
+	before []simdisk.State
+}
+
+func (u untouched) Close() error {
+	err := u.Disk.Close()
+	for i, d := range u.below {
+		if d.State().Hash() != u.before[i].Hash() {
+			return &crashlab.Fault{Oracle: 4, Text: fmt.Sprintf("backing file %d has changed", i+1)}
+		}
+	}
+	return err
+}
+
+// needsSupport skips the test if the engine refuses the image for a feature.
+func (s *subject) needsSupport(t *testing.T) {
+	f := simdisk.NewDisk(s.setup.Start, s.setup.Options)
+	d, err := s.setup.Engine.Open(t.Context(), f)
+	if err == nil {
+		p := make([]byte, d.Info().Size)
+		if err = d.ReadAt(t.Context(), p, 0, 0); err == nil {
+			err = d.WriteAt(t.Context(), p, 0, 0)
+		}
+		_ = d.Close() // only opened to see whether it can be
+	}
+	if err == nil {
+		_, err = s.setup.Engine.Check(t.Context(), f, false)
+	}
+	var missing *qcow2.UnsupportedError
+	if errors.As(err, &missing) {
+		t.Skipf("the engine does not support it yet: %v", missing)
+	}
+	require.NoError(t, err)
+}
+
+// content is a disk full of data, with holes.
+func content(size int64) []byte {
+	rng := rand.New(rand.NewPCG(1, 2))
+	p := make([]byte, size)
+	for i := range p {
+		if i/6000%4 != 1 {
+			p[i] = byte(rng.IntN(8)) // compressible
+		}
+	}
+	return p
+}
+
+// rawFile writes a raw image.
+func rawFile(t *testing.T, path string, size int64) {
+	require.NoError(t, os.WriteFile(path, content(size), 0o600))
+}
+
+const madeSize = 256 << 10
+
+// made creates an empty image with options.
+func made(options string) func(*testing.T, string, string) built {
+	return func(t *testing.T, img, dir string) built {
+		path := filepath.Join(dir, "image")
+		size := int64(madeSize)
+		if options == "extended_l2=on,cluster_size=64k" {
+			size = 512 << 10
+		}
+		testenv.Run(t, img, "create", "-q", "-f", "qcow2", "-o", options, path, fmt.Sprint(size))
+		return built{path: path}
+	}
+}
+
+// chain creates an image on backing files: each is "raw" or "qcow2", with a size
+// if it is not that of the image. The last one is named first by nobody: it holds
+// the data.
+func chain(options string, below ...string) func(*testing.T, string, string) built {
+	return func(t *testing.T, img, dir string) built {
+		b := built{path: filepath.Join(dir, "image")}
+		backing, format := "", ""
+		for i := len(below) - 1; i >= 0; i-- {
+			path := filepath.Join(dir, fmt.Sprint("backing", i+1))
+			size := int64(madeSize)
+			var kilobytes int64
+			if n, _ := fmt.Sscanf(below[i], "raw %dk", &kilobytes); n == 1 {
+				size = kib(kilobytes)
+			} else if n, _ := fmt.Sscanf(below[i], "qcow2 %dk", &kilobytes); n == 1 {
+				size = kib(kilobytes)
+			}
+			switch {
+			case below[i][:3] == "raw":
+				rawFile(t, path, size)
+				format = "raw"
+			case backing == "":
+				rawFile(t, path+".raw", size)
+				testenv.Run(t, img, "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", path+".raw", path)
+				format = "qcow2"
+			default:
+				testenv.Run(t, img, "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", backing, "-F", format, path, fmt.Sprint(size))
+				io := testenv.Tool(t, "qemu-io")
+				testenv.Run(t, io, "-f", "qcow2", "-c", fmt.Sprintf("write -P %d 8k 24k", 40+i), "-c", "write -z 48k 8k", path)
+				format = "qcow2"
+			}
+			backing = path
+			b.backing = append([]string{path}, b.backing...)
+		}
+		testenv.Run(t, img, "create", "-q", "-f", "qcow2", "-o", options, "-b", backing, "-F", format, b.path, fmt.Sprint(madeSize))
+		return b
+	}
+}
+
+// snapshots creates an image with n internal snapshots of different content.
+func snapshots(options string, n int) func(*testing.T, string, string) built {
+	return func(t *testing.T, img, dir string) built {
+		b := built{path: filepath.Join(dir, "image")}
+		raw := filepath.Join(dir, "raw")
+		size := int64(madeSize)
+		if options == "cluster_size=512,refcount_bits=64" {
+			size = 96 << 10
+		}
+		rawFile(t, raw, size)
+		testenv.Run(t, img, "convert", "-f", "raw", "-O", "qcow2", "-o", options, raw, b.path)
+		io := testenv.Tool(t, "qemu-io")
+		for i := range n {
+			testenv.Run(t, img, "snapshot", "-c", fmt.Sprint("s", i), b.path)
+			testenv.Run(t, img, "convert", "-f", "qcow2", "-l", fmt.Sprint("s", i), "-O", "raw", b.path, raw)
+			p, err := os.ReadFile(raw)
+			require.NoError(t, err)
+			b.sums = append(b.sums, sha256.Sum256(p))
+			testenv.Run(t, io, "-f", "qcow2", "-c", fmt.Sprintf("write -P %d %dk 12k", 50+i, 8*i+4), "-c", "discard 40k 8k", b.path)
+		}
+		return b
+	}
+}
+
+// compressed creates an image whose clusters are compressed.
+func compressed(options string) func(*testing.T, string, string) built {
+	return func(t *testing.T, img, dir string) built {
+		raw, path := filepath.Join(dir, "raw"), filepath.Join(dir, "image")
+		rawFile(t, raw, madeSize)
+		testenv.Run(t, img, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, path)
+		return built{path: path}
+	}
+}
