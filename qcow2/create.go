@@ -96,28 +96,40 @@ func planLayout(g format.Geometry, size int64) layout {
 	return l
 }
 
-// Create writes a new, empty image into f, which it grows as needed. What f
-// held is gone. The header is written last, after a Sync, so that a crash
-// leaves no image rather than half of one.
-func Create(ctx context.Context, f block.File, o CreateOptions) error {
-	g, err := o.Geometry()
-	if err != nil {
-		return fmt.Errorf("create image: %w", err)
+// Valid returns an error if there can be no such image. Create would return it
+// too, and touch nothing.
+func (o CreateOptions) Valid() error {
+	_, _, _, err := o.plan()
+	return err
+}
+
+// plan decides all of a new image: first is its first cluster.
+func (o CreateOptions) plan() (g format.Geometry, l layout, first []byte, err error) {
+	if g, err = o.Geometry(); err != nil {
+		return g, l, nil, err
 	}
-	l := planLayout(g, o.Size)
+	l = planLayout(g, o.Size)
 	h := format.Header{
 		Geometry: g, Size: o.Size,
 		L1Offset: l.l1At << g.ClusterBits, L1Size: uint32(g.L1Entries(o.Size)),
 		RefcountTableOffset: l.tableAt << g.ClusterBits, RefcountTableClusters: uint32(l.tableN),
 	}
-	if err := o.setFeatures(&h); err != nil {
-		return fmt.Errorf("create image: %w", err)
+	if err = o.setFeatures(&h); err != nil {
+		return g, l, nil, err
 	}
-	first, err := encodeFirstCluster(&h)
+	first, err = encodeFirstCluster(&h)
+	return g, l, first, err
+}
+
+// Create writes a new, empty image into f, which it grows as needed. What f
+// held is gone. The header is written last, after a Sync, so that a crash
+// leaves no image rather than half of one.
+func Create(ctx context.Context, f block.File, o CreateOptions) error {
+	g, l, first, err := o.plan()
+	if err == nil {
+		err = writeLayout(ctx, f, g, l, first)
+	}
 	if err != nil {
-		return fmt.Errorf("create image: %w", err)
-	}
-	if err := writeLayout(ctx, f, g, l, first); err != nil {
 		return fmt.Errorf("create image: %w", err)
 	}
 	return nil

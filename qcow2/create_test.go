@@ -31,6 +31,7 @@ func TestCreateRefused(t *testing.T) {
 		d := simdisk.New(0, simdisk.Options{})
 		require.ErrorContains(t, qcow2.Create(t.Context(), d, c.o), c.want, name)
 		require.Zero(t, d.Size(), name)
+		require.ErrorContains(t, c.o.Valid(), c.want, name)
 	}
 }
 
