@@ -166,20 +166,13 @@ func (o CreateOptions) setFeatures(h *format.Header) error {
 	return nil
 }
 
-// encodeFirstCluster encodes h with the feature name table, and, because a name
-// of a backing file leaves no place to add it later, the list of reserved clusters
-// (settle.go). Small clusters may have no room for them.
+// encodeFirstCluster encodes h with the feature name table where that fits; in
+// small clusters there may be no room for it.
 func encodeFirstCluster(h *format.Header) ([]byte, error) {
 	needed := slices.Clip(h.Extensions)
-	var names, reserved []format.Extension
-	if h.Version >= 3 { // version 2 has no features
-		names = []format.Extension{{Type: format.ExtFeatureNames, Data: format.EncodeFeatureNames(format.KnownFeatures())}}
-	}
-	if h.BackingFile != "" {
-		reserved = []format.Extension{{Type: format.ExtReserved, Data: format.EncodeReserved(nil)}}
-	}
-	for _, more := range [][]format.Extension{slices.Concat(names, reserved), reserved} {
-		h.Extensions = append(needed, more...)
+	if h.Version >= 3 {
+		names := format.Extension{Type: format.ExtFeatureNames, Data: format.EncodeFeatureNames(format.KnownFeatures())}
+		h.Extensions = append(needed, names)
 		if b, err := h.Encode(); err == nil {
 			return b, nil
 		}
