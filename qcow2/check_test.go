@@ -151,7 +151,7 @@ func (c *crafted) putSnapshot(table int64, s ...format.Snapshot) {
 }
 
 func TestCheckSnapshots(t *testing.T) {
-	im, table, l1, l2, data := withSnapshot(t)
+	im, table, l1, _, data := withSnapshot(t)
 	r := im.check(qcow2.CheckOptions{})
 	require.True(t, r.Clean(), "%v", r.Problems)
 	require.Equal(t, int64(1), r.Allocated, "of the disk, not of its snapshots")
@@ -183,7 +183,7 @@ func TestCheckSnapshots(t *testing.T) {
 	}
 
 	// Two snapshots that share their L1 table's entries count twice.
-	im, table, l1, l2, data = withSnapshot(t)
+	im, table, l1, l2, data := withSnapshot(t)
 	second := im.add(1)
 	im.put(second, uint64(l2))
 	im.putSnapshot(table, format.Snapshot{L1Offset: l1, L1Size: 1, ID: "1", Name: "one", DiskSize: 1 << 20},

@@ -96,28 +96,40 @@ func planLayout(g format.Geometry, size int64) layout {
 	return l
 }
 
-// Create writes a new, empty image into f, which it grows as needed. What f
-// held is gone. The header is written last, after a Sync, so that a crash
-// leaves no image rather than half of one.
-func Create(ctx context.Context, f block.File, o CreateOptions) error {
-	g, err := o.Geometry()
-	if err != nil {
-		return fmt.Errorf("create image: %w", err)
+// Valid returns an error if there can be no such image. Create would return it
+// too, and touch nothing.
+func (o CreateOptions) Valid() error {
+	_, _, _, err := o.plan()
+	return err
+}
+
+// plan decides all of a new image: first is its first cluster.
+func (o CreateOptions) plan() (g format.Geometry, l layout, first []byte, err error) {
+	if g, err = o.Geometry(); err != nil {
+		return g, l, nil, err
 	}
-	l := planLayout(g, o.Size)
+	l = planLayout(g, o.Size)
 	h := format.Header{
 		Geometry: g, Size: o.Size,
 		L1Offset: l.l1At << g.ClusterBits, L1Size: uint32(g.L1Entries(o.Size)),
 		RefcountTableOffset: l.tableAt << g.ClusterBits, RefcountTableClusters: uint32(l.tableN),
 	}
-	if err := o.setFeatures(&h); err != nil {
-		return fmt.Errorf("create image: %w", err)
+	if err = o.setFeatures(&h); err != nil {
+		return g, l, nil, err
 	}
-	first, err := encodeFirstCluster(&h)
+	first, err = encodeFirstCluster(&h)
+	return g, l, first, err
+}
+
+// Create writes a new, empty image into f, which it grows as needed. What f
+// held is gone. The header is written last, after a Sync, so that a crash
+// leaves no image rather than half of one.
+func Create(ctx context.Context, f block.File, o CreateOptions) error {
+	g, l, first, err := o.plan()
+	if err == nil {
+		err = writeLayout(ctx, f, g, l, first)
+	}
 	if err != nil {
-		return fmt.Errorf("create image: %w", err)
-	}
-	if err := writeLayout(ctx, f, g, l, first); err != nil {
 		return fmt.Errorf("create image: %w", err)
 	}
 	return nil
@@ -154,20 +166,13 @@ func (o CreateOptions) setFeatures(h *format.Header) error {
 	return nil
 }
 
-// encodeFirstCluster encodes h with the feature name table, and, because a name
-// of a backing file leaves no place to add it later, the list of reserved clusters
-// (settle.go). Small clusters may have no room for them.
+// encodeFirstCluster encodes h with the feature name table where that fits; in
+// small clusters there may be no room for it.
 func encodeFirstCluster(h *format.Header) ([]byte, error) {
 	needed := slices.Clip(h.Extensions)
-	var names, reserved []format.Extension
-	if h.Version >= 3 { // version 2 has no features
-		names = []format.Extension{{Type: format.ExtFeatureNames, Data: format.EncodeFeatureNames(format.KnownFeatures())}}
-	}
-	if h.BackingFile != "" {
-		reserved = []format.Extension{{Type: format.ExtReserved, Data: format.EncodeReserved(nil)}}
-	}
-	for _, more := range [][]format.Extension{slices.Concat(names, reserved), reserved} {
-		h.Extensions = append(needed, more...)
+	if h.Version >= 3 {
+		names := format.Extension{Type: format.ExtFeatureNames, Data: format.EncodeFeatureNames(format.KnownFeatures())}
+		h.Extensions = append(needed, names)
 		if b, err := h.Encode(); err == nil {
 			return b, nil
 		}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"tidemark/internal/block/blocktest"
 	"tidemark/internal/simdisk"
 	"tidemark/qcow2"
 	"tidemark/qcow2/format"
@@ -31,6 +32,7 @@ func TestCreateRefused(t *testing.T) {
 		d := simdisk.New(0, simdisk.Options{})
 		require.ErrorContains(t, qcow2.Create(t.Context(), d, c.o), c.want, name)
 		require.Zero(t, d.Size(), name)
+		require.ErrorContains(t, c.o.Valid(), c.want, name)
 	}
 }
 
@@ -51,11 +53,11 @@ func TestCreateHeader(t *testing.T) {
 		},
 		"backing file": {
 			qcow2.CreateOptions{BackingFile: "base", BackingFormat: "raw"}, 0, 0,
-			[]format.ExtensionType{format.ExtBackingFormat, format.ExtFeatureNames, format.ExtReserved},
+			[]format.ExtensionType{format.ExtBackingFormat, format.ExtFeatureNames},
 		},
 		"backing file, 512": {
 			qcow2.CreateOptions{BackingFile: "base", BackingFormat: "raw", ClusterSize: 512}, 0, 0,
-			[]format.ExtensionType{format.ExtBackingFormat, format.ExtReserved},
+			[]format.ExtensionType{format.ExtBackingFormat},
 		},
 		"long name, 512": {
 			qcow2.CreateOptions{BackingFile: strings.Repeat("n", 300), BackingFormat: "raw", ClusterSize: 512}, 0, 0,
@@ -63,11 +65,11 @@ func TestCreateHeader(t *testing.T) {
 		},
 		"longest name": {
 			qcow2.CreateOptions{BackingFile: strings.Repeat("n", 1023), BackingFormat: "qcow2"}, 0, 0,
-			[]format.ExtensionType{format.ExtBackingFormat, format.ExtFeatureNames, format.ExtReserved},
+			[]format.ExtensionType{format.ExtBackingFormat, format.ExtFeatureNames},
 		},
 		"backing file, version 2": {
 			qcow2.CreateOptions{BackingFile: "base", BackingFormat: "qcow2", Version: 2}, 0, 0,
-			[]format.ExtensionType{format.ExtBackingFormat, format.ExtReserved},
+			[]format.ExtensionType{format.ExtBackingFormat},
 		},
 	} {
 		c.o.Size = 5 << 20
@@ -83,5 +85,34 @@ func TestCreateHeader(t *testing.T) {
 			types = append(types, e.Type)
 		}
 		require.Equal(t, c.extensions, types, name)
+	}
+}
+
+// TestOverlayGivesBackAfterDeath: what a process had reserved when it died is
+// listed in an overlay too, and given back after the next open.
+func TestOverlayGivesBackAfterDeath(t *testing.T) {
+	ctx := t.Context()
+	for _, o := range []qcow2.CreateOptions{{}, {ClusterSize: 512}, {Version: 2}} {
+		o.Size, o.BackingFile, o.BackingFormat = 64<<20, "base", "raw"
+		d := newDisk(t, o)
+		base := blocktest.NewMemDevice(1 << 20)
+		im, err := qcow2.Open(ctx, d, qcow2.Options{Backing: base})
+		require.NoError(t, err)
+		require.NoError(t, im.WriteAt(ctx, []byte{1}, 5<<20, 0))
+		require.NoError(t, im.Flush(ctx))
+		im.WaitIdle()
+		left := d.Crash(simdisk.KeepAll)
+		leaks, err := qcow2.Check(ctx, left, qcow2.CheckOptions{})
+		require.NoError(t, err)
+		require.NotZero(t, leaks.Leaks, "something was reserved")
+		require.NoError(t, im.Close())
+
+		im, err = qcow2.Open(ctx, left, qcow2.Options{Backing: base})
+		require.NoError(t, err)
+		<-im.Settled()
+		require.NoError(t, im.Close())
+		r, err := qcow2.Check(ctx, left, qcow2.CheckOptions{})
+		require.NoError(t, err)
+		require.True(t, r.Clean(), "%+v: %d leaks", o, r.Leaks)
 	}
 }

@@ -39,12 +39,14 @@ Exit codes: 0 nothing found, or all of it mended; 1 the check could not be done;
 63 the image's format, or a feature it uses, cannot be checked.
 
 -r leaks gives leaked clusters back. An image that has corruptions is left as it
-is, because what looks leaked may be what is missing elsewhere.`,
+is, because what looks leaked may be what is missing elsewhere. Only the image
+itself is checked, not its backing file, which is not opened.`,
 		Example: "  tidemark check disk.qcow2\n  tidemark check -r leaks disk.qcow2",
 		Args:    operands("FILE"),
 	}
 	out := outputFlag(c)
-	image := newImageCommand(c, "")
+	image := newImageCommand(c)
+	c.Flags().Var(&choice{value: "none", allowed: []string{"none"}}, "backing", "none: no backing file is looked at")
 	repair := &choice{allowed: []string{"leaks"}, refused: map[string]string{
 		"all": "not supported yet: Tidemark mends leaks only (-r leaks); use qemu-img check -r all on a copy",
 	}}
@@ -54,7 +56,7 @@ is, because what looks leaked may be what is missing elsewhere.`,
 	cacheFlag(c, "source-cache", "T")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		path := args[0]
-		if image.format.value == "raw" {
+		if image.raw() {
 			return &exitError{exitNotSupported, fmt.Errorf("%s: a raw image has nothing to check: expected -f qcow2", path)}
 		}
 		if repair.value != "" && image.forceShare {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,39 +24,54 @@ type createSpec struct {
 	format  string
 	compat  string // as it was given
 	sizeSet bool
+
+	backingSet    bool // BackingFile was given
+	backingUnseen bool // -u: the backing file is not looked at
 }
 
 func newCreate() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "create [-f FORMAT] [-o KEY=VALUE,...] [-q] FILE SIZE",
+		Use:   "create [-f FORMAT] [-b FILE -F FORMAT [-u]] [-o KEY=VALUE,...] [-q] FILE [SIZE]",
 		Short: "Make an empty image",
 		Long: `Make an empty image. A file that exists is overwritten, unless a program has it
 open. SIZE is in bytes, or with k, M, G, T, P or E in powers of 1024.
+
+With -b the image reads from a backing file what was not written to it. The name is
+stored as it is given, relative to the image's folder unless it is absolute; SIZE
+may be left out then. Whoever opens the image must allow that file to be opened.
 
 Options of -o for qcow2:
   compat=0.10|1.1       version of the format (default 1.1)
   cluster_size=SIZE     512 to 2M, a power of two (default 64k)
   refcount_bits=N       1 to 64, a power of two (default 16)
   lazy_refcounts=on|off marks the image so; reference counts are kept exact all the same
+  extended_l2=on|off    32 sub-clusters in a cluster: less to copy for a small write
+  compression_type=zlib|zstd
+  backing_file=FILE, backing_fmt=FORMAT: as -b and -F
   size=SIZE             instead of SIZE behind FILE
-  preallocation=off, compression_type=zlib, extended_l2=off: the only values yet`,
-		Example: "  tidemark create disk.qcow2 10G\n  tidemark create -o cluster_size=128k,lazy_refcounts=on disk.qcow2 10G",
+  preallocation=off     the only value yet`,
+		Example: "  tidemark create disk.qcow2 10G\n  tidemark create -b base.qcow2 -F qcow2 overlay.qcow2\n  tidemark create -o cluster_size=128k,lazy_refcounts=on disk.qcow2 10G",
 		Args:    createOperands,
 	}
-	imageFormat := formatFlag(c, "")
+	imageFormat := formatFlag(c)
 	list := c.Flags().StringArrayP("options", "o", nil, "options of the format, or help")
 	quiet := c.Flags().BoolP("quiet", "q", false, "print nothing but errors")
-	refuse(c, refuseObject,
-		refusal{"backing", "b", true, "backing files are not supported yet; copy the image with qemu-img convert instead"},
-		refusal{"backing-format", "F", true, "backing files are not supported yet; copy the image with qemu-img convert instead"},
-		refusal{"backing-unsafe", "u", false, "backing files are not supported yet, so there is nothing to leave unopened"})
+	backing := c.Flags().StringP("backing", "b", "", "backing file; only looked at, and not with -u")
+	backingFormat := c.Flags().StringP("backing-format", "F", "", "format of the backing file: raw or qcow2")
+	unseen := c.Flags().BoolP("backing-unsafe", "u", false, "do not look at the backing file; then SIZE is needed")
+	refuse(c, refuseObject)
 	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if isHelp(*list) {
 			_, err := fmt.Fprintln(c.OutOrStdout(), c.Long)
 			return err
 		}
-		s, err := parseCreate(imageFormat.value, *list, args[1:])
+		s := createSpec{format: imageFormat.value, backingUnseen: *unseen}
+		err := s.parse(*list, args[1:])
+		s.setBacking(*backing, *backingFormat, c.Flags().Changed("backing"), c.Flags().Changed("backing-format"))
+		if err == nil {
+			err = s.complete(args[0])
+		}
 		if err != nil {
 			return fmt.Errorf("create %s: %w", args[0], err)
 		}
@@ -86,30 +102,40 @@ func isHelp(list []string) bool {
 	return len(list) == 1 && (list[0] == "help" || list[0] == "?")
 }
 
-// parseCreate turns the options into what is made, or says what is wrong with
-// them. It is pure: nothing has been touched when it fails.
-func parseCreate(imageFormat string, lists, operand []string) (createSpec, error) {
-	s := createSpec{format: imageFormat}
+// parse turns -o and the operand behind FILE into what is made, or says what is
+// wrong with them.
+func (s *createSpec) parse(lists, operand []string) error {
 	for _, list := range lists {
 		for _, o := range splitOptions(list) {
 			if err := s.set(o); err != nil {
-				return s, fmt.Errorf("-o %s: %w", o, err)
+				return fmt.Errorf("-o %s: %w", o, err)
 			}
 		}
 	}
 	if len(operand) > 0 {
-		if err := s.setSize(operand[0]); err != nil {
-			return s, err
+		return s.setSize(operand[0])
+	}
+	return nil
+}
+
+// complete looks at the backing file, if there is one, and says what is wrong with
+// the whole. Nothing has been touched when it fails.
+func (s *createSpec) complete(path string) error {
+	if err := s.checkBacking(); err != nil {
+		return err
+	}
+	if s.backingSet && !s.backingUnseen {
+		if err := s.openBacking(path); err != nil {
+			return err
 		}
 	}
 	if !s.sizeSet {
-		return s, errors.New("expected a size, found none: give SIZE behind FILE, such as 10G")
+		return errors.New("expected a size, found none: give SIZE behind FILE, such as 10G")
 	}
-	if s.format == "raw" {
-		return s, nil
+	if s.format == formatRaw {
+		return nil
 	}
-	_, err := s.Geometry()
-	return s, err
+	return s.Valid()
 }
 
 // splitOptions splits at commas; two commas stand for one.
@@ -152,6 +178,22 @@ func (s *createSpec) set(option string) error {
 		on, err := onOff(value)
 		s.LazyRefcounts = on
 		return err
+	case "extended_l2":
+		on, err := onOff(value)
+		s.ExtendedL2 = on
+		return err
+	case "compression_type":
+		if value != "zlib" && value != "zstd" {
+			return errors.New("expected zlib or zstd")
+		}
+		s.CompressionType = value
+		return nil
+	case "backing_file":
+		s.BackingFile, s.backingSet = value, true
+		return nil
+	case "backing_fmt":
+		s.BackingFormat = value
+		return nil
 	}
 	return onlyDefault(key, value)
 }
@@ -190,7 +232,7 @@ func (s *createSpec) setCompat(value string) error {
 // all others by name.
 func onlyDefault(key, value string) error {
 	defaults := map[string]string{
-		"preallocation": "off", "compression_type": "zlib", "extended_l2": "off", "data_file_raw": "off", "encryption": "off",
+		"preallocation": "off", "data_file_raw": "off", "encryption": "off",
 	}
 	want, known := defaults[key]
 	switch {
@@ -198,8 +240,6 @@ func onlyDefault(key, value string) error {
 		return nil
 	case known:
 		return fmt.Errorf("not supported yet: expected %s=%s", key, want)
-	case key == "backing_file" || key == "backing_fmt":
-		return errors.New("backing files are not supported yet; copy the image with qemu-img convert instead")
 	case key == "data_file":
 		return errors.New("external data files are not supported yet")
 	case strings.HasPrefix(key, "encrypt."):
@@ -254,13 +294,14 @@ func (s createSpec) describe(path string) string {
 	if err != nil {
 		return err.Error() // it was valid
 	}
-	compat, lazy := "", "off"
+	onOff := map[bool]string{false: "off", true: "on"}
+	compat, backing := "", ""
 	if s.compat != "" {
 		compat = " compat=" + s.compat
 	}
-	if s.LazyRefcounts {
-		lazy = "on"
+	if s.backingSet {
+		backing = fmt.Sprintf(" backing_file=%s backing_fmt=%s", s.BackingFile, s.BackingFormat)
 	}
-	return fmt.Sprintf("Formatting '%s', fmt=qcow2 cluster_size=%d extended_l2=off compression_type=zlib size=%d%s lazy_refcounts=%s refcount_bits=%d",
-		path, g.ClusterSize(), s.Size, compat, lazy, 1<<g.RefcountOrder)
+	return fmt.Sprintf("Formatting '%s', fmt=qcow2 cluster_size=%d extended_l2=%s compression_type=%s size=%d%s%s lazy_refcounts=%s refcount_bits=%d",
+		path, g.ClusterSize(), onOff[s.ExtendedL2], cmp.Or(s.CompressionType, "zlib"), s.Size, compat, backing, onOff[s.LazyRefcounts], 1<<g.RefcountOrder)
 }

@@ -19,6 +19,7 @@ func TestCreateAgreesWithQEMU(t *testing.T) {
 	for _, options := range []string{
 		"", "compat=0.10", "compat=v3,cluster_size=512", "cluster_size=2M", "refcount_bits=1", "refcount_bits=64,lazy_refcounts=on",
 		"preallocation=off,compression_type=zlib,extended_l2=off,encryption=off",
+		"extended_l2=on,compression_type=zstd", "extended_l2=on,cluster_size=16k,lazy_refcounts=on",
 	} {
 		t.Run(options, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "disk.qcow2")
@@ -79,20 +80,33 @@ func TestCreateSizes(t *testing.T) {
 func TestCreateRefusals(t *testing.T) {
 	t.Chdir(t.TempDir())
 	require.NoError(t, os.WriteFile("old", []byte("precious"), 0o644))
+	require.NoError(t, os.WriteFile("base", []byte("raw"), 0o644))
 	for _, c := range []struct {
 		args string
 		text string
 	}{
-		{"-b base FILE 1M", "backing files are not supported yet"},
-		{"-F qcow2 FILE 1M", "backing files are not supported yet"},
-		{"-u FILE 1M", "backing files are not supported yet"},
-		{"-o backing_file=base FILE 1M", "backing files are not supported yet"},
+		{"-b base FILE 1M", "expected its format, which is never guessed"},
+		{"-o backing_file=base FILE 1M", "expected its format, which is never guessed"},
+		{"-F qcow2 FILE 1M", "expected a backing file with it"},
+		{"-o backing_fmt=raw FILE 1M", "expected a backing file with it"},
+		{"-b base -F vmdk FILE 1M", "expected raw or qcow2"},
+		{"-b none -F raw FILE 1M", "no such file or directory; -u does without it"},
+		{"-b none -F raw -u FILE", "expected a size, found none"},
+		{"-b base -F qcow2 FILE", "not a QCOW2 image"},
+		{"-b nbd:localhost:1 -F raw FILE", "write ./nbd:localhost:1"},
+		{"-b json:{} -F raw -u FILE 1M", "takes for a protocol"},
+		{"-f raw -b base -F raw FILE 1M", "a raw image has no backing file"},
+		{"-b ./FILE -F raw FILE 1M", ""},
+		{"-o compression_type=zstd,compat=0.10 FILE 1M", "needs compat 1.1"},
+		{"-o extended_l2=on,compat=0.10 FILE 1M", "need compat 1.1"},
+		{"-o extended_l2=on,cluster_size=8k FILE 1M", "need at least 16384"},
+		{"-b " + strings.Repeat("n", 600) + " -F raw -u -o cluster_size=512 FILE 1M", "do not fit into the first cluster"},
 		{"-o data_file=d FILE 1M", "external data files are not supported yet"},
 		{"-o encrypt.format=luks FILE 1M", "encryption is not supported yet"},
 		{"-o encryption=on FILE 1M", "expected encryption=off"},
 		{"-o preallocation=full FILE 1M", "expected preallocation=off"},
-		{"-o compression_type=zstd FILE 1M", "expected compression_type=zlib"},
-		{"-o extended_l2=on FILE 1M", "expected extended_l2=off"},
+		{"-o compression_type=lz4 FILE 1M", "expected zlib or zstd"},
+		{"-o extended_l2=maybe FILE 1M", "expected on or off"},
 		{"-o nix=1 FILE 1M", "unknown option"},
 		{"-o compat=0.10,lazy_refcounts=on FILE 1M", "compat 1.1"},
 		{"-o compat=0.10,refcount_bits=8 FILE 1M", "refcount"},

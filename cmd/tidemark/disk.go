@@ -9,6 +9,7 @@ import (
 
 	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
+	"tidemark/internal/rawimage"
 	"tidemark/internal/thin"
 	"tidemark/qcow2"
 	"tidemark/spm"
@@ -32,6 +33,10 @@ type diskSpec struct {
 	ReadOnly bool
 	// ForceShare puts up with a process that writes to the image; read-only.
 	ForceShare bool
+	// Raw: the file is the disk. A volume is never raw yet.
+	Raw bool
+	// Backing is what may be opened below the image; nil is nothing.
+	Backing *backingChoice
 	// IgnoreDiscard keeps the space of what the guest discards.
 	IgnoreDiscard bool
 	// Policy of a volume's headroom; the zero value is the default one.
@@ -44,19 +49,23 @@ type diskSpec struct {
 // opened is closed again in the reverse order:
 //
 //	qcow2.Image -> thin.File (a volume only) -> hostfile.File
+//	            -> chain of backing files
+//	rawimage.Image -> hostfile.File
 type disk struct {
-	spec  diskSpec
-	image *qcow2.Image
-	file  block.File // below the image
-	host  *hostfile.File
-	thin  *thin.File // file, if it is a volume that may grow; else nil
-	path  string
+	spec   diskSpec
+	device block.Device
+	image  *qcow2.Image   // device, unless that is raw; else nil
+	below  chain          // what image reads where it has nothing
+	file   block.File     // below the device
+	host   *hostfile.File // file, or what is below that
+	thin   *thin.File     // file, if it is a volume that may grow; else nil
+	path   string
 	// patience is what the volume's pool says; 0: nothing.
 	patience time.Duration
 }
 
-// openDisk opens the image that spec names, and nothing else. ctx bounds the
-// opening.
+// openDisk opens the image that spec names, and nothing else but what it allows
+// below that. ctx bounds the opening.
 func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 	if spec.Log == nil {
 		spec.Log = slog.New(slog.DiscardHandler)
@@ -65,15 +74,51 @@ func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 	if err := d.openFile(ctx); err != nil {
 		return nil, err
 	}
+	if err := d.openDevice(ctx); err != nil {
+		return nil, errors.Join(err, d.below.Close(), d.file.Close())
+	}
+	return d, nil
+}
+
+// openDevice opens the image in the file.
+func (d *disk) openDevice(ctx context.Context) (err error) {
+	if d.spec.Raw {
+		d.device, err = openRaw(d.host, rawimage.Options{ReadOnly: d.spec.ReadOnly, IgnoreDiscard: d.spec.IgnoreDiscard})
+		return err
+	}
+	backing, err := d.openBacking(ctx)
+	if err != nil {
+		return err
+	}
 	image, err := d.openImage(ctx, qcow2.Options{
-		RedoDir:  redoDir(),
-		ReadOnly: spec.ReadOnly, IgnoreDiscard: spec.IgnoreDiscard, Logger: spec.Log,
+		RedoDir: redoDir(), Backing: backing,
+		ReadOnly: d.spec.ReadOnly, IgnoreDiscard: d.spec.IgnoreDiscard, Logger: d.spec.Log,
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", d.path, adviseImage(err)), d.file.Close())
+		return fmt.Errorf("%s: %w", d.path, adviseImage(err))
 	}
-	d.image = image
-	return d, nil
+	d.image, d.device = image, image
+	return nil
+}
+
+// openBacking opens the chain below the image as far as it is allowed, and returns
+// its uppermost image, nil if there is none.
+func (d *disk) openBacking(ctx context.Context) (block.Device, error) {
+	if d.spec.Backing == nil {
+		return nil, nil
+	}
+	h, err := qcow2.ReadHeader(d.file)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d.path, adviseImage(err))
+	}
+	lock := hostfile.LockAuto
+	if d.spec.ForceShare {
+		lock = hostfile.LockShared
+	}
+	if d.below, err = openChain(d.path, d.host, h, d.spec.Backing, lock); err != nil {
+		return nil, err
+	}
+	return d.below.open(ctx, d.spec.Log)
 }
 
 // openFile opens what is below the image: a file that grows by itself, or a
@@ -99,8 +144,7 @@ func (d *disk) openFile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.host = file
-	d.file = file
+	d.file, d.host = file, file
 	if handle != nil && !d.spec.ReadOnly {
 		d.thin = thin.New(file, handle, thin.Options{
 			Policy: d.spec.Policy, Bound: handle.Bound(), Name: handle.Info().Name, Log: d.spec.Log,
@@ -111,7 +155,7 @@ func (d *disk) openFile(ctx context.Context) error {
 }
 
 // Device is the disk for a front end. It stays the disk's.
-func (d *disk) Device() block.Device { return d.image }
+func (d *disk) Device() block.Device { return d.device }
 
 // Path is the file that holds the image.
 func (d *disk) Path() string { return d.path }
@@ -119,10 +163,11 @@ func (d *disk) Path() string { return d.path }
 // Close commits, gives reserved space back and closes everything. No request may
 // be in progress in a front end; those that wait for space are cancelled.
 func (d *disk) Close() error {
-	err := d.image.Close()
+	err := d.device.Close()
 	if err != nil {
 		err = fmt.Errorf("close %s: %w", d.path, err)
 	}
+	err = errors.Join(err, d.below.Close())
 	if ferr := d.file.Close(); ferr != nil {
 		err = errors.Join(err, fmt.Errorf("close %s: %w", d.path, ferr))
 	}
@@ -142,6 +187,10 @@ func (s diskStats) Headroom() int64 { return s.Granted - s.Used() }
 
 // Stats returns the figures of this moment.
 func (d *disk) Stats() diskStats {
+	if d.image == nil {
+		n := d.device.Info().Size
+		return diskStats{Stats: qcow2.Stats{Virtual: n, End: n, Granted: n}}
+	}
 	s := diskStats{Stats: d.image.Stats()}
 	if d.thin != nil {
 		t := d.thin.Stats()

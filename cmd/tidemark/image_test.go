@@ -144,7 +144,8 @@ func TestInfoOfWhatCannotBeOpened(t *testing.T) {
 		require.Contains(t, r.stdout, "backing file: base?[2J.qcow2 (actual path: "+dir+"/base")
 		r = cli(t, "info", "--backing-chain", path)
 		require.Equal(t, exitFailure, r.code)
-		require.Contains(t, r.stderr, "backing files are not opened yet")
+		require.Contains(t, r.stderr, "--backing auto opens it")
+		require.Contains(t, r.stderr, "--backing qcow2:FILE")
 	})
 	t.Run("encrypted", func(t *testing.T) {
 		path := make("--object", "secret,id=s,data=x", "-o", "encrypt.format=aes,encrypt.key-secret=s")

@@ -1,10 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,8 +20,8 @@ type imageCommand struct {
 
 // newImageCommand adds -f and -U, and refuses what all such commands of
 // qemu-img have and we have not.
-func newImageCommand(c *cobra.Command, raw string) *imageCommand {
-	o := &imageCommand{format: formatFlag(c, raw)}
+func newImageCommand(c *cobra.Command) *imageCommand {
+	o := &imageCommand{format: formatFlag(c)}
 	c.Flags().BoolVarP(&o.forceShare, "force-share", "U", false,
 		"look at an image that another process writes to; what is shown may be inconsistent")
 	refuse(c, refuseObject, refuseImageOpts)
@@ -31,23 +31,24 @@ func newImageCommand(c *cobra.Command, raw string) *imageCommand {
 
 // open opens the file read-only.
 func (o *imageCommand) open(path string) (*hostfile.File, error) {
-	h := hostfile.Options{ReadOnly: true}
-	if o.forceShare {
-		h.Lock = hostfile.LockShared
-	}
-	return hostfile.Open(path, h)
+	return hostfile.Open(path, hostfile.Options{ReadOnly: true, Lock: o.lock()})
 }
 
-// allocated is what the host's file system has allocated for the file, bytes.
-func allocated(path string) (int64, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return 0, err
+func (o *imageCommand) lock() hostfile.Lock {
+	if o.forceShare {
+		return hostfile.LockShared
 	}
-	if s, ok := st.Sys().(*syscall.Stat_t); ok {
-		return s.Blocks * 512, nil // stat(2): the unit is 512, whatever st_blksize says
+	return hostfile.LockAuto
+}
+
+func (o *imageCommand) raw() bool { return o.format.value == formatRaw }
+
+// checkBacking says whether backing fits the format.
+func (o *imageCommand) checkBacking(backing *backingChoice) error {
+	if o.raw() && backing.given() {
+		return errors.New("--backing: a raw image has no backing file: expected -f qcow2")
 	}
-	return st.Size(), nil
+	return nil
 }
 
 // A progress shows how far something has come: from the first moment with -p,

@@ -17,21 +17,21 @@ import (
 // imageInfo has the names of qemu-img info --output=json. Those of Tidemark
 // alone come last.
 type imageInfo struct {
-	VirtualSize    int64          `json:"virtual-size"`
-	Filename       string         `json:"filename"`
-	ClusterSize    int64          `json:"cluster-size"`
-	Format         string         `json:"format"`
-	ActualSize     int64          `json:"actual-size"`
-	Encrypted      bool           `json:"encrypted,omitempty"`
-	Backing        string         `json:"backing-filename,omitempty"`
-	FullBacking    string         `json:"full-backing-filename,omitempty"`
-	BackingFormat  string         `json:"backing-filename-format,omitempty"`
-	FormatSpecific formatSpecific `json:"format-specific"`
-	DirtyFlag      bool           `json:"dirty-flag"`
+	VirtualSize    int64           `json:"virtual-size"`
+	Filename       string          `json:"filename"`
+	ClusterSize    int64           `json:"cluster-size,omitempty"` // of QCOW2, as all that may be missing
+	Format         string          `json:"format"`
+	ActualSize     int64           `json:"actual-size"`
+	Encrypted      bool            `json:"encrypted,omitempty"`
+	Backing        string          `json:"backing-filename,omitempty"`
+	FullBacking    string          `json:"full-backing-filename,omitempty"`
+	BackingFormat  string          `json:"backing-filename-format,omitempty"`
+	FormatSpecific *formatSpecific `json:"format-specific,omitempty"`
+	DirtyFlag      bool            `json:"dirty-flag"`
 
 	// Bound is how large the file becomes when every cluster is allocated,
 	// without what snapshots, bitmaps and VM state add.
-	Bound         int64    `json:"bound"`
+	Bound         int64    `json:"bound,omitempty"`
 	SnapshotCount uint32   `json:"snapshot-count,omitempty"`
 	Unknown       []string `json:"unknown-features,omitempty"` // incompatible ones
 }
@@ -62,53 +62,97 @@ func newInfo() *cobra.Command {
 		Use:   "info [OPTIONS] FILE",
 		Short: "Show what an image is",
 		Long: `Show what an image is, from its header. No other file is opened, not even a
-backing file. Images that need something Tidemark cannot do are shown as well.
+backing file, unless --backing-chain asks for it and --backing allows it. Images
+that need something Tidemark cannot do are shown as well.
 
 The bound is the size that the file never exceeds, when every cluster is in use.`,
-		Example: "  tidemark info disk.qcow2\n  tidemark info --output=json disk.qcow2",
+		Example: "  tidemark info disk.qcow2\n  tidemark info --output=json disk.qcow2\n  tidemark info --backing-chain --backing auto overlay.qcow2",
 		Args:    operands("FILE"),
 	}
 	out := outputFlag(c)
-	image := newImageCommand(c, "a raw file has no header: its virtual size is its length (ls -l)")
-	chain := c.Flags().Bool("backing-chain", false, "show the chain of backing files; only of images without one for now")
+	image := newImageCommand(c)
+	all := c.Flags().Bool("backing-chain", false, "show the backing files too")
+	backing := backingFlag(c, true)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		info, err := readInfo(image, args[0])
+		if err := image.checkBacking(backing); err != nil {
+			return err
+		}
+		if !*all {
+			backing = &backingChoice{none: true}
+		}
+		infos, err := readInfos(image, args[0], backing)
 		if err != nil {
 			return err
 		}
-		if !*chain {
-			return out.print(c.OutOrStdout(), info, info.human)
+		if !*all {
+			return out.print(c.OutOrStdout(), infos[0], infos[0].human)
 		}
-		if info.Backing != "" {
-			return fmt.Errorf("--backing-chain: %s has the backing file %q: backing files are not opened yet; run tidemark info on it",
-				args[0], info.Backing)
-		}
-		return out.print(c.OutOrStdout(), []imageInfo{info}, info.human)
+		return out.print(c.OutOrStdout(), infos, func(w io.Writer) error { return printInfos(w, infos) })
 	}
 	return c
 }
 
-func readInfo(image *imageCommand, path string) (imageInfo, error) {
+// readInfos describes the image at path and what backing allows below it.
+func readInfos(image *imageCommand, path string, backing *backingChoice) ([]imageInfo, error) {
 	f, err := image.open(path)
 	if err != nil {
-		return imageInfo{}, err
+		return nil, err
 	}
 	defer f.Close() //nolint:errcheck // read only
+	if image.raw() {
+		info, err := describeLayer(&layer{path: path, format: formatRaw, file: f})
+		return []imageInfo{info}, err
+	}
 	h, err := qcow2.ReadHeader(f)
 	if err != nil {
-		return imageInfo{}, fmt.Errorf("%s: %w", path, adviseImage(err))
+		return nil, fmt.Errorf("%s: %w", path, adviseImage(err))
 	}
-	size, err := allocated(path)
+	below, err := openChain(path, f, h, backing, image.lock())
+	if err != nil {
+		return nil, err
+	}
+	defer below.Close() //nolint:errcheck // read only
+	var infos []imageInfo
+	for _, l := range append(chain{{path: path, format: formatQCOW2, file: f, header: h}}, below...) {
+		info, err := describeLayer(l)
+		if err != nil {
+			return nil, err
+		}
+		infos = append(infos, info)
+	}
+	return infos, nil
+}
+
+// describeLayer describes one image of a chain.
+func describeLayer(l *layer) (imageInfo, error) {
+	used, err := l.file.Used()
 	if err != nil {
 		return imageInfo{}, err
 	}
-	return describeImage(h, path, size), nil
+	if l.header == nil {
+		return imageInfo{VirtualSize: wholeSectors(l.file.Size()), Filename: l.path, Format: formatRaw, ActualSize: used}, nil
+	}
+	return describeImage(l.header, l.path, used), nil
+}
+
+// printInfos prints one image after the other, as qemu-img info --backing-chain
+// does.
+func printInfos(w io.Writer, infos []imageInfo) error {
+	for i, info := range infos {
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		if err := info.human(w); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // describeImage is the pure part.
 func describeImage(h *format.Header, path string, allocated int64) imageInfo {
 	info := imageInfo{
-		VirtualSize: h.Size, Filename: path, ClusterSize: h.ClusterSize(), Format: "qcow2", ActualSize: allocated,
+		VirtualSize: h.Size, Filename: path, ClusterSize: h.ClusterSize(), Format: formatQCOW2, ActualSize: allocated,
 		Encrypted: h.CryptMethod != 0,
 		Backing:   h.BackingFile, FullBacking: fullBacking(path, h.BackingFile), BackingFormat: h.BackingFormat(),
 		DirtyFlag: h.Incompatible&format.IncompatDirty != 0,
@@ -134,7 +178,7 @@ func describeImage(h *format.Header, path string, allocated int64) imageInfo {
 			d.DataFileRaw = bit(h.Autoclear, format.AutoclearRawData)
 		}
 	}
-	info.FormatSpecific = formatSpecific{Type: "qcow2", Data: d}
+	info.FormatSpecific = &formatSpecific{Type: formatQCOW2, Data: d}
 	return info
 }
 
@@ -194,6 +238,10 @@ func (i imageInfo) human(w io.Writer) error {
 	line("disk size: %s", humanSize(i.ActualSize))
 	if i.Encrypted {
 		line("encrypted: yes")
+	}
+	if i.FormatSpecific == nil {
+		_, err := io.WriteString(w, b.String())
+		return err
 	}
 	line("cluster_size: %d", i.ClusterSize)
 	if i.DirtyFlag {
@@ -269,7 +317,7 @@ func humanSize(n int64) string {
 // adviseImage adds to an error of the image engine what to do about it.
 func adviseImage(err error) error {
 	if errors.Is(err, qcow2.ErrNotQCOW2) {
-		return fmt.Errorf("%w; Tidemark reads QCOW2 images only: make one of it with qemu-img convert -O qcow2", err)
+		return fmt.Errorf("%w; a raw image is opened with -f raw; make QCOW2 of another one with qemu-img convert -O qcow2", err)
 	}
 	return err
 }

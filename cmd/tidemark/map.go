@@ -17,12 +17,14 @@ func newMap() *cobra.Command {
 		Use:   "map [OPTIONS] FILE",
 		Short: "Show what is where in an image",
 		Long: `Show which ranges of the disk are stored where in the image. Without --output=json
-only ranges that hold data are shown.`,
-		Example: "  tidemark map disk.qcow2\n  tidemark map --output=json -s 1G -l 64M disk.qcow2",
+only ranges that hold data are shown. Of an image with backing files the whole chain
+is shown, which --backing allows to be opened; depth is how far down a range is.`,
+		Example: "  tidemark map disk.qcow2\n  tidemark map --backing auto overlay.qcow2\n  tidemark map --output=json -s 1G -l 64M disk.qcow2",
 		Args:    operands("FILE"),
 	}
 	out := outputFlag(c)
-	image := newImageCommand(c, "a raw file needs no map: offsets in the disk are offsets in the file")
+	image := newImageCommand(c)
+	backing := backingFlag(c, false)
 	start := c.Flags().StringP("start-offset", "s", "0", "where to start")
 	length := c.Flags().StringP("max-length", "l", "", "how much to show (default: to the end)")
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
@@ -30,13 +32,17 @@ only ranges that hold data are shown.`,
 		if err != nil {
 			return err
 		}
-		d, err := openDisk(c.Context(), diskSpec{Image: args[0], ReadOnly: true, ForceShare: image.forceShare})
+		if err := image.checkBacking(backing); err != nil {
+			return err
+		}
+		spec := diskSpec{Image: args[0], ReadOnly: true, ForceShare: image.forceShare, Raw: image.raw(), Backing: backing}
+		d, err := openDisk(c.Context(), spec)
 		if err != nil {
 			return err
 		}
 		defer d.Close() //nolint:errcheck // read only
 		w := bufio.NewWriter(c.OutOrStdout())
-		m := newMapPrinter(w, *out, args[0])
+		m := newMapPrinter(w, *out, d.layers())
 		if err := eachExtent(c, d.Device(), from, n, m.print); err != nil {
 			return fmt.Errorf("map %s: %w", args[0], err)
 		}
@@ -109,12 +115,27 @@ func continues(a, b block.Extent) bool {
 type mapPrinter struct {
 	w     io.Writer
 	json  bool
-	path  string
+	of    []mapLayer // by depth
 	count int
 }
 
-func newMapPrinter(w io.Writer, o outputFormat, path string) *mapPrinter {
-	m := &mapPrinter{w: w, json: o == "json", path: path}
+// A mapLayer is one image of a chain.
+type mapLayer struct {
+	path string
+	raw  bool
+}
+
+// layers are the image and what is below it.
+func (d *disk) layers() []mapLayer {
+	all := []mapLayer{{d.path, d.spec.Raw}}
+	for _, l := range d.below {
+		all = append(all, mapLayer{l.path, l.format == formatRaw})
+	}
+	return all
+}
+
+func newMapPrinter(w io.Writer, o outputFormat, of []mapLayer) *mapPrinter {
+	m := &mapPrinter{w: w, json: o == "json", of: of}
 	if m.json {
 		fmt.Fprint(w, "[")
 	} else {
@@ -125,12 +146,19 @@ func newMapPrinter(w io.Writer, o outputFormat, path string) *mapPrinter {
 
 func (m *mapPrinter) print(x block.Extent) error {
 	data, zero := x.State.Has(block.Data), x.State.Has(block.Zero)
+	if x.Depth < 0 || x.Depth >= len(m.of) {
+		return fmt.Errorf("at %d: found depth %d in a chain of %d images", x.Off, x.Depth, len(m.of))
+	}
+	of := m.of[x.Depth]
+	if of.raw {
+		x.Host = x.Off // also of a hole, as QEMU has it
+	}
 	if !m.json {
 		if data && x.Host < 0 {
 			return fmt.Errorf("the image has compressed clusters (at %d): use --output=json", x.Off)
 		}
 		if data && !zero {
-			fmt.Fprintf(m.w, "%-16s%-16s%-16s%s\n", hex(x.Off), hex(x.Len), hex(x.Host), m.path)
+			fmt.Fprintf(m.w, "%-16s%-16s%-16s%s\n", hex(x.Off), hex(x.Len), hex(x.Host), of.path)
 		}
 		return nil
 	}

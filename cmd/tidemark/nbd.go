@@ -38,6 +38,8 @@ type nbdOptions struct {
 	patience               time.Duration
 	handshake              int // seconds
 
+	format  *choice
+	backing *backingChoice
 	discard *choice
 	aio     *choice
 	pidFile string
@@ -56,8 +58,9 @@ pool, by its name, its image's UUID or its own, and it grows by itself. ./FILE i
 always a file.
 
 Differences from qemu-nbd: a socket on which somebody answers is refused, a stale
-one replaced; TCP binds to 127.0.0.1; images are QCOW2 and never guessed to be
-raw; discard=unmap is the default; -e defaults to 0, which is no limit but
+one replaced; TCP binds to 127.0.0.1; images are QCOW2 unless -f raw says otherwise,
+and are never guessed; a backing file is opened only as --backing allows;
+discard=unmap is the default; -e defaults to 0, which is no limit but
 --max-connections.`
 
 const nbdExample = `  tidemark create disk.qcow2 10G
@@ -65,6 +68,7 @@ const nbdExample = `  tidemark create disk.qcow2 10G
   qemu-system-x86_64 ... -drive file=nbd+unix:///?socket=/tmp/disk.sock,format=raw,if=virtio
 
   tidemark nbd -t -k /tmp/all.sock --export root=root.qcow2 --export data=data.qcow2
+  tidemark nbd -t -k /tmp/top.sock --backing auto top.qcow2
   tidemark nbd -t -k /tmp/vm1.sock --spm /run/tidemark/spm.sock vm1
   tidemark nbd -L -k /tmp/all.sock`
 
@@ -119,7 +123,8 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 	f.StringVarP(&o.description, "description", "D", "", "description of the export IMAGE")
 	f.StringArrayVar(&o.more, "export", nil, "one more image: NAME=IMAGE; may be repeated")
 	f.StringVar(&o.spm, "spm", "", "socket of the pool manager (default $TIDEMARK_SPM): IMAGE is a volume")
-	formatFlag(c, "raw images are not served yet: convert it with qemu-img convert -O qcow2, or use qemu-nbd")
+	o.format = formatFlag(c)
+	o.backing = backingFlag(c, false)
 	f.BoolVarP(&o.readOnly, "read-only", "r", false, "refuse writes")
 
 	f.IntVarP(&o.shared, "shared", "e", 0, "serve at most NUM clients at a time, the next one waits; 0 is no limit")
@@ -170,6 +175,8 @@ type nbdPlan struct {
 	spm              string // socket of the pool manager, "" if no export is a volume
 	network, address string
 	socket           unixsock.Options
+	raw              bool          // the files are the disks
+	backing          backingChoice // what may be opened below an image
 	readOnly         bool
 	ignoreDiscard    bool
 	shared           int
@@ -187,6 +194,7 @@ type nbdExport struct {
 // plan validates the options. It opens nothing.
 func (o *nbdOptions) plan(images []string, changed func(string) bool, env string) (nbdPlan, error) {
 	p := nbdPlan{
+		raw: o.format.value == formatRaw, backing: *o.backing,
 		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile,
 		ignoreDiscard: o.discard.value == "ignore" || o.discard.value == "off",
 		patient:       changed("patience"),
@@ -304,6 +312,21 @@ func (o *nbdOptions) planExports(p *nbdPlan, images []string, pool string) error
 	}
 	if o.spm != "" && p.spm == "" {
 		return fmt.Errorf("--spm %s: expected the name or UUID of a volume, found the path %s", o.spm, p.exports[0].image)
+	}
+	return p.checkFormat()
+}
+
+// checkFormat says whether the format and the backing files fit the exports.
+func (p *nbdPlan) checkFormat() error {
+	switch {
+	case p.spm != "" && p.raw:
+		return errors.New("-f raw: volumes of a pool are served as QCOW2 only for now")
+	case p.spm != "" && p.backing.given():
+		return errors.New("--backing: expected files, found a volume: what is below a volume is its pool's to say")
+	case p.raw && p.backing.given():
+		return errors.New("--backing: a raw image has no backing file: expected -f qcow2")
+	case len(p.backing.explicit) > 0 && len(p.exports) > 1:
+		return fmt.Errorf("--backing %s: expected one image, found %d: serve the others by another process", &p.backing, len(p.exports))
 	}
 	return nil
 }

@@ -100,6 +100,8 @@ func (s *nbdService) export(ctx context.Context, x nbdExport) error {
 	spec := diskSpec{Image: x.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard, Log: s.log}
 	if x.volume {
 		spec.Pool = s.pool
+	} else {
+		spec.Raw, spec.Backing = s.plan.raw, &s.plan.backing
 	}
 	d, err := openDisk(ctx, spec)
 	if err != nil {

@@ -108,14 +108,9 @@ func (o *choice) Set(s string) error {
 	return fmt.Errorf("expected %s", strings.Join(o.allowed, ", "))
 }
 
-// formatFlag adds -f, which accepts qcow2 only unless more are given.
-func formatFlag(c *cobra.Command, raw string) *choice {
-	o := &choice{value: "qcow2", allowed: []string{"qcow2"}, refused: map[string]string{}}
-	if raw == "" {
-		o.allowed = append(o.allowed, "raw")
-	} else {
-		o.refused["raw"] = raw
-	}
+// formatFlag adds -f.
+func formatFlag(c *cobra.Command) *choice {
+	o := &choice{value: formatQCOW2, allowed: []string{formatQCOW2, formatRaw}}
 	c.Flags().VarP(o, "format", "f", "format of the image; never guessed")
 	return o
 }

@@ -66,13 +66,18 @@ func openat2(dir *os.File, name string, how *unix.OpenHow) (fd int, err error) {
 
 // Same reports whether f and other are one file, under whatever names.
 func (f *File) Same(other *File) (bool, error) {
-	a, err := f.f.Stat()
-	if err != nil {
-		return false, f.failed("stat", err)
-	}
-	b, err := other.f.Stat()
+	st, err := other.f.Stat()
 	if err != nil {
 		return false, other.failed("stat", err)
 	}
-	return os.SameFile(a, b), nil
+	return f.Is(st)
+}
+
+// Is reports whether f is the file that st describes.
+func (f *File) Is(st os.FileInfo) (bool, error) {
+	own, err := f.f.Stat()
+	if err != nil {
+		return false, f.failed("stat", err)
+	}
+	return os.SameFile(own, st), nil
 }

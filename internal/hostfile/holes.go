@@ -41,6 +41,15 @@ func (f *File) Data(off, n int64) (data bool, run int64, err error) {
 	return true, min(next-off, n), nil
 }
 
+// Used is how many bytes the file system has allocated for the file.
+func (f *File) Used() (int64, error) {
+	var st unix.Stat_t
+	if err := f.control(func(fd int) error { return unix.Fstat(fd, &st) }); err != nil {
+		return 0, f.failed("stat", err)
+	}
+	return st.Blocks * 512, nil // stat(2): the unit is 512, whatever st_blksize says
+}
+
 // seek moves the descriptor's position, which nothing here uses.
 func (f *File) seek(off int64, whence int) (at int64, err error) {
 	err = f.control(func(fd int) (err error) {
