@@ -47,11 +47,12 @@ func (im *Image) part(runs []run) {
 // returns when there is nothing left of that, or the image closes.
 func (im *Image) reap() {
 	im.grace.wanted.Store(true)
-	defer im.grace.wanted.Store(false)
 	for {
 		err := im.reapNow()
 		im.mu.Lock()
 		if len(im.parted) == 0 || err != nil {
+			// Before the next reaper can begin, which wants it.
+			im.grace.wanted.Store(false)
 			close(im.reaped)
 			im.reaped = nil
 			im.mu.Unlock()
