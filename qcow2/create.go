@@ -154,19 +154,23 @@ func (o CreateOptions) setFeatures(h *format.Header) error {
 	return nil
 }
 
-// encodeFirstCluster encodes h with the feature name table, and, because a name
-// of a backing file leaves no place to add it later, the list of reserved clusters
-// (settle.go). Small clusters may have no room for them.
+// encodeFirstCluster encodes h with the feature name table, and, because a name of
+// a backing file leaves no place to add them later, the list of reserved clusters
+// (settle.go) and the number of the redo ring (log.go), which says nothing without
+// its bit. Small clusters may have no room for all of them.
 func encodeFirstCluster(h *format.Header) ([]byte, error) {
 	needed := slices.Clip(h.Extensions)
-	var names, reserved []format.Extension
+	var names, reserved, ring []format.Extension
 	if h.Version >= 3 { // version 2 has no features
 		names = []format.Extension{{Type: format.ExtFeatureNames, Data: format.EncodeFeatureNames(format.KnownFeatures())}}
 	}
 	if h.BackingFile != "" {
 		reserved = []format.Extension{{Type: format.ExtReserved, Data: format.EncodeReserved(nil)}}
+		if h.Version >= 3 {
+			ring = []format.Extension{{Type: format.ExtRedo, Data: make([]byte, format.RedoLen)}}
+		}
 	}
-	for _, more := range [][]format.Extension{slices.Concat(names, reserved), reserved} {
+	for _, more := range [][]format.Extension{slices.Concat(names, reserved, ring), slices.Concat(reserved, ring), ring} {
 		h.Extensions = append(needed, more...)
 		if b, err := h.Encode(); err == nil {
 			return b, nil

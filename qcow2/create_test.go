@@ -51,19 +51,19 @@ func TestCreateHeader(t *testing.T) {
 		},
 		"backing file": {
 			qcow2.CreateOptions{BackingFile: "base", BackingFormat: "raw"}, 0, 0,
-			[]format.ExtensionType{format.ExtBackingFormat, format.ExtFeatureNames, format.ExtReserved},
+			[]format.ExtensionType{format.ExtBackingFormat, format.ExtFeatureNames, format.ExtReserved, format.ExtRedo},
 		},
 		"backing file, 512": {
 			qcow2.CreateOptions{BackingFile: "base", BackingFormat: "raw", ClusterSize: 512}, 0, 0,
-			[]format.ExtensionType{format.ExtBackingFormat, format.ExtReserved},
+			[]format.ExtensionType{format.ExtBackingFormat, format.ExtReserved, format.ExtRedo},
 		},
 		"long name, 512": {
 			qcow2.CreateOptions{BackingFile: strings.Repeat("n", 300), BackingFormat: "raw", ClusterSize: 512}, 0, 0,
-			[]format.ExtensionType{format.ExtBackingFormat},
+			[]format.ExtensionType{format.ExtBackingFormat, format.ExtRedo},
 		},
 		"longest name": {
 			qcow2.CreateOptions{BackingFile: strings.Repeat("n", 1023), BackingFormat: "qcow2"}, 0, 0,
-			[]format.ExtensionType{format.ExtBackingFormat, format.ExtFeatureNames, format.ExtReserved},
+			[]format.ExtensionType{format.ExtBackingFormat, format.ExtFeatureNames, format.ExtReserved, format.ExtRedo},
 		},
 		"backing file, version 2": {
 			qcow2.CreateOptions{BackingFile: "base", BackingFormat: "qcow2", Version: 2}, 0, 0,
