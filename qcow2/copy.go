@@ -19,8 +19,9 @@ import (
 //	X4  let go of the claim
 //
 // The barrier makes the next writing of tables sync first, so an entry on disk
-// never names bytes that are not. With sub-clusters only those are written that
-// the guest's bytes touch, if the host cluster is ours or there is none yet.
+// never names bytes that are not. With sub-clusters, if the host cluster is ours or
+// there is none yet, only those are written that the guest's bytes touch and that
+// hold no data: who writes to one that does, does so in place and without a claim.
 
 // claims are the guest clusters that are being copied.
 type claims struct {
@@ -92,7 +93,8 @@ func (im *Image) copyClaimed(ctx context.Context, p []byte, off int64, ch *chang
 	if decideWrite(now.situation) != actCopy {
 		return 0, nothingMissing, nil // somebody was faster
 	}
-	to := im.planCopy(old, off, int64(len(p)))
+	to := im.planCopy(old, off, int64(len(p)), now.n)
+	p = p[:to.n]
 	if to.fresh {
 		im.mu.Lock()
 		c, n := im.alloc.take(1)
@@ -127,26 +129,30 @@ func (im *Image) copyClaimed(ctx context.Context, p []byte, off int64, ch *chang
 	return 0, m, err
 }
 
-// A copyPlan is what a copy writes: the bytes from..end of the cluster, and the
-// entry that is published then. fresh: into a cluster that is to be taken.
+// A copyPlan is what a copy writes: the bytes from..end of the cluster, n of them the
+// guest's, and the entry that is published then. fresh: into a cluster that is to be
+// taken.
 type copyPlan struct {
-	from, end int64
-	pair      format.L2Pair
-	fresh     bool
+	from, end, n int64
+	pair         format.L2Pair
+	fresh        bool
 }
 
-// planCopy decides what must be written so that n bytes at off can be.
-func (im *Image) planCopy(old format.L2Pair, off, n int64) copyPlan {
+// planCopy decides what must be written so that n bytes at off can be. Sub-clusters
+// behind the first like bytes may be ours already, where others write in place: the
+// plan ends before them.
+func (im *Image) planCopy(old format.L2Pair, off, n, like int64) copyPlan {
 	cs := im.geo.ClusterSize()
-	whole := copyPlan{from: 0, end: cs, pair: im.newPair(0), fresh: true}
+	whole := copyPlan{from: 0, end: cs, n: n, pair: im.newPair(0), fresh: true}
 	kind := old.Entry.Kind(im.geo)
 	if !im.geo.ExtendedL2 || kind == format.Compressed || kind == format.Data && !old.Entry.Copied() {
 		return whole
 	}
 	bits := im.geo.SubclusterBits()
 	in := off & (cs - 1)
+	n = min(n, like)
 	first, last := in>>bits, (in+n-1)>>bits
-	to := copyPlan{from: first << bits, end: (last + 1) << bits, pair: old, fresh: kind != format.Data}
+	to := copyPlan{from: first << bits, end: (last + 1) << bits, n: n, pair: old, fresh: kind != format.Data}
 	to.pair.Sub = old.Sub.WithAllocated(int(first), int(last-first+1))
 	return to
 }

@@ -13,3 +13,9 @@ func (im *Image) Published(gc int64) bool {
 
 // LogHead is up to where the redo ring is filled.
 func (im *Image) LogHead() uint64 { return im.logHead() }
+
+// CountDurably counts host cluster c, as a reservation does.
+func (im *Image) CountDurably(c int64) error { return im.countRun(run{at: c, n: 1}, true) }
+
+// WriteCounts writes reference counts, as a commit does.
+func (im *Image) WriteCounts() error { return im.writeRefcounts(false) }

@@ -1,186 +1,19 @@
 package qcow2_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/block"
-	"tidemark/internal/block/blocktest"
-	"tidemark/internal/simdisk"
 	"tidemark/internal/testenv"
 	"tidemark/qcow2"
 )
-
-// A subject is a kind of image for tests that hold the engine against a plain
-// array of bytes. QEMU makes it, so that what the engine does not write itself
-// (snapshots, compressed clusters) is there.
-type subject struct {
-	name    string
-	size    int64
-	options string   // of qemu-img create
-	backing int64    // size of a backing file full of bytes, 0: none
-	script  []string // of qemu-io, before the first snapshot
-	snaps   int      // internal snapshots, each followed by the script
-	convert []string // options of qemu-img convert instead of a script
-}
-
-func subjects() []subject {
-	const size = 1<<20 + 3*sector
-	writes := []string{"write -P 1 0 300k", "write -P 2 600k 64k", "write -z 620k 20k", "discard 128k 64k"}
-	return []subject{
-		{name: "plain", size: size},
-		{name: "small clusters", size: size, options: "cluster_size=512,refcount_bits=64", script: writes},
-		{name: "v2", size: size, options: "compat=0.10,cluster_size=4k", script: writes},
-		{name: "extended L2", size: size, options: "extended_l2=on,cluster_size=16k", script: writes},
-		{name: "backing", size: size, options: "cluster_size=4k", backing: 700<<10 + 100},
-		{name: "backing, longer", size: size, options: "cluster_size=64k", backing: size + 100<<10},
-		{name: "backing, v2", size: size, options: "compat=0.10,cluster_size=4k", backing: 700<<10 + 100, script: writes},
-		{name: "backing, extended L2", size: size, options: "extended_l2=on,cluster_size=32k", backing: 700<<10 + 100, script: writes},
-		{name: "snapshots", size: size, options: "cluster_size=4k", script: writes, snaps: 2},
-		{name: "snapshots, small", size: size, options: "cluster_size=512,refcount_bits=16", script: writes, snaps: 1},
-		{name: "snapshots, extended L2, backing", size: size, options: "extended_l2=on,cluster_size=16k", backing: 900 << 10, script: writes, snaps: 1},
-		{name: "compressed", size: size, options: "cluster_size=4k", convert: []string{"-c"}},
-		{name: "compressed, zstd", size: size, options: "cluster_size=64k,compression_type=zstd", convert: []string{"-c"}},
-		{name: "compressed, extended L2", size: size, options: "extended_l2=on,cluster_size=16k", convert: []string{"-c"}},
-	}
-}
-
-// A made subject is its image, and what must stay as it is.
-type made struct {
-	subject
-	disk    *simdisk.Disk
-	content []byte // of the disk
-	below   []byte // of the backing file
-	snaps   map[string][]byte
-}
-
-var (
-	madeMu sync.Mutex
-	madeAt = map[string]*made{}
-)
-
-// make has QEMU make the image, once for all tests; each gets a copy.
-func (s subject) make(t *testing.T) *made {
-	img, qio := testenv.Tool(t, "qemu-img"), testenv.Tool(t, "qemu-io")
-	madeMu.Lock()
-	defer madeMu.Unlock()
-	m := madeAt[s.name]
-	if m == nil {
-		dir := t.TempDir()
-		path, base := filepath.Join(dir, "image.qcow2"), filepath.Join(dir, "base.raw")
-		m = &made{subject: s, snaps: map[string][]byte{}}
-		args := []string{"create", "-q", "-f", "qcow2", "-o", "size=" + fmt.Sprint(s.size)}
-		if s.options != "" {
-			args = append(args, "-o", s.options)
-		}
-		if s.backing > 0 {
-			m.below = pattern(s.backing)
-			require.NoError(t, os.WriteFile(base, m.below, 0o600))
-			args = append(args, "-b", base, "-F", "raw")
-		}
-		testenv.Run(t, img, append(args, path)...)
-		if s.convert != nil {
-			require.NoError(t, os.WriteFile(base, pattern(s.size), 0o600))
-			args := append([]string{"convert", "-f", "raw", "-O", "qcow2", "-o", s.options}, s.convert...)
-			testenv.Run(t, img, append(args, base, path)...)
-		}
-		for i := range s.snaps + 1 {
-			for _, c := range s.script {
-				testenv.Run(t, qio, "-f", "qcow2", "-c", c, path)
-			}
-			if i < s.snaps {
-				name := fmt.Sprint("snap", i)
-				testenv.Run(t, img, "snapshot", "-c", name, path)
-				m.snaps[name] = rawOf(t, img, path, "-l", name)
-			}
-		}
-		m.content = rawOf(t, img, path)
-		var err error
-		m.disk, err = simdisk.Import(path, simdisk.Options{Foreign: true, DiscardForeign: true})
-		require.NoError(t, err)
-		madeAt[s.name] = m
-	}
-	c := *m
-	c.disk, c.content = m.disk.Crash(simdisk.KeepAll), bytes.Clone(m.content)
-	return &c
-}
-
-// rawOf is the content that QEMU reads.
-func rawOf(t *testing.T, img, path string, args ...string) []byte {
-	raw := filepath.Join(t.TempDir(), "content.raw")
-	args = append(append([]string{"convert", "-f", "qcow2", "-O", "raw"}, args...), path, raw)
-	testenv.Run(t, img, args...)
-	b, err := os.ReadFile(raw)
-	require.NoError(t, err)
-	return b
-}
-
-// pattern is n bytes, compressible, every sector different.
-func pattern(n int64) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(i/sector) | 1
-		if i%97 == 0 {
-			b[i] = byte(i >> 11)
-		}
-	}
-	return b
-}
-
-// open opens the image over f, with its backing file if it has one.
-func (m *made) open(t *testing.T, f block.File, o qcow2.Options) *qcow2.Image {
-	t.Helper()
-	if m.below != nil {
-		d := blocktest.NewMemDevice(int64(len(m.below)))
-		require.NoError(t, d.WriteAt(context.Background(), m.below, 0, 0))
-		o.Backing = d
-	}
-	im, err := qcow2.Open(context.Background(), f, o)
-	require.NoError(t, err)
-	return im
-}
-
-// judge compares everything with QEMU's view of the image.
-func (m *made) judge(t *testing.T, d *simdisk.Disk) {
-	t.Helper()
-	img := testenv.Tool(t, "qemu-img")
-	dir := t.TempDir()
-	path := filepath.Join(dir, "image.qcow2")
-	require.NoError(t, d.Export(path))
-	if m.below != nil {
-		base := filepath.Join(dir, "base.raw")
-		require.NoError(t, os.WriteFile(base, m.below, 0o600))
-		testenv.Run(t, img, "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", base, path)
-	}
-	r := testenv.Try(t, img, "check", "-f", "qcow2", path)
-	require.Contains(t, []int{0, 3}, r.ExitCode, "%s", r)
-	requireSame(t, m.content, rawOf(t, img, path), "the disk")
-	for name, want := range m.snaps {
-		requireSame(t, want, rawOf(t, img, path, "-l", name), name)
-	}
-}
-
-func requireSame(t *testing.T, want, got []byte, what string) {
-	t.Helper()
-	require.Equal(t, len(want), len(got), what)
-	if bytes.Equal(want, got) {
-		return
-	}
-	for i := range want {
-		if want[i] != got[i] {
-			t.Fatalf("%s: byte %d (sector %d): %d instead of %d", what, i, i/sector, got[i], want[i])
-		}
-	}
-}
 
 // step does one random request on the image and on the array.
 func (m *made) step(ctx context.Context, im *qcow2.Image, rng *rand.Rand, from, end int64) error {

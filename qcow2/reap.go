@@ -1,6 +1,8 @@
 package qcow2
 
 import (
+	"time"
+
 	"tidemark/internal/mutant"
 	"tidemark/internal/steps"
 )
@@ -47,11 +49,12 @@ func (im *Image) part(runs []run) {
 // returns when there is nothing left of that, or the image closes.
 func (im *Image) reap() {
 	im.grace.wanted.Store(true)
-	defer im.grace.wanted.Store(false)
 	for {
 		err := im.reapNow()
 		im.mu.Lock()
 		if len(im.parted) == 0 || err != nil {
+			// Before the next reaper can begin, which wants it.
+			im.grace.wanted.Store(false)
 			close(im.reaped)
 			im.reaped = nil
 			im.mu.Unlock()
@@ -66,16 +69,28 @@ func (im *Image) reap() {
 	}
 }
 
-// waitReaped waits until everything that was durably unlinked before is free.
+// reapPause is how long a reservation waits for requests in progress to end, so that
+// clusters become free and the file need not become larger.
+const reapPause = 20 * time.Millisecond
+
+// waitReaped waits until everything that was durably unlinked before is free. For
+// requests that take longer than reapPause, a read that the storage does not answer
+// say, it does not wait, except where the image must not become larger.
 func (im *Image) waitReaped() error {
 	im.mu.Lock()
-	reaped := im.reaped
+	reaped, full := im.reaped, im.alloc.end >= im.alloc.bound
 	im.mu.Unlock()
 	if reaped == nil {
 		return nil
 	}
+	var enough <-chan time.Time
+	if !full {
+		enough = time.After(reapPause)
+	}
 	select {
 	case <-reaped:
+		return nil
+	case <-enough:
 		return nil
 	case <-im.ctx.Done():
 		return im.ctx.Err()

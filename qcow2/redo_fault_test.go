@@ -2,12 +2,14 @@ package qcow2_test
 
 import (
 	"bytes"
+	"os"
 	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/block"
+	"tidemark/internal/block/blocktest"
 	"tidemark/internal/faultfile"
 	"tidemark/internal/simdisk"
 	"tidemark/qcow2"
@@ -62,5 +64,23 @@ func TestReplayMeetsFaults(t *testing.T) {
 		require.NoError(t, im.ReadAt(t.Context(), got, 128<<10, 0))
 		requireSame(t, want, got, failed.String())
 		require.NoError(t, im.Close())
+	}
+}
+
+// TestImagesWithBackingFileHaveARing: they have no place for its number unless it
+// was made with the image.
+func TestImagesWithBackingFileHaveARing(t *testing.T) {
+	for _, cs := range []int64{512, 4096, 64 << 10} {
+		below := blocktest.NewMemDevice(1 << 20)
+		d := newDisk(t, qcow2.CreateOptions{Size: 1 << 20, ClusterSize: cs, BackingFile: "/some/where/below", BackingFormat: "raw"})
+		dir := t.TempDir()
+		im, err := qcow2.Open(t.Context(), d, qcow2.Options{RedoDir: dir, Backing: below})
+		require.NoError(t, err)
+		require.NoError(t, im.WriteAt(t.Context(), []byte{1}, 0, 0))
+		rings, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		require.Len(t, rings, 1, "clusters of %d bytes", cs)
+		require.NoError(t, im.Close())
+		requireClean(t, d)
 	}
 }

@@ -124,6 +124,11 @@ func (im *Image) setRefcountsLocked(r run, v uint64) error {
 func (im *Image) writeRefcounts(durable bool) error {
 	im.refcountIO.Lock()
 	defer im.refcountIO.Unlock()
+	return im.writeRefcountsLocked(durable)
+}
+
+// writeRefcountsLocked needs refcountIO.
+func (im *Image) writeRefcountsLocked(durable bool) error {
 	im.refs.mu.Lock()
 	writes, finish := im.refs.slices.stage()
 	im.refs.mu.Unlock()
@@ -186,13 +191,16 @@ func (im *Image) addBlock(b, c int64) error {
 }
 
 // countRun sets the counts of r to 1, in memory and on disk, durably if that is
-// asked for. If there is no space for that, nothing has changed.
+// asked for. If there is no space for that, nothing has changed. Nobody else writes
+// counts meanwhile: a commit that took them from here would not do so durably.
 func (im *Image) countRun(r run, durable bool) error {
+	im.refcountIO.Lock()
+	defer im.refcountIO.Unlock()
 	im.refs.mu.Lock()
 	err := im.setRefcountsLocked(r, 1)
 	im.refs.mu.Unlock()
 	if err == nil {
-		err = im.writeRefcounts(durable)
+		err = im.writeRefcountsLocked(durable)
 	}
 	if err != nil {
 		im.refs.mu.Lock()

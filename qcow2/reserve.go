@@ -43,6 +43,11 @@ func (im *Image) reserve(f *fill) error {
 		n, tight, seen := im.planBatch()
 		if !f.fresh || retried {
 			runs, err := im.findFree(n, tight && retried)
+			if err == nil && len(runs) == 0 && tight && im.hasGone() {
+				if seen, err = im.freeGone(); err == nil {
+					runs, err = im.findFree(n, tight && retried)
+				}
+			}
 			if err != nil {
 				return err
 			}
@@ -50,23 +55,26 @@ func (im *Image) reserve(f *fill) error {
 				steps.At("R1")
 				return im.recycle(runs)
 			}
-			if tight && im.hasGone() {
-				// What was discarded becomes free with a commit, when the
-				// requests that may know it have ended.
-				if err := im.commit(); err != nil {
-					return err
-				}
-				if err := im.waitReaped(); err != nil {
-					return err
-				}
-				continue
-			}
 		}
 		err := im.reserveAtEnd(f, n, seen, retried || f.ahead)
 		if !errors.Is(err, errRetry) {
 			return err
 		}
 	}
+}
+
+// freeGone makes what was discarded free: with a commit, and when the requests that
+// may know it have ended. It returns the allocator's count of frees of then.
+func (im *Image) freeGone() (frees uint64, err error) {
+	if err := im.commit(); err != nil {
+		return 0, err
+	}
+	if err := im.waitReaped(); err != nil {
+		return 0, err
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.alloc.frees, nil
 }
 
 func (im *Image) hasGone() bool {
