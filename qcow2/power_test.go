@@ -59,6 +59,9 @@ type cuts struct {
 	disk   *simdisk.Disk
 	legal  *versions
 	states []cutState
+	// seen are the states since the last flush, by hash: one that was taken before
+	// was legal with less.
+	seen map[uint64]bool
 }
 
 type cutState struct {
@@ -70,7 +73,7 @@ type cutState struct {
 // cutsBefore cuts the power before every operation of f of those kinds. content is
 // what the disk holds durably.
 func cutsBefore(f *faultfile.File, kinds faultfile.Kind, d *simdisk.Disk, content []byte) *cuts {
-	c := &cuts{disk: d, legal: versionsOf(content)}
+	c := &cuts{disk: d, legal: versionsOf(content), seen: map[uint64]bool{}}
 	f.Hook(func(op faultfile.Op) {
 		if op.Kind&kinds != 0 {
 			c.cut(fmt.Sprintf("before %v", op))
@@ -84,6 +87,11 @@ func (c *cuts) cut(when string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	powerCuts(c.disk, func(what string, left *simdisk.Disk) {
+		hash := left.State().Hash()
+		if c.seen[hash] {
+			return
+		}
+		c.seen[hash] = true
 		c.states = append(c.states, cutState{when + ", " + what, left, c.legal.clone()})
 	})
 }
@@ -99,6 +107,7 @@ func (c *cuts) flush() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.legal.flush()
+	clear(c.seen)
 }
 
 // judge wants every state to be uncorrupted and to hold what is legal.
