@@ -208,17 +208,26 @@ func (im *Image) referable(n int64) int64 {
 	return im.alloc.end
 }
 
+// validPair reports whether an entry may be used: the clusters that it names, of
+// which a compressed one may have several, lie before end and hold no metadata. They
+// would lose a count, and so their bytes, when the entry is overwritten.
 func (im *Image) validPair(p format.L2Pair, end int64) bool {
 	if im.geo.SubclusterKind(p.Entry, p.Sub, 0) == format.Invalid {
 		return false
 	}
+	var off, n int64
 	switch p.Entry.Kind(im.geo) {
+	case format.Compressed:
+		off, n = p.Entry.CompressedRange(im.geo)
 	case format.Data, format.ZeroAllocated:
-		c := p.Entry.Offset() >> im.geo.ClusterBits
-		_, meta := slices.BinarySearch(im.refs.metadata, c)
-		return c < end && !meta
+		off, n = p.Entry.Offset(), 1
+	default:
+		return true
 	}
-	return true
+	first, last := off>>im.geo.ClusterBits, (off+n-1)>>im.geo.ClusterBits
+	at, meta := slices.BinarySearch(im.refs.metadata, first)
+	meta = meta || at < len(im.refs.metadata) && im.refs.metadata[at] <= last
+	return last < end && !meta
 }
 
 // maxBadSlices bounds the memory for slices that cannot leave the cache because

@@ -42,11 +42,13 @@ func (im *Image) writeThrough(p []byte, off int64) (bool, error) {
 		return false, nil
 	}
 	s, err := im.slice(off >> im.geo.ClusterBits)
-	if err != nil || s == nil || !im.durableSlice(s) {
+	if err != nil || s == nil {
 		return false, nil
 	}
+	// The entries first: one that somebody changes after it was asked whether they
+	// are durable is not seen.
 	piece, err := im.locate(s, off, int64(len(p)))
-	if err != nil || piece.n < int64(len(p)) || decideWrite(piece.situation) != actInPlace {
+	if err != nil || piece.n < int64(len(p)) || decideWrite(piece.situation) != actInPlace || !im.durableSlice(s) {
 		return false, nil
 	}
 	if mutant.On("fua-in-place-unsynced") {
