@@ -258,7 +258,7 @@ func TestHeldCopyBlocksNobody(t *testing.T) {
 				p := newPool(m.disk.Size() + 8*cs)
 				p.Disk = m.disk
 				im := m.open(t, p, qcow2.Options{ReserveBytes: cs})
-				own := int64(-cs) // the last cluster that is the disk's own
+				own := -cs // the last cluster that is the disk's own
 				held := make(chan error, 1)
 				for off := from; ; off += cs {
 					require.Less(t, off, m.size-4*cs, "the pool is full")

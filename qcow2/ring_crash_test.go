@@ -2,6 +2,7 @@ package qcow2_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -69,7 +70,7 @@ func TestCompletedInAnothersCluster(t *testing.T) {
 		"write": func(im *qcow2.Image, want []byte) error { return im.WriteAt(t.Context(), want, 8*sector, 0) },
 		"write inline": func(im *qcow2.Image, want []byte) error {
 			err := im.WriteAt(t.Context(), want, 8*sector, block.NoWait)
-			if err == block.ErrWouldBlock {
+			if errors.Is(err, block.ErrWouldBlock) {
 				err = im.WriteAt(t.Context(), want, 8*sector, 0)
 			}
 			return err

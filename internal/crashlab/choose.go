@@ -68,16 +68,6 @@ type choice struct {
 	swap  int
 }
 
-// kept is the number of operations of which something is there.
-func (c choice) kept() (n int) {
-	for _, p := range c.picks {
-		if p.Part != None {
-			n++
-		}
-	}
-	return n
-}
-
 // state builds what c leaves.
 func (c choice) state(m *simdisk.Model) simdisk.State {
 	pending := m.Pending()
