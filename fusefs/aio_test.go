@@ -20,20 +20,20 @@ type aio struct {
 // iocb is struct iocb of linux/aio_abi.h on a little-endian machine, ioEvent its
 // io_event.
 type iocb struct {
-	data     uint64
-	_        uint64 // key, rw_flags
-	opcode   uint16
-	_        int16
-	fd       uint32
-	buf      uint64
-	bytes    uint64
-	offset   int64
-	_, flags uint64
+	_      [2]uint64 // data; key and flags
+	opcode uint16
+	_      int16 // priority
+	fd     uint32
+	buf    uint64
+	bytes  uint64
+	offset int64
+	_      [2]uint64 // reserved; flags and an eventfd
 }
 
 type ioEvent struct {
-	data, obj uint64
-	result, _ int64
+	_      [2]uint64 // data, iocb
+	result int64
+	_      int64
 }
 
 const opcodePwrite = 1

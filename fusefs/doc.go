@@ -23,7 +23,10 @@
 //     that nothing is cached twice, other front ends of the same Device see the
 //     same bytes, and fsync is the Device's Flush. Parallel writes, and
 //     asynchronous ones, are allowed: together they are worth a factor of two to
-//     four. Shared memory mappings work; the kernel then caches what is mapped.
+//     four.
+//   - Shared memory mappings work, and agree with read and write through the same
+//     mount. What is mapped is cached: another front end of the Device, and
+//     SEEK_DATA, see a change when it was written out (msync).
 //   - With direct I/O the kernel does not follow a write to a file that is open with
 //     O_DSYNC by an fsync. It tells us the flag, and the write is FUA.
 //   - Close is no barrier. sync(2) and syncfs(2) are not passed on by the kernel:

@@ -12,13 +12,8 @@ import (
 	"tidemark/internal/block"
 )
 
-// Errors of a mount beside those of package block.
-var (
-	// errClosing: the mount is being closed, so a request does not wait for space.
-	errClosing = errors.New("the mount is being closed")
-	// errPoisoned: a request for this file has panicked.
-	errPoisoned = errors.New("a request for this file has failed in a way that must not happen; unmount it and look at the log")
-)
+// errClosing: the mount is being closed, so a request does not wait for space.
+var errClosing = errors.New("the mount is being closed")
 
 // The errnos that have no name in package fuse.
 const (

@@ -58,7 +58,4 @@ const (
 	// has got a signal, looks whether the signal kills it. The kernel tells of the
 	// first signal only, and not which it was.
 	signalPoll = 100 * time.Millisecond
-
-	// unmountRetry is how often a mount that is busy is tried again.
-	unmountRetry = 20 * time.Millisecond
 )

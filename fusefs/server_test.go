@@ -33,7 +33,8 @@ type serverSpec struct {
 	Disk     string // a file of the host; "" is memory
 	Size     int64  // of a disk in memory
 	MaxWrite int
-	ReadOnly bool
+
+	ReadOnly, AllowOther bool
 }
 
 func TestMain(m *testing.M) {
@@ -61,7 +62,9 @@ func serveSpec(encoded string) error {
 		}
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	fs, err := Mount(spec.Target, []File{{Name: "disk.raw", Device: d}}, Options{MaxWrite: spec.MaxWrite, ReadOnly: spec.ReadOnly, Logger: log})
+	fs, err := Mount(spec.Target, []File{{Name: "disk.raw", Device: d}}, Options{
+		MaxWrite: spec.MaxWrite, ReadOnly: spec.ReadOnly, AllowOther: spec.AllowOther, Logger: log,
+	})
 	if err != nil {
 		return err
 	}
@@ -84,19 +87,18 @@ func serveSpec(encoded string) error {
 // file. The mount is gone when the test ends, whatever became of the process.
 func startServer(t testing.TB, spec serverSpec, env ...string) (p *testenv.Process, path string) {
 	t.Helper()
+	return startServerAs(t, nil, spec, env...)
+}
+
+// startServerAs does so as another user.
+func startServerAs(t testing.TB, as *syscall.Credential, spec serverSpec, env ...string) (p *testenv.Process, path string) {
+	t.Helper()
 	needMount(t)
 	if spec.Target == "" {
 		spec.Target = filepath.Join(t.TempDir(), "disk.raw")
 		require.NoError(t, os.WriteFile(spec.Target, nil, 0o600))
 	}
-	encoded, err := json.Marshal(spec)
-	require.NoError(t, err)
-	own, err := os.Executable()
-	require.NoError(t, err)
-	cmd := testenv.Command(t, own)
-	cmd.Env = append(append(os.Environ(), env...), asServer+"="+string(encoded))
-	t.Cleanup(func() { _ = unix.Unmount(spec.Target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) }) // after the process
-	p = testenv.Start(t, cmd)
+	p = launchServer(t, as, spec, env...)
 	testenv.Eventually(t, closeLimit, "the server is ready", func() bool {
 		select {
 		case <-p.Done():
@@ -106,6 +108,19 @@ func startServer(t testing.TB, spec serverSpec, env ...string) (p *testenv.Proce
 		return strings.Contains(p.Output(), "ready\n")
 	})
 	return p, spec.Target
+}
+
+// launchServer starts a server and does not wait for it.
+func launchServer(t testing.TB, as *syscall.Credential, spec serverSpec, env ...string) *testenv.Process {
+	t.Helper()
+	encoded, err := json.Marshal(spec)
+	require.NoError(t, err)
+	// The test program lies where only its user can reach it.
+	cmd := testenv.Command(t, fmt.Sprintf("/proc/self/fd/%d", open(t, "/proc/self/exe", unix.O_RDONLY)))
+	cmd.Env = append(append(os.Environ(), env...), asServer+"="+string(encoded))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
+	t.Cleanup(func() { _ = unix.Unmount(spec.Target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) }) // after the process
+	return testenv.Start(t, cmd)
 }
 
 // stopServer ends a server as an administrator does.
