@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -121,14 +122,12 @@ func TestHeldAsynchronousWrites(t *testing.T) {
 	}
 }
 
-// A signal that the writer handles does not end its write (SIGUSR1: dd tells how
-// far it is), one that kills it does.
-func TestSignalsWhileHeld(t *testing.T) {
+// A signal that kills the writer ends its write.
+func TestKilledWhileHeld(t *testing.T) {
 	d := newFullDevice()
 	_, path := mountFile(t, File{Device: d}, Options{})
 	survivor := ddWrite(t, path)
 	d.awaitHeld(t, 1)
-	require.NoError(t, survivor.Signal(syscall.SIGUSR1))
 	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM, syscall.SIGKILL} {
 		victim := ddWrite(t, path)
 		d.awaitHeld(t, 2)
@@ -139,6 +138,42 @@ func TestSignalsWhileHeld(t *testing.T) {
 	close(d.freed)
 	require.NoError(t, survivor.Wait(t, closeLimit), survivor.Output())
 	require.Contains(t, survivor.Output(), "4096 bytes")
+}
+
+// One that the writer handles does not: a program that writes to a file expects
+// no EINTR. The kernel tells of it all the same.
+func TestInterruptedWhileHeld(t *testing.T) {
+	d := newFullDevice()
+	fs, path := mountFile(t, File{Device: d}, Options{})
+	looked := make(chan struct{}, 100)
+	fs.requests.mu.Lock()
+	fs.requests.abandoned = func(thread uint32) bool {
+		looked <- struct{}{}
+		return fs.abandoned(thread)
+	}
+	fs.requests.mu.Unlock()
+	fd := open(t, path, unix.O_RDWR)
+	thread, written := make(chan int, 1), make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		thread <- unix.Gettid()
+		_, err := unix.Pwrite(fd, make([]byte, 4096), 0)
+		written <- err
+	}()
+	id := <-thread
+	d.awaitHeld(t, 1)
+	require.NoError(t, unix.Tgkill(unix.Getpid(), id, unix.SIGURG)) // Go's own signal, which it handles
+	for range 3 {
+		<-looked
+	}
+	select {
+	case err := <-written:
+		t.Fatalf("the write has ended: %v", err)
+	default:
+	}
+	close(d.freed)
+	require.NoError(t, <-written)
 }
 
 // Close ends what waits for space at once, and whoever has the file open goes on

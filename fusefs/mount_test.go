@@ -21,6 +21,9 @@ import (
 // closeLimit bounds the end of a mount in a test.
 const closeLimit = 10 * time.Second
 
+// rescueAfter is longer than any test has a mount.
+const rescueAfter = 20 * time.Second
+
 // needMount skips a test where mounts cannot be made.
 func needMount(t testing.TB) {
 	t.Helper()
@@ -51,7 +54,12 @@ func mountAtPath(t testing.TB, target string, files []File, o Options) *FS {
 	}
 	fs, err := Mount(target, files, o)
 	require.NoError(t, err)
-	t.Cleanup(func() { closeFS(t, fs) })
+	// A test that hangs in a request to its own process could not even be killed.
+	rescue := time.AfterFunc(rescueAfter, func() { _ = unix.Unmount(fs.Target(), unix.MNT_FORCE) })
+	t.Cleanup(func() {
+		rescue.Stop()
+		closeFS(t, fs)
+	})
 	return fs
 }
 
