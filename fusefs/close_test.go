@@ -44,12 +44,10 @@ func TestCloseLeavesOthersAlone(t *testing.T) {
 func TestCloseCutsOff(t *testing.T) {
 	d := newFakeDevice(1 << 20)
 	fs, path := mountFile(t, File{Device: d}, Options{})
-	user := testenv.Start(t, testenv.Command(t, "sleep", "600"))
-	user.Kill()
 	cmd := testenv.Command(t, "sleep", "600")
-	f := os.NewFile(uintptr(open(t, path, unix.O_RDWR)), path)
+	f := os.NewFile(uintptr(openToClose(t, path, unix.O_RDWR)), path)
 	cmd.Stdin = f
-	user = testenv.Start(t, cmd)
+	user := testenv.Start(t, cmd)
 	fd := int(f.Fd())
 
 	ctx, cancel := context.WithCancel(t.Context())

@@ -89,7 +89,7 @@ func ignoreNoData(err error) error {
 func TestPanicPoisonsTheFile(t *testing.T) {
 	bad, good := newFakeDevice(1<<20), newFakeDevice(1<<20)
 	fs, dir := mountDir(t, []File{{Name: "bad.raw", Device: bad}, {Name: "good.raw", Device: good}}, Options{})
-	fd, other, buf := open(t, dir+"/bad.raw", unix.O_RDWR), open(t, dir+"/good.raw", unix.O_RDWR), make([]byte, 4096)
+	fd, other, buf := openToClose(t, dir+"/bad.raw", unix.O_RDWR), openToClose(t, dir+"/good.raw", unix.O_RDWR), make([]byte, 4096)
 	bad.onCall(func(_ context.Context, c call) error {
 		if c.op == "write" {
 			panic("an invariant does not hold")

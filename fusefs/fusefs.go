@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"sync"
 
@@ -54,6 +55,7 @@ func (o Options) withDefaults() Options {
 // An FS is a mount that is being served.
 type FS struct {
 	target   string
+	isDir    bool
 	log      *slog.Logger
 	conn     *connection
 	fuse     *fuse.Server
@@ -93,9 +95,9 @@ func mount(target string, files []File, o Options) (*FS, error) {
 	if err != nil {
 		return nil, err
 	}
-	fs := &FS{target: path, log: o.Logger.With("mount", path), conn: conn, done: make(chan struct{})}
+	fs := &FS{target: path, isDir: isDir, log: o.Logger.With("mount", path), conn: conn, done: make(chan struct{})}
 	fs.requests = newRequests(fs.abandoned)
-	if err := fs.serve(files, isDir, o); err != nil {
+	if err := fs.serve(files, o); err != nil {
 		return nil, errors.Join(err, conn.unmount(true), conn.close())
 	}
 	return fs, nil
@@ -120,14 +122,14 @@ func checkFiles(files []File, isDir bool) error {
 }
 
 // serve greets the kernel and begins to answer it.
-func (fs *FS) serve(files []File, isDir bool, o Options) error {
+func (fs *FS) serve(files []File, o Options) error {
 	owner := fuse.Owner{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}
 	fd, err := fs.conn.duplicate()
 	if err != nil {
 		return err
 	}
 	background := min(len(files)*backgroundPerFile, backgroundMax)
-	fs.fuse, err = fuse.NewServer(newServer(files, isDir, o, owner, fs.requests), fmt.Sprintf("/dev/fd/%d", fd), &fuse.MountOptions{
+	fs.fuse, err = fuse.NewServer(newServer(files, fs.isDir, o, owner, fs.requests), fmt.Sprintf("/dev/fd/%d", fd), &fuse.MountOptions{
 		MaxWrite: o.MaxWrite, MaxBackground: background,
 		MaxInflightRequestBytes: (background + synchronous) * (o.MaxWrite + requestOverhead),
 		ExtraCapabilities:       fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
@@ -157,8 +159,16 @@ func (fs *FS) panicked(cause any) fuse.Status {
 // abandoned reports whether nobody waits for a request of that thread.
 func (fs *FS) abandoned(thread uint32) bool { return fs.conn.gone() || dying(thread) }
 
-// Target is where the files are, from the root.
+// Target is what is mounted on, from the root.
 func (fs *FS) Target() string { return fs.target }
+
+// Path is where the file of that name is.
+func (fs *FS) Path(name string) string {
+	if fs.isDir {
+		return filepath.Join(fs.target, name)
+	}
+	return fs.target
+}
 
 // Done is closed when the mount has been removed, by Close or by umount(8),
 // nobody has it open any more, and no request is in progress.

@@ -183,7 +183,7 @@ func TestCloseEndsHeldWrites(t *testing.T) {
 	fs, path := mountFile(t, File{Device: d}, Options{})
 	writer := ddWrite(t, path)
 	d.awaitHeld(t, 1)
-	user := open(t, path, unix.O_RDWR)
+	user := openToClose(t, path, unix.O_RDWR)
 
 	closed := make(chan error, 1)
 	go func() { closed <- fs.Close(context.Background()) }()

@@ -236,7 +236,7 @@ func TestDurability(t *testing.T) {
 		require.Equal(t, []call{{op: "flush"}}, d.taken(), name)
 	}
 	d.taken()
-	require.NoError(t, unix.Close(open(t, path, unix.O_RDWR)))
+	require.NoError(t, unix.Close(openToClose(t, path, unix.O_RDWR)))
 	require.Empty(t, d.taken(), "close is no barrier")
 }
 

@@ -75,9 +75,16 @@ func closeFS(t testing.TB, fs *FS) {
 // os.Open.
 func open(t testing.TB, path string, flags int) int {
 	t.Helper()
+	fd := openToClose(t, path, flags)
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	return fd
+}
+
+// openToClose is open for a test that closes the file by itself.
+func openToClose(t testing.TB, path string, flags int) int {
+	t.Helper()
 	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
 	require.NoError(t, err, path)
-	t.Cleanup(func() { _ = unix.Close(fd) })
 	return fd
 }
 
