@@ -6,10 +6,11 @@ import "time"
 
 // Every number that bounds what a mount takes, each with its reason.
 const (
-	// maxWriteDefault is the largest request in bytes, for reads as well. See the
-	// commit that measured it: below 256 KiB large requests cost a third more;
-	// above, buffers of this size, which go-fuse needs for the smallest write too,
-	// become work for the garbage collector and small requests get slower.
+	// maxWriteDefault is the largest request in bytes, for reads as well. With it
+	// requests of 1 MiB are a fifth (writes) to two fifths (reads) faster than with
+	// go-fuse's 128 KiB. More gained nothing that could be told from the noise, and
+	// go-fuse keeps a buffer of this size for every write that waits for space,
+	// however small that is.
 	maxWriteDefault = 256 << 10
 
 	// maxWriteMin is what the kernel accepts at least.
