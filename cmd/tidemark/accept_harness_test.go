@@ -47,7 +47,9 @@ var built = sync.OnceValues(func() (*os.File, error) {
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // the error of the build says more
 	path := filepath.Join(dir, "tidemark")
-	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+	build := exec.Command("go", "build", "-o", path, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as the Makefile does
+	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	return os.Open(path)

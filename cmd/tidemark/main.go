@@ -1,5 +1,5 @@
-// Command tidemark serves thin virtual disks: QCOW2 images over NBD, which ask
-// their storage pool for more space before they need it.
+// Command tidemark serves thin virtual disks: QCOW2 images over NBD and as files,
+// which ask their storage pool for more space before they need it.
 //
 // This package is the only one that knows all others. It wires them: an image
 // engine over a file or a thin volume, behind a front end. Nothing here decides

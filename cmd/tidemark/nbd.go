@@ -305,7 +305,7 @@ func (o *nbdOptions) planExports(p *nbdPlan, images []string, pool string) error
 			return fmt.Errorf("%s is given twice: an image is served under one name", x.image)
 		}
 		names[x.name], sources[x.image] = true, true
-		x.volume = pool != "" && !strings.Contains(x.image, "/")
+		x.volume = isVolume(x.image, pool)
 		if x.volume {
 			p.spm = pool
 		}

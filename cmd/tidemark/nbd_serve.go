@@ -15,7 +15,6 @@ import (
 
 	"tidemark/internal/unixsock"
 	"tidemark/nbd"
-	"tidemark/spm"
 )
 
 // listTimeout bounds the questions of -L.
@@ -26,13 +25,10 @@ const listTimeout = 10 * time.Second
 //
 //	pid file -> listener -> server -> disks, the last first -> pool
 type nbdService struct {
+	opener // the disks, and what else has to be closed
 	plan   nbdPlan
-	log    *slog.Logger
-	pool   *spm.Client // nil without volumes
-	disks  []*disk
 	server *nbd.Server
 	gate   *gate
-	closes []func() error // in the order of opening
 }
 
 // serveNBD serves until ctx ends, the last client has gone, or the listener
@@ -40,7 +36,7 @@ type nbdService struct {
 func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 	// A reader of our log that goes away must not end the disks.
 	signal.Ignore(syscall.SIGPIPE)
-	s := &nbdService{plan: p, log: log}
+	s := &nbdService{plan: p, opener: opener{socket: p.spm, log: log}}
 	if err := s.start(ctx); err != nil {
 		return errors.Join(err, s.close())
 	}
@@ -61,28 +57,8 @@ func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 	return err
 }
 
-// opened remembers how to close what was opened.
-func (s *nbdService) opened(close func() error) { s.closes = append(s.closes, close) }
-
-func (s *nbdService) close() error {
-	var errs []error
-	for i := len(s.closes) - 1; i >= 0; i-- {
-		errs = append(errs, s.closes[i]())
-	}
-	s.closes = nil
-	return errors.Join(errs...)
-}
-
 // start opens everything. The socket comes last: it appears when all is ready.
 func (s *nbdService) start(ctx context.Context) error {
-	if s.plan.spm != "" {
-		c, err := spm.Dial(s.plan.spm)
-		if err != nil {
-			return err
-		}
-		s.pool = c
-		s.opened(c.Close)
-	}
 	o := s.plan.server
 	o.Logger = s.log
 	s.server = nbd.NewServer(o)
@@ -97,18 +73,13 @@ func (s *nbdService) start(ctx context.Context) error {
 
 // export opens one image and offers it.
 func (s *nbdService) export(ctx context.Context, x nbdExport) error {
-	spec := diskSpec{Image: x.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard, Log: s.log}
-	if x.volume {
-		spec.Pool = s.pool
-	} else {
-		spec.Raw, spec.Backing = s.plan.raw, &s.plan.backing
-	}
-	d, err := openDisk(ctx, spec)
+	d, err := s.open(ctx, diskSpec{
+		Image: x.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard,
+		Raw: s.plan.raw, Backing: &s.plan.backing,
+	})
 	if err != nil {
-		return s.adviseVolume(x, err)
+		return err
 	}
-	s.disks = append(s.disks, d)
-	s.opened(d.Close)
 	s.log.Info("export is ready", x.logAttrs(d))
 	export := nbd.Export{
 		Name: x.name, Description: x.description, Device: d.Device(),
@@ -118,15 +89,6 @@ func (s *nbdService) export(ctx context.Context, x nbdExport) error {
 		export.Patience = d.patience
 	}
 	return s.server.AddExport(export)
-}
-
-// adviseVolume says what to do when a volume is not there that may be a file.
-func (s *nbdService) adviseVolume(x nbdExport, err error) error {
-	if !x.volume || spm.CodeOf(err) != spm.CodeNotFound {
-		return err
-	}
-	return fmt.Errorf("%w; asked the pool manager at %s: see tidemark volume list, or write ./%s if you mean a file",
-		err, s.plan.spm, x.image)
 }
 
 // listen makes the socket and the pid file, and then says so.

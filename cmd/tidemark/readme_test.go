@@ -23,9 +23,10 @@ import (
 // is "make run" goes on beside the others until all are done, "make test" is
 // what runs this test, and a QEMU without an operating system is told to quit.
 func TestReadme(t *testing.T) {
-	for _, tool := range []string{"make", "git", "nbdinfo", "qemu-io", "qemu-system-x86_64"} {
+	for _, tool := range []string{"make", "git", "nbdinfo", "qemu-io", "qemu-system-x86_64", "fusermount3", "mkfs.ext4"} {
 		testenv.Tool(t, tool)
 	}
+	testenv.Need(t, "fuse")
 	root, err := filepath.Abs("../..")
 	require.NoError(t, err)
 	dir := copyTree(t, root)

@@ -18,7 +18,7 @@ func newRoot() *cobra.Command {
 	g := &global{}
 	root := &cobra.Command{
 		Use:           "tidemark",
-		Short:         "Thin virtual disks: QCOW2 over NBD, extended before they are full",
+		Short:         "Thin virtual disks: QCOW2 over NBD and as files, extended before they are full",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -31,6 +31,7 @@ func newRoot() *cobra.Command {
 		newCheck(),
 		newMap(),
 		newNBD(g),
+		newMount(g),
 		newVersion(),
 	)
 	return root

@@ -11,13 +11,16 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"tidemark/fusefs"
 	"tidemark/internal/size"
 	"tidemark/internal/unixsock"
 	"tidemark/nbd"
@@ -31,16 +34,19 @@ type runOptions struct {
 	name     string    // of the only volume to serve; "" is all of them
 	socket   string    // of NBD; "" is nbd.sock in the pool's directory
 	patience time.Duration
+	files    *choice // auto or off; nil is off
 }
 
 func newRun(g *global) *cobra.Command {
 	o := &runOptions{}
 	c := &cobra.Command{
 		Use:   "run --dir DIR --capacity SIZE [--size SIZE NAME]",
-		Short: "Everything in one process: a pool in a directory, its disks over NBD",
+		Short: "Everything in one process: a pool in a directory, its disks over NBD and as files",
 		Long: `Manage the pool in a directory and serve its disks over NBD, in one process and
 without root, until Ctrl-C. Pool and disk are made when they are not there, and
-are as they were left the next time.
+are as they were left the next time. Where FUSE can be used, each disk is a file
+NAME.raw in DIR/disks as well; who writes there waits for as long as the pool is
+full.
 
 With NAME that volume is served, and made with --size if the pool has none of
 that name; without it all qcow2 volumes of the pool are. Those that are made
@@ -56,6 +62,8 @@ later ("tidemark volume create") are served after a restart.`,
 	c.Flags().Var((*diskSizeFlag)(&o.size), "size", "virtual size of the volume, if it has to be made")
 	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of NBD (default DIR/nbd.sock)")
 	c.Flags().DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC")
+	o.files = &choice{value: "auto", allowed: []string{"auto", "off"}}
+	c.Flags().Var(o.files, "files", "show the disks as files in DIR/disks, if it can be done")
 	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) == 1 {
@@ -83,6 +91,9 @@ func (g *global) quietLogger(c *cobra.Command, w io.Writer) (*slog.Logger, error
 }
 
 func (o *runOptions) run(ctx context.Context, screen *live, log *slog.Logger) error {
+	// A reader of our output that goes away must not end the disks, nor leave dead
+	// files behind.
+	signal.Ignore(syscall.SIGPIPE)
 	s, err := startService(ctx, o, log)
 	if err != nil {
 		return err
@@ -99,10 +110,10 @@ func (o *runOptions) run(ctx context.Context, screen *live, log *slog.Logger) er
 	return nil
 }
 
-// A service is a pool, its disks and their NBD server in one process. What is
+// A service is a pool, its disks and their front ends in one process. What is
 // opened is closed again in the reverse order:
 //
-//	NBD server -> disks -> pool manager
+//	NBD server, files -> disks -> pool manager
 type service struct {
 	pool   *pool
 	disks  []*disk
@@ -111,6 +122,9 @@ type service struct {
 	socket string
 	failed chan error // the NBD socket does not answer any more
 	served sync.WaitGroup
+
+	files    *fusefs.FS // nil if the disks are not shown as files
+	notShown error      // why not, if they were to be
 }
 
 // check finds the mistakes that need no look at the disk.
@@ -165,6 +179,7 @@ func (s *service) start(ctx context.Context, o *runOptions, log *slog.Logger) er
 			return err
 		}
 	}
+	s.show(o, log)
 	l, err := unixsock.Listen(s.socket, unixsock.Options{})
 	if err != nil {
 		return err
@@ -230,8 +245,7 @@ const drainLimit = 10 * time.Second
 func (s *service) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
 	defer cancel()
-	errs := []error{s.server.Shutdown(ctx)}
-	s.served.Wait()
+	errs := s.closeFrontEnds(ctx)
 	for _, d := range s.disks {
 		errs = append(errs, d.Close())
 	}
@@ -274,6 +288,7 @@ func (s *service) welcome(ctx context.Context) string {
 		uris[i] = nbdURI(absolute(s.socket), s.names[i])
 		fmt.Fprintf(&b, "disk      %s, %s: %s\n", s.names[i], size.Format(d.Stats().Virtual), uris[i])
 	}
+	b.WriteString(s.describeFiles())
 	fmt.Fprintf(&b, "\nConnect to %s from another terminal (qemu-io and fio write to it):\n\n", s.names[0])
 	for _, c := range connectCommands(absolute(s.socket), s.names[0], uris[0]) {
 		fmt.Fprintf(&b, "  %s\n", c)

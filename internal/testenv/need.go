@@ -28,6 +28,8 @@ var packages = map[string]string{
 	"mkfs.ext4":           "e2fsprogs",
 	"e2fsck":              "e2fsprogs",
 	"losetup":             "mount",
+	"umount":              "mount",
+	"fstrim":              "util-linux",
 	"busybox":             "busybox-static",
 	"jq":                  "jq",
 	"xmllint":             "libxml2-utils",

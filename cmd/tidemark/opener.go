@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"tidemark/spm"
+)
+
+// closers are what has been opened and how to close it: in the reverse order,
+// also when a start fails half way. The zero value is ready.
+type closers struct {
+	all []func() error // in the order of opening
+}
+
+// opened remembers how to close what was opened.
+func (c *closers) opened(close func() error) { c.all = append(c.all, close) }
+
+func (c *closers) close() error {
+	var errs []error
+	for i := len(c.all) - 1; i >= 0; i-- {
+		errs = append(errs, c.all[i]())
+	}
+	c.all = nil
+	return errors.Join(errs...)
+}
+
+// isVolume reports whether an image that was named on a command line is a volume:
+// with a pool, everything without a slash in it is.
+func isVolume(image, pool string) bool { return pool != "" && !strings.Contains(image, "/") }
+
+// An opener opens images for a command that serves them, and the connection to
+// the pool manager when the first of them is a volume.
+type opener struct {
+	closers
+	socket string // of the pool manager
+	log    *slog.Logger
+	pool   *spm.Client // nil until a volume was opened
+}
+
+// open opens the image that spec names. It is closed with the opener.
+func (o *opener) open(ctx context.Context, spec diskSpec) (*disk, error) {
+	volume := isVolume(spec.Image, o.socket)
+	if volume {
+		if err := o.dial(); err != nil {
+			return nil, err
+		}
+		// What is below a volume is its pool's to say.
+		spec.Pool, spec.Raw, spec.Backing = o.pool, false, nil
+	}
+	spec.Log = o.log
+	d, err := openDisk(ctx, spec)
+	if err != nil {
+		return nil, o.advise(spec.Image, volume, err)
+	}
+	o.opened(d.Close)
+	return d, nil
+}
+
+func (o *opener) dial() error {
+	if o.pool != nil {
+		return nil
+	}
+	c, err := spm.Dial(o.socket)
+	if err != nil {
+		return err
+	}
+	o.pool = c
+	o.opened(c.Close)
+	return nil
+}
+
+// advise says what to do when a volume is not there that may be a file.
+func (o *opener) advise(image string, volume bool, err error) error {
+	if !volume || spm.CodeOf(err) != spm.CodeNotFound {
+		return err
+	}
+	return fmt.Errorf("%w; asked the pool manager at %s: see tidemark volume list, or write ./%s if you mean a file",
+		err, o.socket, image)
+}
