@@ -1,8 +1,12 @@
 package lvm
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -64,4 +68,34 @@ func TestLocksNoticeARemovedFile(t *testing.T) {
 	require.False(t, sameFile(f, path), "another file has the name now")
 	require.NoError(t, h.Release())
 	require.NoError(t, f.Close())
+}
+
+// Whoever removes a volume takes its lock file away while others wait for it.
+func TestLocksWhileFilesComeAndGo(t *testing.T) {
+	l := Locks{Dir: t.TempDir()}
+	var holders atomic.Int32
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 300 {
+				h, err := l.Hold("u", Writing)
+				if errors.Is(err, block.ErrInUse) {
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if n := holders.Add(1); n != 1 {
+					t.Errorf("%d hold the volume", n)
+				}
+				runtime.Gosched()
+				holders.Add(-1) // with its file the volume is gone, and a new one may have the name
+				if err := errors.Join(l.Removed("u"), h.Release()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
