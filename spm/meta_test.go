@@ -42,7 +42,7 @@ _SHA_CKSUM=165e05fbd910ef0ead9fc71410c7f354e2d699ba
 `
 
 func TestDomainMetaGolden(t *testing.T) {
-	m := newDomainMeta(testDomain, testPool, "/srv/pool", 2<<30)
+	m := newDirMeta(2 << 30)
 	require.Equal(t, goldenDomain, string(m.encode()))
 	back, err := parseDomainMeta(m.encode())
 	require.NoError(t, err)
@@ -58,7 +58,7 @@ func TestDomainMetaSealOfUnicode(t *testing.T) {
 }
 
 func TestDomainMetaRefused(t *testing.T) {
-	good := newDomainMeta(testDomain, testPool, "/srv/pool", 1)
+	good := newDirMeta(1)
 	seal := func(change func(domainMeta)) string {
 		m, err := parseDomainMeta(good.encode())
 		require.NoError(t, err)
@@ -186,4 +186,11 @@ func FuzzParseVolumeMeta(f *testing.F) {
 		require.NoError(t, err)
 		require.Equal(t, m, again)
 	})
+}
+
+// newDirMeta is the metadata of a pool in a directory.
+func newDirMeta(capacity int64) domainMeta {
+	m := newDomainMeta(testDomain, testPool, capacity)
+	m[keyType], m[keyRemotePath] = typeDir, "/srv/pool"
+	return m
 }
