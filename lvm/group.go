@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // A Group is a volume group that this process changes. It is safe for concurrent
@@ -18,6 +19,8 @@ type Group struct {
 	tool *Tool
 	name string
 	sys  fs.FS // of sysfs
+
+	view atomic.Pointer[View] // what others may look at without waiting for mu
 
 	mu      sync.Mutex
 	vg      *VG   // as last read
@@ -76,12 +79,21 @@ func OpenGroup(ctx context.Context, t *Tool, name string) (*Group, error) {
 // Name is the group's.
 func (g *Group) Name() string { return g.name }
 
-// VG returns the group as last read. It must not be changed.
-func (g *Group) VG() *VG {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.vg
+// A View is a group at one moment. It must not be changed.
+type View struct {
+	VG *VG
+	// Free is how many bytes could be given to volumes.
+	Free int64
 }
+
+// View returns the group as last read, and never waits.
+func (g *Group) View() *View { return g.view.Load() }
+
+// VG returns the group as last read, and never waits.
+func (g *Group) VG() *VG { return g.View().VG }
+
+// Free is how many bytes can be given to volumes now.
+func (g *Group) Free() int64 { return g.View().Free }
 
 // Read reads the group again, and finds what others have changed: [Group.Lost].
 func (g *Group) Read(ctx context.Context) (*VG, error) {
@@ -112,13 +124,12 @@ func (g *Group) Forget(lv string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.lost, lv)
+	g.showLocked()
 }
 
-// Free is how many bytes can be given to volumes now.
-func (g *Group) Free() int64 {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return freeExtents(g.spaceLocked()) * g.vg.ExtentSize
+// showLocked lets others see what has changed.
+func (g *Group) showLocked() {
+	g.view.Store(&View{VG: g.vg, Free: freeExtents(g.spaceLocked()) * g.vg.ExtentSize})
 }
 
 // Check runs vgck, which verifies the metadata.
@@ -184,6 +195,7 @@ func (g *Group) readLocked(ctx context.Context, ours string) error {
 		}
 	}
 	g.vg = vg
+	g.showLocked()
 	return nil
 }
 

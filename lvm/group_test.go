@@ -370,3 +370,35 @@ func (r *recorder) take() []string {
 	r.steps = nil
 	return s
 }
+
+// Whoever looks at the group does not wait for a command that changes it.
+func TestGroupIsLookedAtWhileItChanges(t *testing.T) {
+	l := newLab(t, GroupOptions{}, 128*mib)
+	r := &recorder{tool: l.tool(t, ToolOptions{})}
+	o := r.options(ToolOptions{Devices: r.tool.o.Devices})
+	run, reached, goOn := o.Run, make(chan struct{}), make(chan struct{})
+	o.Run = func(ctx context.Context, args []string) ([]byte, error) {
+		if args[0] == "lvcreate" {
+			close(reached)
+			<-goOn
+		}
+		return run(ctx, args)
+	}
+	g, err := OpenGroup(t.Context(), &Tool{o}, l.Name())
+	require.NoError(t, err)
+	free := g.Free()
+	done := make(chan error, 1)
+	go func() {
+		_, err := g.Create(context.Background(), "a", nil, Size{Need: 4 * mib})
+		done <- err
+	}()
+	<-reached
+	require.Equal(t, free, g.Free())
+	require.Empty(t, g.VG().LVs)
+	close(goOn)
+	require.NoError(t, <-done)
+	require.Equal(t, free-4*mib, g.Free())
+	require.NoError(t, g.RetagGroup(t.Context(), nil, []string{"x", "y"}))
+	require.NoError(t, g.RetagGroup(t.Context(), []string{"x"}, []string{"z"}))
+	require.ElementsMatch(t, []string{"y", "z"}, g.VG().Tags)
+}

@@ -222,13 +222,18 @@ func (g *Group) removeLocked(ctx context.Context, name, uuid string) error {
 	return nil
 }
 
-// Retag removes and adds tags of a volume, in one change.
-func (g *Group) Retag(ctx context.Context, name, uuid string, remove, add []string) error {
+// RetagGroup removes and adds tags of the group itself, in one change.
+func (g *Group) RetagGroup(ctx context.Context, remove, add []string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if _, err := g.findLocked(name, uuid); err != nil {
+	refused, err := g.changeLocked(ctx, "", "vgchange", append(tagArgs(remove, add), g.name)...)
+	if err != nil {
 		return err
 	}
+	return refused
+}
+
+func tagArgs(remove, add []string) []string {
 	args := []string{"-qq"}
 	for _, t := range remove {
 		args = append(args, "--deltag", t)
@@ -236,7 +241,17 @@ func (g *Group) Retag(ctx context.Context, name, uuid string, remove, add []stri
 	for _, t := range add {
 		args = append(args, "--addtag", t)
 	}
-	refused, err := g.changeLocked(ctx, "", "lvchange", append(args, g.path(name))...)
+	return args
+}
+
+// Retag removes and adds tags of a volume, in one change.
+func (g *Group) Retag(ctx context.Context, name, uuid string, remove, add []string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if _, err := g.findLocked(name, uuid); err != nil {
+		return err
+	}
+	refused, err := g.changeLocked(ctx, "", "lvchange", append(tagArgs(remove, add), g.path(name))...)
 	if err != nil {
 		return err
 	}
