@@ -47,6 +47,16 @@ func (t *Tool) read(ctx context.Context, name string) (*VG, error) {
 	return vg, nil
 }
 
+// Map reads a group, and returns where a volume of it lies. The error wraps
+// ErrNotFound if there is none.
+func (t *Tool) Map(ctx context.Context, group, volume string) (Map, error) {
+	vg, err := t.read(ctx, group)
+	if err != nil {
+		return Map{}, err
+	}
+	return vg.Map(volume)
+}
+
 // parseReport finds a group in the output of fullreport.
 func parseReport(out []byte, name string) (*VG, error) {
 	var all struct {

@@ -223,7 +223,13 @@ func (s *dirStore) hold(v *volume) (func() error, error) { return s.holder.Hold(
 
 func (s *dirStore) close() error { return s.lock.release() }
 
+func (s *dirStore) refresh(context.Context) error { return nil }
+
+func (s *dirStore) shared() bool { return false }
+
 func (s *dirStore) name() string { return s.dir }
+
+func (s *dirStore) kind() string { return typeDir }
 
 func (s *dirStore) grain() int64 { return 1 }
 
@@ -248,5 +254,7 @@ func (s *dirStore) describe(v *volume, d *Volume) {
 	d.Path = s.path(v)
 	d.Allocated = allocated(d.Path)
 }
+
+func (s *dirStore) describePool(p *PoolReply) { p.Dir = s.dir }
 
 func (s *dirStore) length(v *volume, most int64) int64 { return lengthOf(s.path(v), most) }

@@ -36,6 +36,7 @@ const (
 	keySDUUID         = "SDUUID"
 	keyType           = "TYPE"
 	keyVersion        = "VERSION"
+	keyVGUUID         = "VGUUID"
 	keyChecksum       = "_SHA_CKSUM"
 	keyCapacity       = "TIDEMARK_CAPACITY"
 	domainVersion     = 5
@@ -46,8 +47,12 @@ const (
 // others wrote survives.
 type domainMeta map[string]string
 
-// typeDir is VDSM's type of a domain in a directory of this host.
-const typeDir = "LOCALFS"
+// VDSM's types of a domain in a directory of this host, and on block devices
+// that the host has.
+const (
+	typeDir   = "LOCALFS"
+	typeGroup = "FCP"
+)
 
 // newDomainMeta is the metadata of a fresh master domain of a pool of its own,
 // but for what its store adds: the type, and where it is.
@@ -144,7 +149,7 @@ type domainState struct {
 }
 
 // state validates the metadata of a domain that this package can manage.
-func (m domainMeta) state() (s domainState, err error) {
+func (m domainMeta) state(kind string) (s domainState, err error) {
 	version, err := m.number(keyVersion, 0)
 	if err != nil {
 		return s, err
@@ -154,8 +159,8 @@ func (m domainMeta) state() (s domainState, err error) {
 		return s, fmt.Errorf("domain has version %d, newer than %d, the newest that this program knows: use a newer one", version, domainVersion)
 	case version < domainVersion:
 		return s, fmt.Errorf("domain has version %d, expected %d: upgrade it with the program that made it", version, domainVersion)
-	case m[keyType] != typeDir || m[keyClass] != "Data":
-		return s, fmt.Errorf("domain is of type %q and class %q, expected %s and Data", m[keyType], m[keyClass], typeDir)
+	case m[keyType] != kind || m[keyClass] != "Data":
+		return s, fmt.Errorf("domain is of type %q and class %q, expected %s and Data", m[keyType], m[keyClass], kind)
 	}
 	if s.domain, err = uuid.Parse(m[keySDUUID]); err != nil {
 		return s, fmt.Errorf("%s=%q: %w", keySDUUID, m[keySDUUID], err)

@@ -26,9 +26,11 @@ func (m *Manager) ExtendVolume(ctx context.Context, r VolumeExtendRequest) (Volu
 	if err != nil {
 		return VolumeExtendReply{}, err
 	}
+	var d Volume
+	m.store.describe(v, &d)
 	return VolumeExtendReply{
 		Header: m.header(r.Header), VolumeUUID: v.id.String(), Generation: v.meta.Generation,
-		Size: size, Bound: v.bound,
+		Size: size, Bound: v.bound, Mapping: d.Mapping,
 	}, nil
 }
 

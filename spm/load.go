@@ -37,7 +37,7 @@ func (m *Manager) load() error {
 }
 
 func (m *Manager) make() (domainMeta, error) {
-	if m.store.capacity(m.o.Capacity) <= 0 {
+	if m.store.kind() == typeDir && m.o.Capacity <= 0 {
 		return nil, errors.New("there is no pool in it, and a new one needs a capacity: give --capacity SIZE")
 	}
 	meta := newDomainMeta(uuid.New(), uuid.New(), m.o.Capacity)
@@ -46,7 +46,7 @@ func (m *Manager) make() (domainMeta, error) {
 
 // start raises the epoch, and the capacity if asked to, durably.
 func (m *Manager) start(meta domainMeta) error {
-	state, err := meta.state()
+	state, err := meta.state(m.store.kind())
 	if err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (m *Manager) start(meta domainMeta) error {
 	case m.o.Capacity > 0 && m.o.Capacity < state.capacity:
 		return fmt.Errorf("its capacity is %d bytes and may only be raised, not set to %d: give that much or leave it out",
 			state.capacity, m.o.Capacity)
-	case m.store.capacity(state.capacity) == 0:
+	case m.store.kind() == typeDir && state.capacity == 0:
 		return errors.New("it has no capacity yet: give --capacity SIZE")
 	}
 	meta[keyPoolSPMLver] = strconv.FormatInt(state.epoch, 10)

@@ -111,12 +111,13 @@ func (o Options) withDefaults() Options {
 
 // A Manager manages one pool.
 type Manager struct {
-	store  store
-	ident  domainState // the capacity in it is the one at start
-	o      Options
-	began  time.Time
-	ctx    context.Context // ends with Close
-	cancel context.CancelFunc
+	store   store
+	ident   domainState // the capacity in it is the one at start
+	o       Options
+	began   time.Time
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	watched chan struct{} // closed when nobody looks at the place any more
 
 	mu       sync.Mutex
 	closed   bool
@@ -166,12 +167,17 @@ func open(s store, o Options) (*Manager, error) {
 	m := &Manager{
 		store: s, o: o,
 		volumes: map[uuid.UUID]*volume{}, names: map[string]*volume{},
-		changed: make(chan struct{}),
+		changed: make(chan struct{}), watched: make(chan struct{}),
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	if err := m.load(); err != nil {
 		m.cancel()
 		return nil, errors.Join(fmt.Errorf("pool %s: %w", s.name(), err), s.close())
+	}
+	if s.shared() {
+		go m.watch()
+	} else {
+		close(m.watched)
 	}
 	return m, nil
 }
@@ -187,6 +193,7 @@ func (m *Manager) Close() error {
 	servers := m.servers
 	m.mu.Unlock()
 	m.cancel()
+	<-m.watched
 	err := shutDown(servers)
 	for _, v := range m.sorted() {
 		v.sem <- struct{}{} // a change in progress ends first

@@ -47,7 +47,7 @@ func TestDomainMetaGolden(t *testing.T) {
 	back, err := parseDomainMeta(m.encode())
 	require.NoError(t, err)
 	require.Equal(t, m, back)
-	s, err := back.state()
+	s, err := back.state(typeDir)
 	require.NoError(t, err)
 	require.Equal(t, domainState{domain: testDomain, pool: testPool, capacity: 2 << 30}, s)
 }
@@ -80,7 +80,7 @@ func TestDomainMetaRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m, err := parseDomainMeta([]byte(c.text))
 			if err == nil {
-				_, err = m.state()
+				_, err = m.state(typeDir)
 			}
 			require.ErrorContains(t, err, c.says)
 		})
@@ -162,7 +162,7 @@ func FuzzParseDomainMeta(f *testing.F) {
 		if err != nil {
 			return
 		}
-		m.state() //nolint:errcheck // must not panic
+		m.state(typeDir) //nolint:errcheck // must not panic
 		again, err := parseDomainMeta(m.encode())
 		require.NoError(t, err)
 		require.Equal(t, m, again)

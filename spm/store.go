@@ -42,8 +42,14 @@ type store interface {
 	hold(v *volume) (release func() error, err error)
 	close() error
 
-	// name says where the pool is.
+	// refresh looks again at what others may have changed. It is called if the
+	// place is shared: if others may change it beside the manager.
+	refresh(ctx context.Context) error
+	shared() bool
+
+	// name says where the pool is, and kind is VDSM's type of such a domain.
 	name() string
+	kind() string
 	// grain is what the lengths of volumes are multiples of, in bytes.
 	grain() int64
 	// capacity is what the volumes may take together; configured is what the
@@ -51,8 +57,9 @@ type store interface {
 	capacity(configured int64) int64
 	// carry is what the storage itself could grant beyond what is granted.
 	carry(all map[uuid.UUID]*volume) (int64, error)
-	// describe adds what the store knows to d.
+	// describe and describePool add what the store knows.
 	describe(v *volume, d *Volume)
+	describePool(p *PoolReply)
 	// length is the size of a volume, or most if that cannot be found out.
 	length(v *volume, most int64) int64
 }

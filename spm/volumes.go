@@ -153,11 +153,13 @@ func (m *Manager) GetPoolInfo(_ context.Context, r PoolInfoRequest) (PoolReply, 
 	if err != nil {
 		return PoolReply{}, internal(err, "read the free space of %s", m.store.name())
 	}
-	return PoolReply{
-		Header: m.header(r.Header), DomainUUID: m.ident.domain.String(), Dir: m.store.name(), Volumes: len(m.volumes),
+	p := PoolReply{
+		Header: m.header(r.Header), DomainUUID: m.ident.domain.String(), Volumes: len(m.volumes),
 		Capacity: m.capacity, Granted: m.granted, Free: max(m.capacity-m.granted, 0), HostFree: host,
 		Waiting: m.waitingLocked(), Extensions: m.extensions,
 		LastExtension: m.lastLatency.Seconds(), LastExtended: m.lastExtended,
 		SPMStarted: m.began.UTC().Format(time.RFC3339), SPMPID: os.Getpid(),
-	}, nil
+	}
+	m.store.describePool(&p)
+	return p, nil
 }
