@@ -31,6 +31,7 @@ type nbdOptions struct {
 	name, description string
 	more              []string // --export NAME=IMAGE
 	spm               string
+	noDM              bool
 	readOnly          bool
 
 	shared, maxConnections int
@@ -119,6 +120,7 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 	f.StringVarP(&o.description, "description", "D", "", "description of the export IMAGE")
 	f.StringArrayVar(&o.more, "export", nil, "one more image: NAME=IMAGE; may be repeated")
 	f.StringVar(&o.spm, "spm", "", "socket of the pool manager (default $TIDEMARK_SPM): IMAGE is a volume")
+	unsafeNoDM(f, &o.noDM)
 	formatFlag(c, "raw images are not served yet: convert it with qemu-img convert -O qcow2, or use qemu-nbd")
 	f.BoolVarP(&o.readOnly, "read-only", "r", false, "refuse writes")
 
@@ -172,6 +174,7 @@ type nbdPlan struct {
 	socket           unixsock.Options
 	readOnly         bool
 	ignoreDiscard    bool
+	noDM             bool
 	shared           int
 	persistent       bool
 	pidFile          string
@@ -188,6 +191,7 @@ type nbdExport struct {
 func (o *nbdOptions) plan(images []string, changed func(string) bool, env string) (nbdPlan, error) {
 	p := nbdPlan{
 		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile,
+		noDM:          o.noDM,
 		ignoreDiscard: o.discard.value == "ignore" || o.discard.value == "off",
 		patient:       changed("patience"),
 		server: nbd.Options{MaxConnections: o.maxConnections, Patience: o.patience,

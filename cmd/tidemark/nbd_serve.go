@@ -97,7 +97,7 @@ func (s *nbdService) start(ctx context.Context) error {
 
 // export opens one image and offers it.
 func (s *nbdService) export(ctx context.Context, x nbdExport) error {
-	spec := diskSpec{Image: x.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard, Log: s.log}
+	spec := diskSpec{Image: x.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard, NoDM: s.plan.noDM, Log: s.log}
 	if x.volume {
 		spec.Pool = s.pool
 	}
