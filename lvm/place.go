@@ -27,6 +27,8 @@ type Demand struct {
 	TailEnd int64
 	// Jump is the least that a volume which has extents takes elsewhere.
 	Jump int64
+	// Still says of a new volume that it will never grow.
+	Still bool
 }
 
 // jumpExtents is the Jump of a volume of size extents.
@@ -54,6 +56,8 @@ type Piece struct {
 //	  the second half is too small. A volume that exists takes at least Jump.
 //	3 whole gaps, the largest first, while one is too small
 //
+// A volume that is Still takes the end of the smallest gap that has room for it.
+//
 // The error wraps ErrNoSpace if Need is not to be had. It changes nothing of
 // what it is given.
 func Place(space []Space, d Demand) ([]Piece, error) {
@@ -71,11 +75,15 @@ func Place(space []Space, d Demand) ([]Piece, error) {
 		gaps[i].First, gaps[i].Count = gaps[i].First+n, gaps[i].Count-n
 	}
 	for taken < d.Want {
+		n := d.Want - taken
+		if i := tightest(gaps, n); d.Still && i >= 0 {
+			take(Piece{gaps[i].PV, Range{gaps[i].End() - n, n}})
+			break
+		}
 		i := largest(gaps)
 		if i < 0 {
 			break
 		}
-		n := d.Want - taken
 		if d.Size > 0 {
 			n = min(max(n, d.Jump), most-taken)
 		}
@@ -117,6 +125,18 @@ func largest(gaps []Piece) int {
 	best := -1
 	for i, g := range gaps {
 		if g.Count > 0 && (best < 0 || g.Count > gaps[best].Count) {
+			best = i
+		}
+	}
+	return best
+}
+
+// tightest is the index of the smallest gap of at least n extents, the first of
+// equals; -1 if there is none.
+func tightest(gaps []Piece, n int64) int {
+	best := -1
+	for i, g := range gaps {
+		if g.Count >= n && (best < 0 || g.Count < gaps[best].Count) {
 			best = i
 		}
 	}

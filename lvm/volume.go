@@ -10,8 +10,12 @@ import (
 
 // A Size is what a volume should be, in bytes and absolute: at least Need, Want
 // if there is as much, and up to Most where more saves segments. Need and Want
-// are rounded up to extents, Most down.
-type Size struct{ Need, Want, Most int64 }
+// are rounded up to extents, Most down. A volume that will never grow is out of
+// the way of others if Still is set when it is made.
+type Size struct {
+	Need, Want, Most int64
+	Still            bool
+}
 
 // attempts is how often extents are chosen anew because somebody else has
 // changed the group meanwhile.
@@ -121,7 +125,7 @@ func (g *Group) chooseLocked(l LV, s Size) ([]Piece, error) {
 	size := vg.extents(l.Size)
 	d := Demand{
 		Need: vg.extents(s.Need) - size, Want: vg.extents(max(s.Want, s.Need)) - size, Most: s.Most/vg.ExtentSize - size,
-		Size: size, Jump: jumpExtents(size, vg.ExtentSize),
+		Size: size, Jump: jumpExtents(size, vg.ExtentSize), Still: s.Still && size == 0,
 	}
 	if d.Want <= 0 {
 		return nil, nil

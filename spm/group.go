@@ -20,7 +20,8 @@ type VolumeGroup interface {
 	RetagVolume(ctx context.Context, name string, remove, add []string) error
 
 	// Create makes a volume of size bytes whose content is whatever there was.
-	Create(ctx context.Context, name string, tags []string, size int64) (Mapping, error)
+	// grows says that it will be extended.
+	Create(ctx context.Context, name string, tags []string, size int64, grows bool) (Mapping, error)
 	// Extend makes a volume at least target bytes long and, where that keeps it
 	// in fewer pieces, up to most. An error that wraps block.ErrNoSpace says
 	// that there is too little.

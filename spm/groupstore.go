@@ -78,7 +78,7 @@ func (s *groupStore) makeDomain(ctx context.Context, m domainMeta) error {
 			return fmt.Errorf("the group has a logical volume %s that is not ours (no tag %s): rename it, or use another group", name, tagSpecial)
 		}
 		if !there {
-			if _, err := s.group.Create(ctx, name, []string{tagSpecial}, specialSize); err != nil {
+			if _, err := s.group.Create(ctx, name, []string{tagSpecial}, specialSize, false); err != nil {
 				return err
 			}
 		}
@@ -206,7 +206,7 @@ func (s *groupStore) create(ctx context.Context, v *volume, fill func(context.Co
 	}
 	name := v.id.String()
 	tags := append(newVolumeTags(v.image, v.meta.Parent, slot), tagInitializing)
-	if _, err := s.group.Create(ctx, name, tags, v.size); err != nil {
+	if _, err := s.group.Create(ctx, name, tags, v.size, v.bound > v.size); err != nil {
 		if _, there := s.find(name); !there { // else undo does it
 			s.freeSlot(slot)
 		}

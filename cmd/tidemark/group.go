@@ -159,8 +159,8 @@ func (v *volumeGroup) RetagVolume(ctx context.Context, name string, remove, add 
 }
 
 // Create makes a volume.
-func (v *volumeGroup) Create(ctx context.Context, name string, tags []string, size int64) (spm.Mapping, error) {
-	m, err := v.group.Create(ctx, name, tags, lvm.Size{Need: size})
+func (v *volumeGroup) Create(ctx context.Context, name string, tags []string, size int64, grows bool) (spm.Mapping, error) {
+	m, err := v.group.Create(ctx, name, tags, lvm.Size{Need: size, Still: !grows})
 	return v.mapping(m), err
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
@@ -125,7 +126,7 @@ func (s lvSpec) compare(ctx context.Context, f *lvm.File, m *spm.Mapping) {
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		f.Freeze(err)
+		f.Freeze(fmt.Errorf("logical volume %s/%s is not there any more", m.Group, s.lv))
 	case err == nil:
 		_ = f.Adopt(now) // it raises the alarm itself
 	case ctx.Err() == nil:
