@@ -1,9 +1,6 @@
 package lvm
 
-import (
-	"fmt"
-	"slices"
-)
+import "fmt"
 
 // A Map says where the bytes of a logical volume lie, and of which state of the
 // group that is true. It is what a change of a volume is answered with.
@@ -87,12 +84,4 @@ func (m Map) appendsTo(old Map) error {
 		}
 	}
 	return nil
-}
-
-// equal reports whether two maps say the same of the volume.
-func (m Map) equal(o Map) bool {
-	return m.LV == o.LV && slices.EqualFunc(merge(m.Segments), merge(o.Segments), func(a, b MapSegment) bool {
-		a.Device, b.Device = "", ""
-		return a == b
-	})
 }

@@ -114,7 +114,7 @@ func (o *poolOptions) check() error {
 	case len(o.group.devices) > 0 || o.group.create:
 		return errors.New("--devices and --create are about a volume group: give --vg NAME, too")
 	case o.dir == "":
-		return errors.New("where is the pool? give --dir DIR, and --capacity SIZE for a new one; or --vg NAME --devices DEVICE,...")
+		return errors.New("where is the pool? give --dir DIR, and --capacity SIZE for a new one; or give --vg NAME and --devices")
 	case o.capacity != 0 && o.capacity < thin.DefaultChunk:
 		return fmt.Errorf("--capacity %s: expected at least %s, which is what a new volume begins with",
 			size.Format(int64(o.capacity)), size.Format(thin.DefaultChunk))
