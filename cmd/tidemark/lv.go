@@ -60,7 +60,11 @@ func openLV(ctx context.Context, m *spm.Mapping, s lvSpec) (*lvFile, error) {
 		end := func() error {
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			defer cancel()
-			return s.tool.Deactivate(ctx, m.Group, s.lv)
+			err := s.tool.Deactivate(ctx, m.Group, s.lv)
+			if s.readOnly {
+				return nil // another reader may have it open
+			}
+			return err
 		}
 		f, err := lvm.OpenDevice(lvm.DevicePath(m.Group, s.lv), lvm.DeviceOptions{
 			ReadOnly: s.readOnly, Alarm: alarm,
