@@ -11,6 +11,7 @@ const (
 // in bytes; need and want are absolute, free is what the pool can still grant.
 type demand struct {
 	size, bound int64
+	unit        int64 // of granted sizes; 0: sizeUnit
 	need, want  int64
 	free        int64
 	behind      bool // others wait before this one
@@ -33,9 +34,10 @@ const (
 //	need > bound: refused, whatever the pool has
 //	otherwise:    at least need, towards want only if nobody waits; or hold
 func admit(d demand) (v verdict, target int64) {
-	need := roundUp(d.need, sizeUnit)
-	want := min(max(roundUp(d.want, sizeUnit), need), d.bound)
-	most := d.size + max(d.free, 0)/sizeUnit*sizeUnit
+	unit := max(d.unit, sizeUnit)
+	need := roundUp(d.need, unit)
+	want := min(max(roundUp(d.want, unit), need), d.bound)
+	most := d.size + max(d.free, 0)/unit*unit
 	if d.need <= d.size {
 		target = min(want, most)
 		if d.waiting || target <= d.size {
@@ -53,6 +55,19 @@ func admit(d demand) (v verdict, target int64) {
 		return grant, need
 	}
 	return grant, max(need, min(want, most))
+}
+
+// jumpPart is the part of a pool's free space that a volume may take beyond what
+// it asked for, where that spares the store a segment.
+const jumpPart = 4
+
+// most is up to where a grant of target may go if that suits the store. Nobody
+// takes more than it asked for while somebody waits.
+func (d demand) most(target int64) int64 {
+	if d.waiting {
+		return target
+	}
+	return max(target, min(d.bound, d.size+d.free/jumpPart))
 }
 
 func roundUp(n, unit int64) int64 {

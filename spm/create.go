@@ -2,11 +2,10 @@ package spm
 
 import (
 	"context"
-	"errors"
-	"os"
-	"path/filepath"
 
 	"github.com/google/uuid"
+
+	"tidemark/internal/block"
 )
 
 // CreateVolume makes an image with one volume.
@@ -66,7 +65,7 @@ func (m *Manager) begin(r VolumeCreateRequest) (v *volume, made bool, err error)
 		}
 		return nil, false, errorf(CodeExists, "create %s: volume %s has that name already: choose another", r.Name, other.id)
 	}
-	size := firstSize(o.Format, v.bound)
+	size := m.firstSize(o.Format, v.bound)
 	if free := m.freeLocked(); size > free || len(m.queue) > 0 {
 		return nil, false, errorf(CodePoolFull,
 			"create %s: it needs %d bytes, and of the pool's %d bytes %d can be granted (%d volumes wait): remove a volume or raise the capacity",
@@ -103,58 +102,27 @@ const sizeMax = 1 << 50
 // firstSize is what a new volume is granted: a raw one everything, for its
 // length is its size to whoever opens it; a thin one a chunk, or its bound if
 // that is less.
-func firstSize(format string, bound int64) int64 {
+func (m *Manager) firstSize(format string, bound int64) int64 {
 	if format == FormatRaw {
 		return bound
 	}
-	return min(chunkSize, bound)
+	return min(roundUp(chunkSize, m.unit()), bound)
 }
 
-// build makes the files; see the package comment for the order.
+// build makes the volume and its content.
 func (m *Manager) build(ctx context.Context, v *volume) error {
-	dir := m.domain.newImage(v.image)
-	if err := os.Mkdir(dir, modeDir); err != nil {
-		return err
+	if v.meta.wireFormat() != FormatQCOW2 {
+		return m.store.create(ctx, v, nil)
 	}
-	path := filepath.Join(dir, v.id.String())
-	if err := m.disk.makeFile(path, v.size); err != nil {
-		return err
-	}
-	if v.meta.wireFormat() == FormatQCOW2 {
-		if err := m.makeImage(ctx, path, v); err != nil {
-			return err
-		}
-	}
-	if err := m.disk.makeFile(path+extLease, 0); err != nil {
-		return err
-	}
-	content, err := v.meta.encode()
-	if err != nil {
-		return err
-	}
-	if err := m.disk.replaceFile(path+extMeta, content); err != nil { // syncs dir, too
-		return err
-	}
-	if err := os.Rename(dir, m.domain.image(v.image)); err != nil {
-		return err
-	}
-	return m.disk.syncPath(m.domain.images())
-}
-
-// makeImage lets the image be made, and makes sure of the file's length.
-func (m *Manager) makeImage(ctx context.Context, path string, v *volume) error {
-	if err := m.o.Images.Create(ctx, path, CreateImage{Size: v.meta.Capacity, Format: v.meta.wireFormat()}); err != nil {
-		return err
-	}
-	if n := lengthOf(path, 0); n > v.size {
-		return errorf(CodeInternal, "the new image is %d bytes long, but %d were granted", n, v.size)
-	}
-	return m.disk.extendFile(path, v.size)
+	o := CreateImage{Size: v.meta.Capacity, Format: v.meta.wireFormat()}
+	return m.store.create(ctx, v, func(ctx context.Context, f block.File) error {
+		return m.o.Images.Create(ctx, f, o)
+	})
 }
 
 // undo gives back what begin has taken, and removes what build has made.
 func (m *Manager) undo(v *volume) {
-	err := errors.Join(os.RemoveAll(m.domain.newImage(v.image)), os.RemoveAll(m.domain.image(v.image)))
+	err := m.store.undo(context.WithoutCancel(m.ctx), v)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.volumes, v.id)

@@ -1,14 +1,19 @@
 // Package spm is the storage pool manager: the one process that changes a pool.
-// It creates, lists, extends and removes the volumes of a pool in a directory,
-// and answers over JSON-RPC on a unix socket or, in the same process, through
-// the same methods ([API]).
+// It creates, lists, extends and removes the volumes of a pool in a directory or
+// on a volume group, and answers over JSON-RPC on a unix socket or, in the same
+// process, through the same methods ([API]).
 //
 // It reads no image and knows no format: what is inside a volume is made by an
 // [Images], and whether somebody holds a volume is asked of a [Holder]. It does
 // not know who writes to a volume either; a writer asks for a size, and the
 // manager admits or holds the request.
 //
-// # Layout
+// The [Manager] decides: who may extend, what is reserved, who waits. A store
+// acts: it knows where the pool lies, how its metadata is written and in which
+// order. There are two, a directory and a volume group; of LVM itself this
+// package knows [VolumeGroup] only.
+//
+// # Layout of a directory
 //
 // One LOCALFS data domain in VDSM's V5 layout:
 //
@@ -47,13 +52,48 @@
 // A volume without .meta in a directory with its final name was not made by this
 // package; it is reported, not counted and not touched.
 //
+// # Layout of a volume group
+//
+// One block domain in VDSM's V5 layout, of type FCP, which is any block device:
+//
+//	tags of the group        TIDEMARK_domain, and MDT_KEY=VALUE for each key
+//	metadata, master         logical volumes, tagged TIDEMARK_special, 16 MiB each
+//	<volume>                 a logical volume, tagged IU_<image>, PU_<parent>, MD_<slot>
+//	metadata, 1 MiB + 8 KiB * slot   512 bytes: what a directory has in .meta
+//
+// Logical volumes that have no such tags are left alone. There is nothing that
+// says how large the pool is: it is what its volumes have and what is free, so
+// that vgextend enlarges it. Others may change a group beside the manager, who
+// looks once a second, and twice while a request waits.
+//
+// What a crash leaves:
+//
+//	pool:   1 metadata and master              -> used by the next start
+//	        2 zeroes, fsync of metadata        -> the same
+//	        3 the tags of the group            -> commit point
+//	create: 1 lvcreate, tagged OVIRT_VOL_INITIALIZING -> removed at the next start
+//	        2 image or zeroes, fsync           -> the same
+//	        3 slot in metadata, durably        -> the same
+//	        4 the tag goes                     -> commit point
+//	remove: 1 lvremove                         -> commit point; the slot is what no tag names
+//	extend: 1 lvextend                         -> larger or not, both are valid
+//	        2 fsync of the group's metadata, then reply
+//
+// Space of a group does not read zero: the engine zeroes what it reserves, and a
+// raw volume is zeroed before anybody can open it. Who has a volume open holds a
+// lock named by its LVM UUID on this host, which the manager takes before it
+// removes one. A grant may be larger than what was asked for, where that saves
+// the group a segment: nobody's who has others waiting, and at most a quarter of
+// what is free.
+//
 // # Invariants
 //
 //   - The sum of the granted sizes never exceeds the capacity, including those
 //     of requests in progress: space is reserved before a file is touched.
-//   - A grant is one that the host's file system can carry: the free space must
-//     cover what is granted but not allocated yet, of all volumes.
-//   - Sizes only grow, and are absolute. Any request may be repeated.
+//   - A grant in a directory is one that the host's file system can carry: the
+//     free space must cover what is granted but not allocated yet, of all volumes.
+//   - Sizes only grow, and are absolute. Any request may be repeated. What an
+//     administrator does to a logical volume by hand is taken over and logged.
 //   - No volume is larger than its bound, which the manager computes itself.
 //
 // # A full pool
@@ -69,6 +109,7 @@
 //	volume.sem     one change of a volume at a time; held across file I/O
 //	Manager.mu     everything in memory; never held across file I/O but statfs
 //	               and stat, on which an admission depends
+//	groupStore.mu  the slots
 //
-// in this order. Nobody waits for space with either.
+// in this order. Nobody waits for space with any of them.
 package spm

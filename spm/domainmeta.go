@@ -36,6 +36,7 @@ const (
 	keySDUUID         = "SDUUID"
 	keyType           = "TYPE"
 	keyVersion        = "VERSION"
+	keyVGUUID         = "VGUUID"
 	keyChecksum       = "_SHA_CKSUM"
 	keyCapacity       = "TIDEMARK_CAPACITY"
 	domainVersion     = 5
@@ -46,8 +47,16 @@ const (
 // others wrote survives.
 type domainMeta map[string]string
 
-// newDomainMeta is the metadata of a fresh master domain of a pool of its own.
-func newDomainMeta(domain, pool uuid.UUID, dir string, capacity int64) domainMeta {
+// VDSM's types of a domain in a directory of this host, and on block devices
+// that the host has.
+const (
+	typeDir   = "LOCALFS"
+	typeGroup = "FCP"
+)
+
+// newDomainMeta is the metadata of a fresh master domain of a pool of its own,
+// but for what its store adds: the type, and where it is.
+func newDomainMeta(domain, pool uuid.UUID, capacity int64) domainMeta {
 	return domainMeta{
 		keyAlignment:     "1048576",
 		keyBlockSize:     "512",
@@ -64,10 +73,8 @@ func newDomainMeta(domain, pool uuid.UUID, dir string, capacity int64) domainMet
 		keyPoolSPMID:     strconv.Itoa(localHostID),
 		keyPoolSPMLver:   "0",
 		keyPoolUUID:      pool.String(),
-		keyRemotePath:    dir,
 		keyRole:          "Master",
 		keySDUUID:        domain.String(),
-		keyType:          "LOCALFS",
 		keyVersion:       strconv.Itoa(domainVersion),
 		keyCapacity:      strconv.FormatInt(capacity, 10),
 	}
@@ -142,7 +149,7 @@ type domainState struct {
 }
 
 // state validates the metadata of a domain that this package can manage.
-func (m domainMeta) state() (s domainState, err error) {
+func (m domainMeta) state(kind string) (s domainState, err error) {
 	version, err := m.number(keyVersion, 0)
 	if err != nil {
 		return s, err
@@ -152,8 +159,8 @@ func (m domainMeta) state() (s domainState, err error) {
 		return s, fmt.Errorf("domain has version %d, newer than %d, the newest that this program knows: use a newer one", version, domainVersion)
 	case version < domainVersion:
 		return s, fmt.Errorf("domain has version %d, expected %d: upgrade it with the program that made it", version, domainVersion)
-	case m[keyType] != "LOCALFS" || m[keyClass] != "Data":
-		return s, fmt.Errorf("domain is of type %q and class %q, expected LOCALFS and Data", m[keyType], m[keyClass])
+	case m[keyType] != kind || m[keyClass] != "Data":
+		return s, fmt.Errorf("domain is of type %q and class %q, expected %s and Data", m[keyType], m[keyClass], kind)
 	}
 	if s.domain, err = uuid.Parse(m[keySDUUID]); err != nil {
 		return s, fmt.Errorf("%s=%q: %w", keySDUUID, m[keySDUUID], err)

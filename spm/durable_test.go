@@ -46,7 +46,7 @@ func (w *syncWatch) sync(f *os.File) error {
 // take returns what was synced since the last take, with names for UUIDs. The
 // sizes of metadata, which say nothing, are left out.
 func (w *syncWatch) take(m *Manager, v Volume) []string {
-	hide := strings.NewReplacer(m.domain.images()+"/", "", m.domain.images(), "images", v.VolumeUUID, "VOLUME", v.ImageUUID, "IMAGE")
+	hide := strings.NewReplacer(domainOf(m).images()+"/", "", domainOf(m).images(), "images", v.VolumeUUID, "VOLUME", v.ImageUUID, "IMAGE")
 	var out []string
 	for _, s := range w.synced {
 		if s = hide.Replace(s); strings.Contains(s, extMeta+extNew+" ") {

@@ -3,10 +3,11 @@ package spm
 import (
 	"context"
 	"errors"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/internal/block"
 )
 
 // ExtendVolume makes a volume larger, or holds the request while the pool is
@@ -25,9 +26,11 @@ func (m *Manager) ExtendVolume(ctx context.Context, r VolumeExtendRequest) (Volu
 	if err != nil {
 		return VolumeExtendReply{}, err
 	}
+	var d Volume
+	m.store.describe(v, &d)
 	return VolumeExtendReply{
 		Header: m.header(r.Header), VolumeUUID: v.id.String(), Generation: v.meta.Generation,
-		Size: size, Bound: v.bound,
+		Size: size, Bound: v.bound, Mapping: d.Mapping,
 	}, nil
 }
 
@@ -81,13 +84,13 @@ func (w *wait) look(ctx context.Context) (int64, <-chan struct{}, error) {
 		return 0, nil, w.leave(abandoned, err)
 	}
 	defer func() { <-w.v.sem }()
-	before, target, changed, err := w.admit()
+	before, target, most, changed, err := w.admit()
 	if err != nil || changed != nil || target == before && !w.v.unsynced {
 		return target, changed, err
 	}
-	size, err := w.m.grow(w.v, before, target)
+	size, err := w.m.grow(w.v, before, target, most)
 	switch {
-	case errors.Is(err, unix.ENOSPC):
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, block.ErrNoSpace):
 		return 0, w.again(), nil
 	case err != nil:
 		return 0, nil, w.leave(abandoned, err)
@@ -95,14 +98,15 @@ func (w *wait) look(ctx context.Context) (int64, <-chan struct{}, error) {
 	return size, nil, w.leave(served, nil)
 }
 
-// admit decides under the lock, and reserves what is granted.
-func (w *wait) admit() (before, target int64, changed <-chan struct{}, err error) {
+// admit decides under the lock, and reserves what is granted: target. Up to most
+// may be taken where that suits the store.
+func (w *wait) admit() (before, target, most int64, changed <-chan struct{}, err error) {
 	m, v := w.m, w.v
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	before = v.size
 	if v.gone {
-		return before, before, nil, w.leaveLocked(abandoned, goneError(v))
+		return before, before, before, nil, w.leaveLocked(abandoned, goneError(v))
 	}
 	own, behind := m.placeOfLocked(v)
 	others := len(m.queue)
@@ -110,7 +114,7 @@ func (w *wait) admit() (before, target int64, changed <-chan struct{}, err error
 		others--
 	}
 	d := demand{
-		size: v.size, bound: v.bound, need: w.r.Need, want: w.r.Want,
+		size: v.size, bound: v.bound, unit: m.unit(), need: w.r.Need, want: w.r.Want,
 		behind: behind, waiting: others > 0,
 	}
 	if !behind && max(d.need, d.want) > d.size {
@@ -122,16 +126,16 @@ func (w *wait) admit() (before, target int64, changed <-chan struct{}, err error
 		if w.place == nil && w.r.WaitMS > 0 {
 			w.place = m.enterLocked(v, w.r.Need)
 		}
-		return before, before, m.changed, nil
+		return before, before, before, m.changed, nil
 	case refuse:
-		return before, before, nil, w.leaveLocked(abandoned, errorf(CodeBound,
+		return before, before, before, nil, w.leaveLocked(abandoned, errorf(CodeBound,
 			"extend %s to %d bytes: its bound is %d bytes, more than an image of %d bytes can ever use: check the image for leaks",
 			v.name, w.r.Need, v.bound, v.meta.Capacity))
 	case grant:
 		m.reserveLocked(v, target)
-		return before, target, nil, nil
+		return before, target, d.most(target), nil, nil
 	}
-	return before, before, nil, w.leaveLocked(served, nil)
+	return before, before, before, nil, w.leaveLocked(served, nil)
 }
 
 // again queues a request whose grant the host's file system refused after all.
@@ -144,41 +148,32 @@ func (w *wait) again() <-chan struct{} {
 	return w.m.changed
 }
 
-// grow makes the file of v as large as was reserved, durably. The caller has
-// v.sem. When it fails, the books keep what the file may have, and nobody is told
-// of a size before this has succeeded.
-func (m *Manager) grow(v *volume, before, target int64) (int64, error) {
+// grow makes v as large as was reserved, durably, or up to most where that suits
+// the store. The caller has v.sem. When it fails, the books keep what the volume
+// may have, and nobody is told of a size before this has succeeded.
+func (m *Manager) grow(v *volume, before, target, most int64) (int64, error) {
 	began := m.o.Now()
-	err := m.disk.extendFile(v.path, target)
+	size, err := m.store.extend(m.ctx, v, target, most)
 	took := m.o.Now().Sub(began)
 	v.unsynced = err != nil
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err != nil {
-		m.reserveLocked(v, max(before, lengthOf(v.path, target)))
+		m.reserveLocked(v, max(before, m.store.length(v, target)))
 		m.wakeLocked()
 		m.o.Log.Error("extension failed", "volume", v.name, "uuid", v.id, "from", before, "to", target, "error", err)
 		return 0, internal(err, "extend %s to %d bytes", v.name, target)
 	}
-	if target == before { // it was only made sure of
-		return target, nil
+	m.reserveLocked(v, size)
+	if size == before { // it was only made sure of
+		return size, nil
 	}
 	v.extensions++
 	m.extensions++
 	m.lastLatency, m.lastExtended = took, v.name
-	m.o.Log.Info("volume extended", "volume", v.name, "uuid", v.id, "from", before, "to", target, "took", took,
+	m.o.Log.Info("volume extended", "volume", v.name, "uuid", v.id, "from", before, "to", size, "took", took,
 		"granted", m.granted, "capacity", m.capacity)
-	return target, nil
-}
-
-// lengthOf is the length of the file at path, or what it may be at most if it
-// cannot be read.
-func lengthOf(path string, most int64) int64 {
-	info, err := os.Stat(path)
-	if err != nil {
-		return most
-	}
-	return info.Size()
+	return size, nil
 }
 
 // leave gives up the place, if there is one, and returns err.
@@ -219,7 +214,7 @@ func (m *Manager) take(ctx context.Context, v *volume) error {
 }
 
 func (m *Manager) stopping() error {
-	return errorf(CodeStopping, "pool %s: its manager is stopping: repeat the request when it is back", m.dir)
+	return errorf(CodeStopping, "pool %s: its manager is stopping: repeat the request when it is back", m.store.name())
 }
 
 func goneError(v *volume) error {

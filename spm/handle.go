@@ -23,6 +23,7 @@ type VolumeHandle struct {
 	api   API
 	info  Volume
 	epoch atomic.Int64 // the newest manager that has answered
+	at    atomic.Pointer[Mapping]
 }
 
 // Volume looks a volume up by its name, its image's UUID or its own.
@@ -42,6 +43,7 @@ func openVolume(ctx context.Context, api API, nameOrUUID string) (*VolumeHandle,
 	}
 	h := &VolumeHandle{api: api, info: r.Volume}
 	h.epoch.Store(r.SPMEpoch)
+	h.at.Store(r.Mapping)
 	return h, nil
 }
 
@@ -50,6 +52,35 @@ func (h *VolumeHandle) Info() Volume { return h.info }
 
 // Path is the volume's file.
 func (h *VolumeHandle) Path() string { return h.info.Path }
+
+// Mapping is where a volume on a volume group lies, as the manager has last said;
+// nil for a file.
+func (h *VolumeHandle) Mapping() *Mapping { return h.at.Load() }
+
+// Look asks the manager again where the volume lies. The error wraps
+// fs.ErrNotExist if it is not there any more.
+func (h *VolumeHandle) Look(ctx context.Context) (*Mapping, error) {
+	r, err := h.api.GetVolumeInfo(ctx, VolumeInfoRequest{
+		Header:    Header{SPMEpoch: h.epoch.Load()},
+		VolumeRef: VolumeRef{Volume: h.info.VolumeUUID, Generation: &h.info.Generation},
+	})
+	if err != nil {
+		return nil, err
+	}
+	h.learn(r.Mapping)
+	return r.Mapping, nil
+}
+
+// learn keeps a mapping, unless a newer one is known: answers may overtake each
+// other.
+func (h *VolumeHandle) learn(m *Mapping) {
+	for m != nil {
+		old := h.at.Load()
+		if old != nil && old.Seqno > m.Seqno || h.at.CompareAndSwap(old, m) {
+			return
+		}
+	}
+}
 
 // Bound is the size in bytes that the volume is never extended beyond.
 func (h *VolumeHandle) Bound() int64 { return h.info.Bound }
@@ -105,6 +136,7 @@ func (h *VolumeHandle) extendOnce(ctx context.Context, r VolumeExtendRequest) (i
 			return 0, errorf(CodeStopping, "extend %s: the answer is from epoch %d, and a manager of epoch %d has answered before",
 				h.info.Name, reply.SPMEpoch, seen)
 		case reply.SPMEpoch == seen || h.epoch.CompareAndSwap(seen, reply.SPMEpoch):
+			h.learn(reply.Mapping)
 			return reply.Size, nil
 		}
 	}

@@ -120,21 +120,27 @@ func (d disk) makeDomain(dir string, m domainMeta) (domainDir, error) {
 }
 
 // readDomain reads the metadata of a domain.
-func readDomain(d domainDir) (domainMeta, domainState, error) {
+func readDomain(d domainDir) (domainMeta, error) {
 	b, err := os.ReadFile(d.metadata())
 	if err != nil {
-		return nil, domainState{}, err
+		return nil, err
 	}
 	m, err := parseDomainMeta(b)
 	if err != nil {
-		return nil, domainState{}, fmt.Errorf("%s: %w", d.metadata(), err)
+		return nil, fmt.Errorf("%s: %w", d.metadata(), err)
 	}
-	s, err := m.state()
+	if base := filepath.Base(string(d)); m[keySDUUID] != base {
+		return nil, fmt.Errorf("%s: %s is %s, expected the name of the directory, %s", d.metadata(), keySDUUID, m[keySDUUID], base)
+	}
+	return m, nil
+}
+
+// lengthOf is the length of the file at path, or what it may be at most if it
+// cannot be read.
+func lengthOf(path string, most int64) int64 {
+	info, err := os.Stat(path)
 	if err != nil {
-		return nil, s, fmt.Errorf("%s: %w", d.metadata(), err)
+		return most
 	}
-	if filepath.Base(string(d)) != s.domain.String() {
-		return nil, s, fmt.Errorf("%s: %s is %s, expected the name of the directory", d.metadata(), keySDUUID, s.domain)
-	}
-	return m, s, nil
+	return info.Size()
 }

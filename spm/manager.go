@@ -6,15 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
+
+	"tidemark/internal/block"
 )
 
 // While there is one host, it is this one.
@@ -47,9 +49,9 @@ type CreateImage struct {
 
 // Images makes images. The manager itself knows no format.
 type Images interface {
-	// Create makes the image in the file at path, which exists, reads zero
-	// and is as long as the volume is granted; it must not become longer.
-	Create(ctx context.Context, path string, o CreateImage) error
+	// Create makes the image in f, which is as long as the volume is granted
+	// and takes no more. Whether it reads zero says its Info.
+	Create(ctx context.Context, f block.File, o CreateImage) error
 	// Bound is the size in bytes that the file of such an image never needs
 	// to exceed.
 	Bound(o CreateImage) int64
@@ -107,20 +109,19 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// A Manager manages the pool in one directory.
+// A Manager manages one pool.
 type Manager struct {
-	dir    string
-	domain domainDir
-	disk   disk
-	ident  domainState // the capacity in it is the one at start
-	o      Options
-	lock   *poolLock
-	began  time.Time
-	ctx    context.Context // ends with Close
-	cancel context.CancelFunc
+	store   store
+	ident   domainState // the capacity in it is the one at start
+	o       Options
+	began   time.Time
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	watched chan struct{} // closed when nobody looks at the place any more
 
 	mu       sync.Mutex
 	closed   bool
+	meta     domainMeta // of the domain
 	capacity int64
 	granted  int64 // of all volumes, and what is reserved for requests in progress
 	volumes  map[uuid.UUID]*volume
@@ -137,15 +138,15 @@ type Manager struct {
 // A volume in memory. sem is held by whoever changes it, and guards unsynced;
 // the other fields are guarded by Manager.mu, but for those that never change.
 type volume struct {
-	id, image  uuid.UUID
-	name, path string
-	createID   string // the request that made it, if this manager did
-	meta       volumeMeta
+	id, image uuid.UUID
+	name      string
+	createID  string // the request that made it, if this manager did
+	meta      volumeMeta
 
 	sem      chan struct{} // capacity 1
-	unsynced bool          // the file may not have size, or not durably
+	unsynced bool          // the volume may not have size, or not durably
 
-	size       int64 // granted; of the file, unless reserved is more
+	size       int64 // granted; of the volume, unless reserved is more
 	bound      int64
 	gone       bool
 	ready      bool // false while it is being made: it has a name and space only
@@ -154,27 +155,29 @@ type volume struct {
 
 // Open opens the pool in dir, or makes one if there is none, and takes its lock.
 func Open(dir string, o Options) (*Manager, error) {
-	dir, err := filepath.Abs(dir)
+	o = o.withDefaults()
+	s, err := openDir(dir, o)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, modeDir); err != nil {
-		return nil, fmt.Errorf("pool directory: %w", err)
-	}
-	lock, err := lockPool(dir)
-	if err != nil {
-		return nil, err
-	}
+	return open(s, o)
+}
+
+func open(s store, o Options) (*Manager, error) {
 	m := &Manager{
-		dir: dir, o: o.withDefaults(), lock: lock,
+		store: s, o: o,
 		volumes: map[uuid.UUID]*volume{}, names: map[string]*volume{},
-		changed: make(chan struct{}),
+		changed: make(chan struct{}), watched: make(chan struct{}),
 	}
-	m.disk = disk{m.o.sync}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	if err := m.load(); err != nil {
 		m.cancel()
-		return nil, errors.Join(fmt.Errorf("pool %s: %w", dir, err), lock.release())
+		return nil, errors.Join(fmt.Errorf("pool %s: %w", s.name(), err), s.close())
+	}
+	if s.shared() {
+		go m.watch()
+	} else {
+		close(m.watched)
 	}
 	return m, nil
 }
@@ -184,18 +187,19 @@ func (m *Manager) Close() error {
 	m.mu.Lock()
 	if m.closed {
 		m.mu.Unlock()
-		return errorf(CodeStopping, "pool %s: closed already", m.dir)
+		return errorf(CodeStopping, "pool %s: closed already", m.store.name())
 	}
 	m.closed = true
 	servers := m.servers
 	m.mu.Unlock()
 	m.cancel()
+	<-m.watched
 	err := shutDown(servers)
 	for _, v := range m.sorted() {
 		v.sem <- struct{}{} // a change in progress ends first
 	}
-	m.o.Log.Info("pool closed", "dir", m.dir)
-	return errors.Join(err, m.lock.release())
+	m.o.Log.Info("pool closed", "dir", m.store.name())
+	return errors.Join(err, m.store.close())
 }
 
 // sorted returns the volumes in the order of their names.
@@ -217,15 +221,13 @@ func (m *Manager) RaiseCapacity(capacity int64) error {
 	if capacity < m.capacity {
 		return errorf(CodeInvalid, "capacity is %d bytes and may only be raised, not set to %d", m.capacity, capacity)
 	}
-	meta, _, err := readDomain(m.domain)
-	if err != nil {
-		return internal(err, "read the domain's metadata")
-	}
+	meta := maps.Clone(m.meta)
 	meta[keyCapacity] = strconv.FormatInt(capacity, 10)
-	if err := m.disk.replaceFile(m.domain.metadata(), meta.encode()); err != nil {
+	if err := m.store.writeDomain(m.ctx, meta); err != nil {
 		return internal(err, "write the domain's metadata")
 	}
-	m.o.Log.Info("capacity raised", "dir", m.dir, "from", m.capacity, "to", capacity)
+	m.meta = meta
+	m.o.Log.Info("capacity raised", "dir", m.store.name(), "from", m.capacity, "to", capacity)
 	m.capacity = capacity
 	m.wakeLocked()
 	return nil

@@ -33,14 +33,16 @@ type fakeImages struct {
 	longer int64 // the file is made this long, if not 0
 }
 
-func (i fakeImages) Create(_ context.Context, path string, o CreateImage) error {
+func (i fakeImages) Create(ctx context.Context, f block.File, o CreateImage) error {
 	if i.fail != nil {
 		return i.fail
 	}
 	if i.longer > 0 {
-		return os.Truncate(path, i.longer)
+		_, err := f.Grow(ctx, i.longer, i.longer)
+		return err
 	}
-	return os.WriteFile(path, []byte("image of "+strconv.FormatInt(o.Size, 10)), 0)
+	_, err := f.WriteAt([]byte("image of "+strconv.FormatInt(o.Size, 10)), 0)
+	return err
 }
 
 func (fakeImages) Bound(o CreateImage) int64 { return o.Size + mib }
@@ -51,6 +53,9 @@ func manyBytes(string) (int64, error) { return 1 << 60, nil }
 func testOptions() Options {
 	return Options{Capacity: 2 * gib, Images: fakeImages{}, HostFree: manyBytes}
 }
+
+// domainOf is where a pool in a directory has its files.
+func domainOf(m *Manager) domainDir { return m.store.(*dirStore).domain }
 
 func openPool(t *testing.T, dir string, o Options) *Manager {
 	t.Helper()
@@ -69,7 +74,7 @@ func openPool(t *testing.T, dir string, o Options) *Manager {
 func kill(t *testing.T, m *Manager) {
 	t.Helper()
 	m.cancel()
-	require.NoError(t, m.lock.release())
+	require.NoError(t, m.store.close())
 }
 
 func create(t *testing.T, api API, name string, size int64) Volume {
@@ -115,7 +120,7 @@ func requireSum(t *testing.T, m *Manager) {
 	p := pool(t, m)
 	var sum int64
 	for _, v := range m.sorted() {
-		info, err := os.Stat(v.path)
+		info, err := os.Stat(m.store.(*dirStore).path(v))
 		require.NoError(t, err)
 		require.Equal(t, v.size, info.Size(), v.name)
 		sum += info.Size()
@@ -196,7 +201,7 @@ func TestLifeOfAVolume(t *testing.T) {
 	remove(t, m, "web1")
 	require.NoFileExists(t, v.Path)
 	require.Zero(t, pool(t, m).Granted)
-	images, err := os.ReadDir(m.domain.images())
+	images, err := os.ReadDir(domainOf(m).images())
 	require.NoError(t, err)
 	require.Empty(t, images)
 	_, err = m.ExtendVolume(t.Context(), extendRequest(v.VolumeUUID, 1, 1))
@@ -282,7 +287,7 @@ func TestCreateThatFailsLeavesNothing(t *testing.T) {
 		_, err := m.CreateVolume(t.Context(), VolumeCreateRequest{Name: "web1", Size: gib})
 		require.Error(t, err, name)
 		require.Zero(t, pool(t, m).Granted)
-		left, err := os.ReadDir(m.domain.images())
+		left, err := os.ReadDir(domainOf(m).images())
 		require.NoError(t, err)
 		require.Empty(t, left)
 		_, err = m.CreateVolume(t.Context(), VolumeCreateRequest{Name: "web1", Size: gib, Format: FormatRaw})
@@ -352,13 +357,13 @@ func TestHalfMadeAndHalfRemoved(t *testing.T) {
 	dir := t.TempDir()
 	m := openPool(t, dir, testOptions())
 	v := create(t, m, "web1", gib)
-	half := m.domain.newImage(testImage)
+	half := domainOf(m).newImage(testImage)
 	require.NoError(t, os.Mkdir(half, 0o700))
 	require.NoError(t, os.WriteFile(filepath.Join(half, testPool.String()), make([]byte, 100), 0o600))
-	gone := m.domain.removedImage(testImage)
+	gone := domainOf(m).removedImage(testImage)
 	require.NoError(t, os.Mkdir(gone, 0o700))
 	require.NoError(t, os.WriteFile(filepath.Join(gone, testPool.String()), nil, 0o600))
-	foreign := filepath.Join(m.domain.image(testImage), testPool.String())
+	foreign := filepath.Join(domainOf(m).image(testImage), testPool.String())
 	require.NoError(t, os.Mkdir(filepath.Dir(foreign), 0o700))
 	require.NoError(t, os.WriteFile(foreign, []byte("no .meta"), 0o600))
 	require.NoError(t, os.WriteFile(v.Path+extMeta+extNew, []byte("half"), 0o600))
@@ -401,15 +406,15 @@ func TestOpenRefuses(t *testing.T) {
 	require.EqualValues(t, 3*gib, pool(t, m).Capacity)
 	require.NoError(t, m.Close())
 
-	require.NoError(t, os.Truncate(m.domain.metadata(), 40))
+	require.NoError(t, os.Truncate(domainOf(m).metadata(), 40))
 	_, err = Open(dir, testOptions())
-	require.ErrorContains(t, err, m.domain.metadata())
+	require.ErrorContains(t, err, domainOf(m).metadata())
 
 	// No new domain beside one that has lost its metadata: it would hide the volumes.
-	require.NoError(t, os.Remove(m.domain.metadata()))
+	require.NoError(t, os.Remove(domainOf(m).metadata()))
 	_, err = Open(dir, testOptions())
-	require.ErrorContains(t, err, m.domain.metadata())
-	require.DirExists(t, m.domain.images())
+	require.ErrorContains(t, err, domainOf(m).metadata())
+	require.DirExists(t, domainOf(m).images())
 }
 
 func TestHostSpace(t *testing.T) {
@@ -465,7 +470,7 @@ func booksBalance(m *Manager) error {
 	var sum int64
 	for _, v := range m.volumes {
 		sum += v.size
-		if n := lengthOf(v.path, 0); n > v.size {
+		if n := m.store.length(v, 0); n > v.size {
 			return fmt.Errorf("volume %s is %d bytes long, %d in the books", v.name, n, v.size)
 		}
 	}

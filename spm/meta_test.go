@@ -42,12 +42,12 @@ _SHA_CKSUM=165e05fbd910ef0ead9fc71410c7f354e2d699ba
 `
 
 func TestDomainMetaGolden(t *testing.T) {
-	m := newDomainMeta(testDomain, testPool, "/srv/pool", 2<<30)
+	m := newDirMeta(2 << 30)
 	require.Equal(t, goldenDomain, string(m.encode()))
 	back, err := parseDomainMeta(m.encode())
 	require.NoError(t, err)
 	require.Equal(t, m, back)
-	s, err := back.state()
+	s, err := back.state(typeDir)
 	require.NoError(t, err)
 	require.Equal(t, domainState{domain: testDomain, pool: testPool, capacity: 2 << 30}, s)
 }
@@ -58,7 +58,7 @@ func TestDomainMetaSealOfUnicode(t *testing.T) {
 }
 
 func TestDomainMetaRefused(t *testing.T) {
-	good := newDomainMeta(testDomain, testPool, "/srv/pool", 1)
+	good := newDirMeta(1)
 	seal := func(change func(domainMeta)) string {
 		m, err := parseDomainMeta(good.encode())
 		require.NoError(t, err)
@@ -80,7 +80,7 @@ func TestDomainMetaRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m, err := parseDomainMeta([]byte(c.text))
 			if err == nil {
-				_, err = m.state()
+				_, err = m.state(typeDir)
 			}
 			require.ErrorContains(t, err, c.says)
 		})
@@ -162,7 +162,7 @@ func FuzzParseDomainMeta(f *testing.F) {
 		if err != nil {
 			return
 		}
-		m.state() //nolint:errcheck // must not panic
+		m.state(typeDir) //nolint:errcheck // must not panic
 		again, err := parseDomainMeta(m.encode())
 		require.NoError(t, err)
 		require.Equal(t, m, again)
@@ -186,4 +186,11 @@ func FuzzParseVolumeMeta(f *testing.F) {
 		require.NoError(t, err)
 		require.Equal(t, m, again)
 	})
+}
+
+// newDirMeta is the metadata of a pool in a directory.
+func newDirMeta(capacity int64) domainMeta {
+	m := newDomainMeta(testDomain, testPool, capacity)
+	m[keyType], m[keyRemotePath] = typeDir, "/srv/pool"
+	return m
 }

@@ -3,7 +3,6 @@ package spm
 import (
 	"context"
 	"errors"
-	"os"
 
 	"tidemark/internal/block"
 )
@@ -21,7 +20,7 @@ func (m *Manager) RemoveVolume(ctx context.Context, r VolumeRemoveRequest) (Volu
 	if err := m.removable(v); err != nil {
 		return VolumeRemoveReply{}, err
 	}
-	release, err := m.o.Holder.Hold(v.path)
+	release, err := m.store.hold(v)
 	if err != nil {
 		return VolumeRemoveReply{}, holdError(v, err)
 	}
@@ -59,16 +58,11 @@ func holdError(v *volume, err error) error {
 	return internal(err, "remove %s", v.name)
 }
 
-// remove takes the image away; the rename is the commit point. The caller has
-// v.sem and holds the volume.
+// remove takes the volume away. The caller has v.sem and holds the volume.
 func (m *Manager) remove(v *volume) (int64, error) {
-	away := m.domain.removedImage(v.image)
-	if err := os.Rename(m.domain.image(v.image), away); err != nil {
+	gone, err := m.store.remove(m.ctx, v)
+	if err != nil && !gone {
 		return 0, internal(err, "remove %s", v.name)
-	}
-	err := m.disk.syncPath(m.domain.images())
-	if err == nil {
-		err = os.RemoveAll(away)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -76,7 +70,6 @@ func (m *Manager) remove(v *volume) (int64, error) {
 	delete(m.names, v.name)
 	v.gone = true
 	if err != nil { // its bytes may still be there; the next start removes them
-		m.o.Log.Error("removed volume is still on disk", "volume", v.name, "path", away, "error", err)
 		return 0, internal(err, "remove %s: it is gone from the pool, but its space is not free before the manager's next start", v.name)
 	}
 	freed := v.size

@@ -30,22 +30,6 @@ func allocated(path string) int64 {
 	return s.Blocks * 512
 }
 
-// hostFreeLocked is what the host's file system could carry beyond what is
-// granted: what it has left, less what was promised to volumes and they have not
-// used yet.
-func (m *Manager) hostFreeLocked() (int64, error) {
-	free, err := m.o.HostFree(m.dir)
-	if err != nil {
-		return 0, err
-	}
-	for _, v := range m.volumes {
-		if owed := v.size - allocated(v.path); owed > 0 {
-			free -= owed
-		}
-	}
-	return max(free, 0), nil
-}
-
 // freeLocked is what can be granted now. A host that cannot be asked has
 // nothing; the next look may find more.
 func (m *Manager) freeLocked() int64 {
@@ -53,9 +37,9 @@ func (m *Manager) freeLocked() int64 {
 	if free <= 0 {
 		return 0
 	}
-	host, err := m.hostFreeLocked()
+	host, err := m.store.carry(m.volumes)
 	if err != nil {
-		m.o.Log.Error("cannot read the free space of the file system", "dir", m.dir, "error", err)
+		m.o.Log.Error("cannot read the free space of the file system", "dir", m.store.name(), "error", err)
 		return 0
 	}
 	return min(free, host)

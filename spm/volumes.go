@@ -99,17 +99,17 @@ func (m *Manager) describeLocked(v *volume) Volume {
 	return Volume{
 		Name: v.name, ImageUUID: v.image.String(), VolumeUUID: v.id.String(), Generation: v.meta.Generation,
 		DomainUUID: m.ident.domain.String(), Format: v.meta.wireFormat(), Size: v.meta.Capacity,
-		Granted: v.size, Bound: v.bound, Path: v.path, Created: time.Unix(v.meta.Created, 0).UTC(),
+		Granted: v.size, Bound: v.bound, Created: time.Unix(v.meta.Created, 0).UTC(),
 		Extensions: v.extensions, PatienceMS: m.o.Patience.Milliseconds(),
 	}
 }
 
-// describe adds what the file system says.
+// describe adds what the store says.
 func (m *Manager) describe(v *volume) Volume {
 	m.mu.Lock()
 	d := m.describeLocked(v)
 	m.mu.Unlock()
-	d.Allocated = allocated(v.path)
+	m.store.describe(v, &d)
 	return d
 }
 
@@ -149,15 +149,17 @@ func (m *Manager) GetPoolInfo(_ context.Context, r PoolInfoRequest) (PoolReply, 
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	host, err := m.hostFreeLocked()
+	host, err := m.store.carry(m.volumes)
 	if err != nil {
-		return PoolReply{}, internal(err, "read the free space of %s", m.dir)
+		return PoolReply{}, internal(err, "read the free space of %s", m.store.name())
 	}
-	return PoolReply{
-		Header: m.header(r.Header), DomainUUID: m.ident.domain.String(), Dir: m.dir, Volumes: len(m.volumes),
+	p := PoolReply{
+		Header: m.header(r.Header), DomainUUID: m.ident.domain.String(), Volumes: len(m.volumes),
 		Capacity: m.capacity, Granted: m.granted, Free: max(m.capacity-m.granted, 0), HostFree: host,
 		Waiting: m.waitingLocked(), Extensions: m.extensions,
 		LastExtension: m.lastLatency.Seconds(), LastExtended: m.lastExtended,
 		SPMStarted: m.began.UTC().Format(time.RFC3339), SPMPID: os.Getpid(),
-	}, nil
+	}
+	m.store.describePool(&p)
+	return p, nil
 }

@@ -78,17 +78,19 @@ type PoolInfoRequest struct {
 
 // A Volume is what the pool knows of a volume. Sizes are in bytes.
 type Volume struct {
-	Name       string    `json:"name"`
-	ImageUUID  string    `json:"image_uuid"`
-	VolumeUUID string    `json:"volume_uuid"`
-	Generation int       `json:"volume_generation"`
-	DomainUUID string    `json:"domain_uuid"`
-	Format     string    `json:"format"`
-	Size       int64     `json:"size"`      // virtual
-	Granted    int64     `json:"granted"`   // the length of the file
-	Bound      int64     `json:"bound"`     // Granted never exceeds it
-	Allocated  int64     `json:"allocated"` // what the host's file system has allocated
-	Path       string    `json:"path"`
+	Name       string `json:"name"`
+	ImageUUID  string `json:"image_uuid"`
+	VolumeUUID string `json:"volume_uuid"`
+	Generation int    `json:"volume_generation"`
+	DomainUUID string `json:"domain_uuid"`
+	Format     string `json:"format"`
+	Size       int64  `json:"size"`      // virtual
+	Granted    int64  `json:"granted"`   // the length of the file
+	Bound      int64  `json:"bound"`     // Granted never exceeds it
+	Allocated  int64  `json:"allocated"` // what the host's file system has allocated
+	Path       string `json:"path"`
+	// Mapping is where a volume on a volume group lies.
+	Mapping    *Mapping  `json:"mapping,omitempty"`
 	Created    time.Time `json:"created"`
 	Extensions int64     `json:"extensions"` // since the manager started
 	// PatienceMS is what Options.Patience says, in milliseconds; 0: nothing.
@@ -114,6 +116,8 @@ type VolumeExtendReply struct {
 	Generation int    `json:"volume_generation"`
 	Size       int64  `json:"size"`
 	Bound      int64  `json:"bound"`
+	// Mapping is where a volume on a volume group lies now.
+	Mapping *Mapping `json:"mapping,omitempty"`
 }
 
 // A VolumeRemoveReply tells what has been removed, and the bytes that are free
@@ -127,13 +131,14 @@ type VolumeRemoveReply struct {
 // A PoolReply is the state of the pool. Sizes are in bytes.
 type PoolReply struct {
 	Header
-	DomainUUID string `json:"domain_uuid"`
-	Dir        string `json:"dir"`
-	Volumes    int    `json:"volumes"`
-	Capacity   int64  `json:"capacity"`
-	Granted    int64  `json:"granted"`
-	Free       int64  `json:"free"`      // Capacity - Granted, not below 0
-	HostFree   int64  `json:"host_free"` // what the host's file system could carry beyond Granted
+	DomainUUID string      `json:"domain_uuid"`
+	Dir        string      `json:"dir,omitempty"`   // of a pool in a directory
+	Group      *GroupReply `json:"group,omitempty"` // of one on a volume group
+	Volumes    int         `json:"volumes"`
+	Capacity   int64       `json:"capacity"`
+	Granted    int64       `json:"granted"`
+	Free       int64       `json:"free"`      // Capacity - Granted, not below 0
+	HostFree   int64       `json:"host_free"` // what the host's file system could carry beyond Granted
 
 	Waiting []Waiting `json:"waiting"`
 
@@ -142,6 +147,14 @@ type PoolReply struct {
 	LastExtended  string  `json:"last_extended"`  // the name of its volume
 	SPMStarted    string  `json:"spm_started"`    // RFC 3339, UTC
 	SPMPID        int     `json:"spm_process_id"`
+}
+
+// A GroupReply is the volume group of a pool.
+type GroupReply struct {
+	Name       string `json:"name"`
+	UUID       string `json:"uuid"`
+	ExtentSize int64  `json:"extent_size"`
+	GroupUse
 }
 
 // Waiting is a place in the queue of a full pool: a volume, how many bytes more

@@ -105,10 +105,11 @@ func workspace(t testing.TB) string {
 	return dir
 }
 
-// A testPool is a pool in a directory, whose manager is a process.
+// A testPool is a pool whose manager is a process.
 type testPool struct {
 	t        testing.TB
-	dir      string
+	args     []string // of the manager
+	dir      string   // of the pool, or for what goes with one on a volume group
 	socket   string
 	capacity int64
 	proc     *testenv.Process
@@ -118,7 +119,10 @@ type testPool struct {
 // newPool makes a pool and starts its manager.
 func newPool(t testing.TB, dir string, capacity int64) *testPool {
 	t.Helper()
-	p := &testPool{t: t, dir: dir, socket: filepath.Join(dir, "spm.sock"), capacity: capacity}
+	p := &testPool{
+		t: t, dir: dir, socket: filepath.Join(dir, "spm.sock"), capacity: capacity,
+		args: []string{"--dir", dir, "--capacity", fmt.Sprint(capacity)},
+	}
 	p.start()
 	t.Cleanup(func() { _ = p.client.Close() })
 	return p
@@ -127,7 +131,7 @@ func newPool(t testing.TB, dir string, capacity int64) *testPool {
 // start starts the manager and waits until it answers.
 func (p *testPool) start() {
 	p.t.Helper()
-	p.proc = testenv.Start(p.t, program(p.t, "spm", "--dir", p.dir, "--capacity", fmt.Sprint(p.capacity)))
+	p.proc = testenv.Start(p.t, program(p.t, append([]string{"spm"}, p.args...)...))
 	ready(p.t, p.proc, func() error {
 		c, err := spm.Dial(p.socket)
 		if err != nil {

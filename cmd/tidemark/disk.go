@@ -39,6 +39,9 @@ type diskSpec struct {
 	Backing *backingChoice
 	// IgnoreDiscard keeps the space of what the guest discards.
 	IgnoreDiscard bool
+	// NoDM opens a volume on a volume group through its segments, although
+	// there is device-mapper.
+	NoDM bool
 	// Policy of a volume's headroom; the zero value is the default one.
 	Policy thin.Policy
 	// Log gets one line per change of state; nil discards them.
@@ -48,7 +51,7 @@ type diskSpec struct {
 // A disk is an image that is being served, with everything below it. What is
 // opened is closed again in the reverse order:
 //
-//	qcow2.Image -> thin.File (a volume only) -> hostfile.File
+//	qcow2.Image -> thin.File (a volume only) -> hostfile.File or lvm.File
 //	            -> chain of backing files
 //	rawimage.Image -> hostfile.File
 type disk struct {
@@ -57,7 +60,7 @@ type disk struct {
 	image  *qcow2.Image   // device, unless that is raw; else nil
 	below  chain          // what image reads where it has nothing
 	file   block.File     // below the device
-	host   *hostfile.File // file, or what is below that
+	host   *hostfile.File // file, or below thin; nil for a logical volume, which has no cache
 	thin   *thin.File     // file, if it is a volume that may grow; else nil
 	path   string
 	// patience is what the volume's pool says; 0: nothing.
@@ -136,15 +139,11 @@ func (d *disk) openFile(ctx context.Context) error {
 		}
 		handle, d.path, d.patience = h, h.Path(), h.Patience()
 	}
-	o := hostfile.Options{ReadOnly: d.spec.ReadOnly, Fixed: handle != nil}
-	if d.spec.ForceShare {
-		o.Lock = hostfile.LockShared
-	}
-	file, err := hostfile.Open(d.path, o)
+	file, err := d.openStorage(ctx, handle)
 	if err != nil {
 		return err
 	}
-	d.file, d.host = file, file
+	d.file = file
 	if handle != nil && !d.spec.ReadOnly {
 		d.thin = thin.New(file, handle, thin.Options{
 			Policy: d.spec.Policy, Bound: handle.Bound(), Name: handle.Info().Name, Log: d.spec.Log,
@@ -152,6 +151,27 @@ func (d *disk) openFile(ctx context.Context) error {
 		d.file = d.thin
 	}
 	return nil
+}
+
+// openStorage opens the file or the logical volume.
+func (d *disk) openStorage(ctx context.Context, handle *spm.VolumeHandle) (block.File, error) {
+	if handle != nil && handle.Mapping() != nil {
+		f, err := openVolumeLV(ctx, handle, d.spec.ReadOnly, d.spec.NoDM, d.spec.Log)
+		if err != nil {
+			return nil, fmt.Errorf("open volume %s: %w", d.spec.Image, err)
+		}
+		return f, nil
+	}
+	o := hostfile.Options{ReadOnly: d.spec.ReadOnly, Fixed: handle != nil}
+	if d.spec.ForceShare {
+		o.Lock = hostfile.LockShared
+	}
+	f, err := hostfile.Open(d.path, o)
+	if err != nil {
+		return nil, err
+	}
+	d.host = f
+	return f, nil
 }
 
 // Device is the disk for a front end. It stays the disk's.

@@ -18,8 +18,10 @@ func (d *disk) openImage(ctx context.Context, o qcow2.Options) (*qcow2.Image, er
 		return image, err
 	}
 	d.spec.Log.Warn("a sync of the image failed since the host was booted: dropping the host's cache of it and checking it", "image", d.path)
-	if err := d.host.DropCache(); err != nil {
-		return nil, err
+	if d.host != nil {
+		if err := d.host.DropCache(); err != nil {
+			return nil, err
+		}
 	}
 	r, err := qcow2.Check(ctx, d.file, qcow2.CheckOptions{})
 	if err != nil {

@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"tidemark/internal/block"
-	"tidemark/internal/hostfile"
 	"tidemark/qcow2"
 	"tidemark/spm"
 )
@@ -17,17 +15,13 @@ type images struct{}
 
 var _ spm.Images = images{}
 
-// Create makes an empty image in the file at path. The file's size is the
-// pool's: an image that does not fit is refused.
-func (images) Create(ctx context.Context, path string, o spm.CreateImage) error {
+// Create makes an empty image in f. The size of f is the pool's: an image that
+// does not fit is refused.
+func (images) Create(ctx context.Context, f block.File, o spm.CreateImage) error {
 	if o.Format != spm.FormatQCOW2 {
 		return fmt.Errorf("make an image of format %q: %w: expected %s", o.Format, block.ErrUnsupported, spm.FormatQCOW2)
 	}
-	f, err := hostfile.Open(path, hostfile.Options{Fixed: true})
-	if err != nil {
-		return err
-	}
-	return errors.Join(qcow2.Create(ctx, f, qcow2.CreateOptions{Size: o.Size}), f.Close())
+	return qcow2.Create(ctx, f, qcow2.CreateOptions{Size: o.Size})
 }
 
 // Bound is the size in bytes that such an image never needs to exceed. For a

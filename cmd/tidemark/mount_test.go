@@ -346,7 +346,7 @@ func TestMountMistakes(t *testing.T) {
 		{[]string{"=d", "dir"}, "=d: expected NAME=IMAGE or IMAGE"},
 		{[]string{"x=", "dir"}, "x=: expected NAME=IMAGE or IMAGE"},
 		{[]string{"--spm", "/s", "./d", "dir"}, "expected the name or UUID of a volume, found the path ./d"},
-		{[]string{"-f", "raw", "d", "dir"}, "a raw image is a file already"},
+		{[]string{"-f", "vmdk", "d", "dir"}, "expected"},
 		{[]string{"--no-such-option", "d", "dir"}, "see tidemark mount --help"},
 		{[]string{image + ".none", t.TempDir()}, "no such file"},
 		{[]string{image, filepath.Join(t.TempDir(), "none")}, "make a directory there (mkdir), or for a single disk an empty file (touch)"},

@@ -31,6 +31,7 @@ type nbdOptions struct {
 	name, description string
 	more              []string // --export NAME=IMAGE
 	spm               string
+	noDM              bool
 	readOnly          bool
 
 	shared, maxConnections int
@@ -125,6 +126,7 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 	f.StringVar(&o.spm, "spm", "", "socket of the pool manager (default $TIDEMARK_SPM): IMAGE is a volume")
 	o.format = formatFlag(c)
 	o.backing = backingFlag(c, false)
+	unsafeNoDM(f, &o.noDM)
 	f.BoolVarP(&o.readOnly, "read-only", "r", false, "refuse writes")
 
 	f.IntVarP(&o.shared, "shared", "e", 0, "serve at most NUM clients at a time, the next one waits; 0 is no limit")
@@ -179,6 +181,7 @@ type nbdPlan struct {
 	backing          backingChoice // what may be opened below an image
 	readOnly         bool
 	ignoreDiscard    bool
+	noDM             bool
 	shared           int
 	persistent       bool
 	pidFile          string
@@ -196,6 +199,7 @@ func (o *nbdOptions) plan(images []string, changed func(string) bool, env string
 	p := nbdPlan{
 		raw: o.format.value == formatRaw, backing: *o.backing,
 		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile,
+		noDM:          o.noDM,
 		ignoreDiscard: o.discard.value == "ignore" || o.discard.value == "off",
 		patient:       changed("patience"),
 		server: nbd.Options{MaxConnections: o.maxConnections, Patience: o.patience,

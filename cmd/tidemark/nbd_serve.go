@@ -75,7 +75,7 @@ func (s *nbdService) start(ctx context.Context) error {
 func (s *nbdService) export(ctx context.Context, x nbdExport) error {
 	d, err := s.open(ctx, diskSpec{
 		Image: x.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard,
-		Raw: s.plan.raw, Backing: &s.plan.backing,
+		NoDM: s.plan.noDM, Raw: s.plan.raw, Backing: &s.plan.backing,
 	})
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -17,33 +18,40 @@ import (
 	"tidemark/internal/block"
 	"tidemark/internal/size"
 	"tidemark/internal/thin"
+	"tidemark/lvm"
 	"tidemark/spm"
 )
 
 func newSPM(g *global) *cobra.Command {
 	o := &poolOptions{}
 	c := &cobra.Command{
-		Use:   "spm --dir DIR --capacity SIZE",
+		Use:   "spm --dir DIR --capacity SIZE | --vg NAME --devices DEVICE,...",
 		Short: "Manage a storage pool: create, extend and remove its volumes",
-		Long: `Manage the storage pool in a directory, as one process, until SIGTERM or
-Ctrl-C. The pool is made when there is none. Volumes are created with "tidemark
-volume" and served with "tidemark nbd --spm"; what serves a volume outlives the
-manager, and goes on when it is back.
+		Long: `Manage the storage pool in a directory or on a volume group of LVM, as one
+process, until SIGTERM or Ctrl-C. The pool is made when there is none. Volumes are
+created with "tidemark volume" and served with "tidemark nbd --spm"; what serves a
+volume outlives the manager, and goes on when it is back.
 
-A pool keeps its capacity: --capacity may be left out for one that exists, and
-may only be larger than before.`,
+A pool in a directory keeps its capacity: --capacity may be left out for one that
+exists, and may only be larger than before.
+
+A volume group is marked with tags, and only logical volumes of the pool are
+touched. Its capacity is what is free in it and what the volumes have: vgextend
+makes it larger at any time. --devices names all its devices, and nothing else is
+looked at.`,
+		Example: `  tidemark spm --dir /srv/pool --capacity 100G
+  tidemark spm --vg pool --devices /dev/sdb,/dev/sdc
+  tidemark spm --vg pool --devices /dev/sdb --create`,
 		Args: noArguments,
 	}
 	addPoolFlags(c.Flags(), o)
-	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of the API (default DIR/spm.sock)")
+	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of the API (default DIR/spm.sock, of a group /run/tidemark/NAME.sock)")
 	c.Flags().DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC, unless tidemark nbd says otherwise")
-	c.Flags().String("state", "", "directory for a cache; a pool in a directory needs none")
-	const noGroup = "a pool on a volume group is not available yet; use --dir DIR --capacity SIZE"
-	refuse(
-		c,
-		refusal{"vg", "", true, noGroup},
-		refusal{"devices", "", true, noGroup},
-	)
+	c.Flags().String("state", "", "directory for a cache; no pool needs one yet")
+	c.Flags().StringVar(&o.group.name, "vg", "", "volume group of the pool")
+	c.Flags().StringSliceVar(&o.group.devices, "devices", nil, "all devices of the volume group")
+	c.Flags().BoolVar(&o.group.create, "create", false, "make the volume group of the devices, which must hold nothing, if there is none")
+	unsafeNoDM(c.Flags(), &o.group.noDM)
 	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		log, err := g.logger(c.ErrOrStderr())
@@ -54,8 +62,11 @@ may only be larger than before.`,
 		if err != nil {
 			return err
 		}
+		if o.group.name != "" && (o.group.noDM || !lvm.DeviceMapper()) {
+			fmt.Fprintln(c.OutOrStdout(), "note: "+noDMText)
+		}
 		fmt.Fprintf(c.OutOrStdout(), "ready: pool of %s in %s; next: %s volume create --spm %s --size 10G NAME\n",
-			p.describe(c.Context()), o.dir, self(), shellQuote(absolute(p.socket)))
+			p.describe(c.Context()), o.place(), self(), shellQuote(absolute(p.socket)))
 		select {
 		case <-c.Context().Done():
 		case err = <-p.failed:
@@ -69,8 +80,22 @@ may only be larger than before.`,
 type poolOptions struct {
 	dir      string
 	capacity bytesFlag
-	socket   string // of the API; "" is spm.sock in dir
+	group    groupOptions // instead of dir
+	socket   string       // of the API; "" is the default
 	patience time.Duration
+}
+
+// place says where the pool is.
+func (o *poolOptions) place() string {
+	if o.group.name != "" {
+		return "volume group " + o.group.name
+	}
+	return o.dir
+}
+
+// unsafeNoDM adds the option that does without device-mapper.
+func unsafeNoDM(f *pflag.FlagSet, noDM *bool) {
+	f.BoolVar(noDM, "unsafe-no-dm", false, "use logical volumes through their segments although there is device-mapper; then nothing stops lvremove under a writer")
 }
 
 func addPoolFlags(f *pflag.FlagSet, o *poolOptions) {
@@ -84,11 +109,29 @@ func (o *poolOptions) check() error {
 		return fmt.Errorf("--patience %v: expected more than nothing, such as 20s", o.patience)
 	}
 	switch {
+	case o.group.name != "":
+		return o.checkGroup()
+	case len(o.group.devices) > 0 || o.group.create:
+		return errors.New("--devices and --create are about a volume group: give --vg NAME, too")
 	case o.dir == "":
-		return errors.New("where is the pool? give --dir DIR, and --capacity SIZE for a new one")
+		return errors.New("where is the pool? give --dir DIR, and --capacity SIZE for a new one; or give --vg NAME and --devices")
 	case o.capacity != 0 && o.capacity < thin.DefaultChunk:
 		return fmt.Errorf("--capacity %s: expected at least %s, which is what a new volume begins with",
 			size.Format(int64(o.capacity)), size.Format(thin.DefaultChunk))
+	}
+	return nil
+}
+
+func (o *poolOptions) checkGroup() error {
+	switch {
+	case o.dir != "":
+		return errors.New("--dir and --vg are two pools: give one of them")
+	case o.capacity != 0:
+		return errors.New("--capacity is of a pool in a directory; a volume group is as large as it is, and vgextend makes it larger")
+	case strings.ContainsAny(o.group.name, "/ ") || strings.HasPrefix(o.group.name, "-"):
+		return fmt.Errorf("--vg %q: expected the name of a volume group", o.group.name)
+	case len(o.group.devices) == 0:
+		return fmt.Errorf("--vg %s on which devices? give --devices DEVICE,...; pvs --select vg_name=%s shows them", o.group.name, o.group.name)
 	}
 	return nil
 }
@@ -106,11 +149,11 @@ func openPool(o *poolOptions, log *slog.Logger) (*pool, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	m, err := spm.Open(o.dir, spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Images: images{}, Log: log})
+	m, socket, err := o.open(log)
 	if err != nil {
-		return nil, adviseDir(err)
+		return nil, err
 	}
-	p := &pool{Manager: m, socket: cmp.Or(o.socket, filepath.Join(o.dir, "spm.sock")), failed: make(chan error, 1), served: make(chan struct{})}
+	p := &pool{Manager: m, socket: cmp.Or(o.socket, socket), failed: make(chan error, 1), served: make(chan struct{})}
 	l, err := spm.Listen(p.socket)
 	if err != nil {
 		return nil, errors.Join(err, m.Close())
@@ -123,6 +166,28 @@ func openPool(o *poolOptions, log *slog.Logger) (*pool, error) {
 	}()
 	return p, nil
 }
+
+// open opens the pool, and says where its socket is if nobody says otherwise.
+func (o *poolOptions) open(log *slog.Logger) (m *spm.Manager, socket string, err error) {
+	s := spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Images: images{}, Log: log}
+	if o.group.name == "" {
+		m, err = spm.Open(o.dir, s)
+		return m, filepath.Join(o.dir, "spm.sock"), adviseDir(err)
+	}
+	o.group.log = log
+	ctx, cancel := context.WithTimeout(context.Background(), groupOpenLimit)
+	defer cancel()
+	g, err := openVolumeGroup(ctx, o.group)
+	if err != nil {
+		return nil, "", err
+	}
+	m, err = spm.OpenGroup(g, s)
+	return m, filepath.Join("/run/tidemark", o.group.name+".sock"), err
+}
+
+// groupOpenLimit is how long lvm may take to find a group; it waits for whoever
+// is changing it.
+const groupOpenLimit = 60 * time.Second
 
 // Close ends the manager; requests that it holds are answered. The socket is
 // gone when it returns.
@@ -166,7 +231,7 @@ func adviseFull(ctx context.Context, api spm.API, err error) error {
 		return err
 	}
 	return fmt.Errorf("%w; of what the pool has free (%s), the file system of %s can carry only %s: free some space there",
-		err, size.Format(p.Free), p.Dir, size.Format(p.HostFree))
+		err, size.Format(p.Free), poolPlace(p), size.Format(p.HostFree))
 }
 
 // A bytesFlag is an option whose value is a size.

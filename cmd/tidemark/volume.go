@@ -126,12 +126,24 @@ func writeVolumes(w io.Writer, volumes []spm.Volume, p spm.PoolReply) error {
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(w, "pool %s: %s, %s granted, %s free\n", p.Dir, size.Format(p.Capacity), size.Format(p.Granted),
+	_, err := fmt.Fprintf(w, "pool %s: %s, %s granted, %s free\n", poolPlace(p), size.Format(p.Capacity), size.Format(p.Granted),
 		size.Format(min(p.Free, p.HostFree)))
+	if g := p.Group; g != nil {
+		_, err = fmt.Fprintf(w, "metadata: %s of %s used; %d segments, about %d are possible\n",
+			size.Format(g.MetadataUsed), size.Format(g.MetadataLimit), g.Segments, g.SegmentsLimit)
+	}
 	for _, q := range p.Waiting {
 		_, err = fmt.Fprintf(w, "waiting: %s for %s since %s\n", q.Name, size.Format(q.Bytes), q.Since.Local().Format(time.TimeOnly))
 	}
 	return err
+}
+
+// poolPlace says where a pool is.
+func poolPlace(p spm.PoolReply) string {
+	if p.Group != nil {
+		return "on volume group " + p.Group.Name
+	}
+	return p.Dir
 }
 
 func newVolumeInfo(dial dialer) *cobra.Command {
@@ -169,6 +181,9 @@ func writeVolume(w io.Writer, v spm.Volume) error {
 	t.row("domain", v.DomainUUID)
 	t.row("created", v.Created.Format(time.RFC3339))
 	t.row("path", v.Path)
+	if m := v.Mapping; m != nil {
+		t.row("segments", len(m.Segments))
+	}
 	return t.end()
 }
 

@@ -1,0 +1,178 @@
+//go:build linux
+
+package main_test
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/testenv"
+)
+
+// A groupPool is a pool on a volume group of loop devices. What the tests want to
+// know of the group they ask lvm itself, with the host's own configuration, as an
+// administrator would.
+type groupPool struct {
+	*testPool
+	name    string
+	devices []*testenv.LoopDevice
+	uuid    string
+}
+
+// newGroupPool makes loop devices of these sizes, a group of the first used of
+// them, and starts a manager that may use all. Everything is gone when the test
+// ends.
+func newGroupPool(t testing.TB, used int, sizes ...int64) *groupPool {
+	t.Helper()
+	testenv.Tool(t, "lvm")
+	dir := t.TempDir()
+	g := &groupPool{name: "tidemark" + strconv.Itoa(os.Getpid()) + "_" + filepath.Base(filepath.Dir(dir))[:8]}
+	var paths []string
+	for _, size := range sizes {
+		d := testenv.Loop(t, size)
+		g.devices = append(g.devices, d)
+		paths = append(paths, d.Path)
+	}
+	t.Cleanup(g.tidyUp)
+	g.lvm(t, append([]string{"vgcreate", "-qq", "-s", "128m", "--metadatasize", "128m", g.name}, paths[:used]...)...)
+	g.uuid = g.field(t, "vgs", "vg_uuid")
+	g.testPool = &testPool{
+		t: t, dir: dir, socket: filepath.Join(dir, "spm.sock"),
+		args: []string{"--vg", g.name, "--devices", strings.Join(paths, ","), "--socket", filepath.Join(dir, "spm.sock")},
+	}
+	g.start()
+	t.Cleanup(func() { _ = g.client.Close() })
+	return g
+}
+
+// tidyUp removes what is the group's outside its devices, which go by themselves.
+func (g *groupPool) tidyUp() {
+	if g.uuid != "" {
+		_ = os.RemoveAll(filepath.Join("/run/tidemark", "vg-"+g.uuid))
+	}
+	_ = os.RemoveAll(filepath.Join("/run/tidemark", "lvm-"+g.name))
+	_ = os.Remove(filepath.Join("/run/lock/lvm", "V_"+g.name))
+}
+
+// lvm runs a command by hand and returns its output.
+func (g *groupPool) lvm(t testing.TB, args ...string) string {
+	t.Helper()
+	var paths []string
+	for _, d := range g.devices {
+		paths = append(paths, d.Path)
+	}
+	all := append([]string{args[0], "--devices", strings.Join(paths, ","), "--driverloaded", "n",
+		"--config", `devices{hints="none"} backup{backup=0 archive=0} log{syslog=0}`}, args[1:]...)
+	r := testenv.Try(t, "lvm", all...)
+	require.NoError(t, r.Err, "lvm %s: %s", strings.Join(args, " "), r)
+	return r.Stdout
+}
+
+// field asks for one value of the group.
+func (g *groupPool) field(t testing.TB, verb, name string) string {
+	t.Helper()
+	return strings.TrimSpace(g.lvm(t, verb, "--noheadings", "--units", "b", "--nosuffix", "-o", name, g.name))
+}
+
+func (g *groupPool) seqno(t testing.TB) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(g.field(t, "vgs", "vg_seqno"), 10, 64)
+	require.NoError(t, err)
+	return n
+}
+
+// A run is a run of extents of a logical volume, of "" if it is free.
+type extentRun struct {
+	lv, device   string
+	first, count int64
+}
+
+// extents lists every extent of the group, in runs.
+func (g *groupPool) extents(t testing.TB) []extentRun {
+	t.Helper()
+	var all []extentRun
+	for line := range strings.Lines(g.lvm(t, "pvs", "--noheadings", "--separator", "|", "-o", "lv_name,pv_name,pvseg_start,pvseg_size", "-S", "vg_name="+g.name)) {
+		f := strings.Split(strings.TrimSpace(line), "|")
+		require.Len(t, f, 4, line)
+		r := extentRun{lv: f[0], device: f[1]}
+		_, err := fmt.Sscan(f[2]+" "+f[3], &r.first, &r.count)
+		require.NoError(t, err)
+		all = append(all, r)
+	}
+	return all
+}
+
+// segments are the runs of one volume, in its order.
+func (g *groupPool) segments(t testing.TB, lv string) []extentRun {
+	t.Helper()
+	var all []extentRun
+	for line := range strings.Lines(g.lvm(t, "lvs", "--segments", "--noheadings", "-o", "seg_pe_ranges", "-O", "seg_start", g.name+"/"+lv)) {
+		r := extentRun{lv: lv}
+		device, extents, _ := strings.Cut(strings.TrimSpace(line), ":")
+		r.device = device
+		var last int64
+		_, err := fmt.Sscanf(extents, "%d-%d", &r.first, &last)
+		require.NoError(t, err, line)
+		r.count = last - r.first + 1
+		all = append(all, r)
+	}
+	return all
+}
+
+// peStart is the byte at which the first extent of a device begins.
+func (g *groupPool) peStart(t testing.TB, device string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(strings.TrimSpace(g.lvm(t, "pvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "pe_start", device)), 10, 64)
+	require.NoError(t, err)
+	return n
+}
+
+// copyOf copies a volume to a file, by what lvm says of it and out of the files
+// below the loop devices.
+func (g *groupPool) copyOf(t testing.TB, lv string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "copy")
+	out, err := os.Create(path)
+	require.NoError(t, err)
+	defer out.Close()
+	for _, s := range g.segments(t, lv) {
+		testenv.Run(t, "sync", s.device)
+		i := slices.IndexFunc(g.devices, func(d *testenv.LoopDevice) bool { return d.Path == s.device })
+		require.GreaterOrEqual(t, i, 0)
+		in, err := os.Open(g.devices[i].File)
+		require.NoError(t, err)
+		at := g.peStart(t, s.device) + s.first*chunk
+		_, err = io.Copy(out, io.NewSectionReader(in, at, s.count*chunk))
+		require.NoError(t, err)
+		require.NoError(t, in.Close())
+	}
+	return path
+}
+
+// requireAgrees requires that the manager and lvm say the same, and that no
+// extent has two owners.
+func (g *groupPool) requireAgrees(t testing.TB) {
+	t.Helper()
+	l, err := g.client.ListVolumes(t.Context(), listAll)
+	require.NoError(t, err)
+	sizes := map[string]int64{}
+	total := map[string]int64{} // of a device
+	for _, r := range g.extents(t) {
+		sizes[r.lv] += r.count * chunk
+		require.Equal(t, total[r.device], r.first, "the runs of %s have holes or overlaps", r.device)
+		total[r.device] += r.count
+	}
+	for _, v := range l.Volumes {
+		require.Equal(t, sizes[v.VolumeUUID], v.Granted, v.Name)
+	}
+	require.Equal(t, sizes[""], g.info().HostFree, "free")
+	g.lvm(t, "vgck", g.name)
+}

@@ -1,0 +1,59 @@
+package lvm
+
+import "sync"
+
+// blockLocks keep writers of whole blocks and those that read, modify and write
+// a block out of each other's way. A shared range excludes exclusive ones that
+// it overlaps; shared ranges do not exclude each other. Readers take none: they
+// see a block before or after it is written, and its other bytes do not change.
+type blockLocks struct {
+	mu   sync.Mutex
+	left sync.Cond // a range was given back
+	held []*blockRange
+}
+
+type blockRange struct {
+	from, to  int64
+	exclusive bool
+}
+
+func newBlockLocks() *blockLocks {
+	l := &blockLocks{}
+	l.left.L = &l.mu
+	return l
+}
+
+// lock waits until no other holder is in the way.
+func (l *blockLocks) lock(from, to int64, exclusive bool) *blockRange {
+	r := &blockRange{from, to, exclusive}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.blockedLocked(r) {
+		l.left.Wait()
+	}
+	l.held = append(l.held, r)
+	return r
+}
+
+func (l *blockLocks) blockedLocked(r *blockRange) bool {
+	for _, h := range l.held {
+		if h.from < r.to && r.from < h.to && (h.exclusive || r.exclusive) {
+			return true
+		}
+	}
+	return false
+}
+
+func (l *blockLocks) unlock(r *blockRange) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, h := range l.held {
+		if h == r {
+			last := len(l.held) - 1
+			l.held[i], l.held[last] = l.held[last], nil
+			l.held = l.held[:last]
+			break
+		}
+	}
+	l.left.Broadcast()
+}

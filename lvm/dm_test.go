@@ -1,0 +1,111 @@
+package lvm
+
+import (
+	"bytes"
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/block"
+	"tidemark/internal/block/blocktest"
+	"tidemark/internal/thin"
+)
+
+// needDeviceMapper skips where there is none. That is no missing tool: hosts
+// without it are what the segment way is for.
+func needDeviceMapper(t *testing.T) {
+	t.Helper()
+	if !DeviceMapper() {
+		t.Skip("this kernel has no device-mapper; a guest whose kernel has it runs this test")
+	}
+}
+
+// A mapped volume is active, and grows as a pool and a data server together make
+// it grow: metadata only, then a refresh.
+type mapped struct {
+	l    *lab
+	name string
+}
+
+func (m mapped) Extend(ctx context.Context, need, _ int64) (int64, error) {
+	now, err := m.l.Extend(ctx, m.name, "", Size{Need: need})
+	return now.Size(), err
+}
+
+func (m mapped) open(t *testing.T) *File {
+	t.Helper()
+	tool := m.l.tool(t, ToolOptions{})
+	require.NoError(t, tool.Activate(t.Context(), m.l.Name(), m.name))
+	t.Cleanup(func() {
+		if _, there := m.l.VG().LV(m.name); there {
+			require.NoError(t, tool.Deactivate(context.Background(), m.l.Name(), m.name))
+		}
+	})
+	f, err := OpenDevice(DevicePath(m.l.Name(), m.name), DeviceOptions{
+		Refresh: func(ctx context.Context) error { return tool.Refresh(ctx, m.l.Name(), m.name) },
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+func TestDeviceMapperFileConformance(t *testing.T) {
+	needDeviceMapper(t)
+	blocktest.TestFile(t, func(t *testing.T, size int64) block.File {
+		l := newLab(t, GroupOptions{ExtentSize: 4 * kib}, 32*mib, 32*mib)
+		if size == 0 {
+			return openEmpty()
+		}
+		scattered(t, l, "v", size)
+		m := mapped{l, "v"}
+		return thin.New(m.open(t), m, thin.Options{})
+	})
+}
+
+// openEmpty is a volume without bytes, which LVM does not have.
+func openEmpty() block.File {
+	f := newFile("empty", false, nil)
+	f.at.Store(&layout{})
+	f.describe()
+	return f
+}
+
+// What the kernel guards through device-mapper: whoever has the volume open keeps
+// it, and what was written through it is where LVM says.
+func TestDeviceMapperGuards(t *testing.T) {
+	needDeviceMapper(t)
+	l := newLab(t, GroupOptions{ExtentSize: 64 * kib}, 64*mib, 64*mib)
+	was := scattered(t, l, "v", mib)
+	m := mapped{l, "v"}
+	f := m.open(t)
+	require.EqualValues(t, mib, f.Size())
+	p := bytes.Repeat([]byte("tidemark"), mib/8)
+	_, err := f.WriteAt(p, 0)
+	require.NoError(t, err)
+	require.NoError(t, f.Sync())
+	require.True(t, bytes.Equal(p, l.bytesOf(t, "v")))
+
+	_, err = l.Read(t.Context())
+	require.NoError(t, err)
+	v, _ := l.VG().LV("v")
+	require.True(t, v.Active)
+	_, err = OpenSegments(was, SegmentOptions{Name: "v"})
+	require.ErrorIs(t, err, block.ErrInUse, "through its segments it is not to be had now")
+
+	tool := l.tool(t, ToolOptions{})
+	var e *Error
+	require.ErrorAs(t, tool.activation(t.Context(), "lvremove", "-qq", "-f", l.path("v")), &e, "lvremove of a volume that is open")
+	require.ErrorAs(t, tool.Deactivate(t.Context(), l.Name(), "v"), &e)
+
+	_, err = f.Grow(t.Context(), 2*mib, 2*mib)
+	require.ErrorIs(t, err, block.ErrNoSpace, "nobody has granted it")
+	l.extend(t, "v", 2*mib)
+	require.EqualValues(t, mib, f.Size(), "granted is not adopted")
+	size, err := f.Grow(t.Context(), 2*mib, 2*mib)
+	require.NoError(t, err)
+	require.EqualValues(t, 2*mib, size)
+	_, err = f.WriteAt(p, mib)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(append(bytes.Clone(p), p...), l.bytesOf(t, "v")))
+}

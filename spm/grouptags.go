@@ -1,0 +1,108 @@
+package spm
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// The tags of a group that is a pool, and of its volumes; VDSM's but for the
+// first.
+const (
+	tagDomain       = "TIDEMARK_domain"
+	tagOVirt        = "RHAT_storage_domain" // a group that belongs to oVirt
+	tagMeta         = "MDT_"                // of the group: a key of the domain's metadata
+	tagImage        = "IU_"
+	tagParent       = "PU_"
+	tagSlot         = "MD_"
+	tagInitializing = "OVIRT_VOL_INITIALIZING" // until it is complete
+	tagSpecial      = "TIDEMARK_special"       // metadata and master
+)
+
+// tagForbidden is what a tag of LVM may not contain, and the ampersand, which
+// stands before and after the number of such a character.
+var (
+	tagForbidden = regexp.MustCompile(`[^A-Za-z0-9_+.\-/=!:#]`)
+	tagEscape    = regexp.MustCompile(`&(\d+)&`)
+)
+
+func encodeTag(s string) string {
+	return tagForbidden.ReplaceAllStringFunc(s, func(c string) string {
+		r, _ := utf8.DecodeRuneInString(c)
+		return fmt.Sprintf("&%d&", r)
+	})
+}
+
+func decodeTag(s string) string {
+	return tagEscape.ReplaceAllStringFunc(s, func(c string) string {
+		n, err := strconv.ParseInt(strings.Trim(c, "&"), 10, 32)
+		if err != nil || !utf8.ValidRune(rune(n)) {
+			return c
+		}
+		return string(rune(n))
+	})
+}
+
+// tags are the metadata of a domain as tags of its group, sealed.
+func (m domainMeta) tags() []string {
+	sealed := maps.Clone(m)
+	sealed[keyChecksum] = m.checksum()
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(sealed)) {
+		out = append(out, encodeTag(tagMeta+k+"="+sealed[k]))
+	}
+	return out
+}
+
+// domainOfTags reads it back; nil if the group is no pool.
+func domainOfTags(tags []string) (domainMeta, error) {
+	var lines strings.Builder
+	for _, t := range tags {
+		if line, ok := strings.CutPrefix(decodeTag(t), tagMeta); ok {
+			lines.WriteString(line + "\n")
+		}
+	}
+	ours, ovirt := slices.Contains(tags, tagDomain), slices.Contains(tags, tagOVirt)
+	switch {
+	case ovirt:
+		return nil, fmt.Errorf("it is a storage domain of oVirt (tag %s): use another group", tagOVirt)
+	case !ours:
+		return nil, nil
+	}
+	return parseDomainMeta([]byte(lines.String()))
+}
+
+// volumeTags are those of a volume of ours.
+type volumeTags struct {
+	image        uuid.UUID
+	slot         int
+	initializing bool
+}
+
+func newVolumeTags(image, parent uuid.UUID, slot int) []string {
+	return []string{tagImage + image.String(), tagParent + parent.String(), tagSlot + strconv.Itoa(slot)}
+}
+
+// parseVolumeTags reports whether a logical volume is a volume of the pool:
+// whatever else is in the group is left alone.
+func parseVolumeTags(tags []string) (v volumeTags, ours bool) {
+	image, slot := false, false
+	for _, t := range tags {
+		if s, ok := strings.CutPrefix(t, tagImage); ok {
+			id, err := uuid.Parse(s)
+			v.image, image = id, err == nil
+		}
+		if s, ok := strings.CutPrefix(t, tagSlot); ok {
+			n, err := strconv.Atoi(s)
+			v.slot, slot = n, err == nil && n > 0 && n < slotCount
+		}
+		v.initializing = v.initializing || t == tagInitializing
+	}
+	return v, image && slot
+}

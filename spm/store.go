@@ -1,0 +1,72 @@
+package spm
+
+import (
+	"context"
+
+	"github.com/google/uuid"
+
+	"tidemark/internal/block"
+)
+
+// A store is where a pool lies: a directory ([dirStore]) or a volume group
+// ([groupStore]). The Manager decides, reserves and queues; a store acts, and
+// knows the layout, the order of its writes and what a crash leaves. Calls for
+// one volume come one after the other (volume.sem), those for several at the
+// same time. The methods of the second half answer from memory or with a cheap
+// system call, for the Manager asks them under its lock.
+type store interface {
+	// readDomain returns the metadata of the pool's domain, nil if the place
+	// holds no pool yet, and makeDomain makes one.
+	readDomain(ctx context.Context) (domainMeta, error)
+	makeDomain(ctx context.Context, m domainMeta) error
+	// writeDomain replaces the metadata: a crash leaves the old or the new.
+	writeDomain(ctx context.Context, m domainMeta) error
+	// scan finishes what a crash left half made or half removed, and returns
+	// the volumes.
+	scan(ctx context.Context) ([]stored, error)
+
+	// create makes a volume of v.size bytes that is complete after a crash, or
+	// not there. fill writes its content; it is nil for one that reads zero.
+	create(ctx context.Context, v *volume, fill func(context.Context, block.File) error) error
+	// undo removes what a create that failed has left.
+	undo(ctx context.Context, v *volume) error
+	// extend makes a volume target bytes long, or up to most if that is better
+	// for the store, and returns its size, durably. Without space the error is,
+	// or wraps, block.ErrNoSpace or ENOSPC.
+	extend(ctx context.Context, v *volume, target, most int64) (int64, error)
+	// remove removes a volume, which the caller holds. gone says that it is not
+	// there any more, although there was an error.
+	remove(ctx context.Context, v *volume) (gone bool, err error)
+	// hold takes a volume so that nobody else can open it, or fails with an
+	// error that wraps block.ErrInUse and names who has it.
+	hold(v *volume) (release func() error, err error)
+	close() error
+
+	// refresh looks again at what others may have changed. It is called if the
+	// place is shared: if others may change it beside the manager.
+	refresh(ctx context.Context) error
+	shared() bool
+
+	// name says where the pool is, and kind is VDSM's type of such a domain.
+	name() string
+	kind() string
+	// grain is what the lengths of volumes are multiples of, in bytes.
+	grain() int64
+	// capacity is what the volumes may take together; configured is what the
+	// domain's metadata says, 0 if nothing.
+	capacity(configured int64) int64
+	// carry is what the storage itself could grant beyond what is granted.
+	carry(all map[uuid.UUID]*volume) (int64, error)
+	// describe and describePool add what the store knows.
+	describe(v *volume, d *Volume)
+	describePool(p *PoolReply)
+	// length is the size of a volume, or most if that cannot be found out.
+	length(v *volume, most int64) int64
+}
+
+// stored is a volume as a store finds it.
+type stored struct {
+	image, id uuid.UUID
+	meta      volumeMeta
+	size      int64
+}
