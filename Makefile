@@ -20,6 +20,11 @@ TEST_FLAGS ?=
 # What runs once more in a build that checks the order of locks, and the builds
 # that must go on to compile although nothing ships with them.
 LOCKED     ?= ./qcow2 ./internal/lockorder
+
+# The crash lab: more than 100,000 states in make test, and as many as there is
+# time for in make soak.
+LAB        := ./qcow2/crashtest
+SOAK       ?= 10m
 TAGS       := lockcheck mutants crashlab
 
 # The library is portable, the daemon is not.
@@ -32,7 +37,7 @@ GOTESTSUM := $(TOOLS)/gotestsum
 GOLANGCI  := $(TOOLS)/golangci-lint
 BENCHSTAT := $(TOOLS)/benchstat
 
-.PHONY: build run demo test lint fmt deps bench clean help need
+.PHONY: build run demo test soak lint fmt deps bench clean help need
 
 # Without cgo the program is static, and can tell the kernel something for all of
 # its threads (fusefs.SetIOFlusher).
@@ -52,8 +57,12 @@ test: need deps $(GOTESTSUM) ## all tests; what had to be skipped is named at th
 	fast=$$(comm -23 <(sort <<<"$$all") <(sort <<<"$$slow"))
 	$(GOTESTSUM) --format pkgname -- -race -short -count=1 -timeout 10m $(TEST_FLAGS) $$fast || rc=1
 	$(GOTESTSUM) --format pkgname -- -tags lockcheck -short -count=1 -timeout 10m $(TEST_FLAGS) $(LOCKED) || rc=1
+	$(GOTESTSUM) --format pkgname -- -tags crashlab -count=1 -timeout 30m $(TEST_FLAGS) $(LAB) || rc=1
 	$(GOTESTSUM) --format pkgname -- -count=1 -timeout 30m $(TEST_FLAGS) $(LONG) $$slow || rc=1
 	exit $$rc
+
+soak: need ## the crash lab for as long as SOAK says (10m)
+	TIDEMARK_SOAK=$(SOAK) $(GO) test -tags crashlab -count=1 -timeout 0 -v -run '^TestSoak$$' $(LAB)
 
 lint: need $(GOLANGCI) ## format, vet (other systems and tags too), import law, go.mod
 	@rc=0
