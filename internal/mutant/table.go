@@ -14,6 +14,7 @@ func Table() []Mutant {
 		{"refcount-entry-unsynced", "R3 does not sync before a new refcount block is used", "R3"},
 		{"refcount-table-switched-unsynced", "a larger refcount table is switched to before it is durable", "big changes switch in one sector"},
 		{"l1-switched-unsynced", "a larger L1 table is switched to before it is durable", "big changes switch in one sector"},
+		{"width-switched-unsynced", "reference counts of another width are switched to before they are durable", "big changes switch in one sector"},
 		{"header-switched-unsynced", "what follows a switch of the header does not wait for it", "big changes switch in one sector"},
 		{"old-name-uncleared", "an extension is written over the backing file's old name before that is gone", "a header is valid at every moment"},
 		{"old-table-freed-before-switch", "the old L1 table is freed before the header names the new one", "I4"},
