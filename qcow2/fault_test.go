@@ -95,7 +95,7 @@ type ordeal struct {
 // reports whether the fault was met.
 func (s *sweep) run(t *testing.T, dir string, fault faultfile.Fault) bool {
 	drops := fault.Kinds == dropping
-	o := &ordeal{s: s, t: t, fault: fault, disk: simdisk.NewDisk(s.file, simdisk.Options{Foreign: !s.m.fresh, DiscardForeign: true})}
+	o := &ordeal{s: s, t: t, fault: fault, disk: s.newDisk()}
 	writeFiles(t, dir, s.redo)
 	o.g = newGuest(nil, s.power.clone(), s.death.clone(), 100)
 	o.begin(drops)

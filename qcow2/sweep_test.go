@@ -24,13 +24,15 @@ type sweep struct {
 	redo map[string][]byte // the files of the ring's directory
 	// What may be found after a power cut, and after another death of a process.
 	power, death *history
+	// leaks are what nobody had listed as reserved: counts that were to be lowered.
+	leaks int64
 }
 
 // sweepSize is small, so that a scenario takes about a millisecond.
 const sweepSize = 96<<10 + 3*sector
 
 func (s *sweep) options(dir string) qcow2.Options {
-	o := qcow2.Options{ReserveBytes: 16 << 10, CacheBytes: 8 << 10, RedoSlots: 64, CommitInterval: -1}
+	o := qcow2.Options{ReserveBytes: 4 << 10, CacheBytes: 8 << 10, RedoSlots: 64, CommitInterval: -1}
 	if s.ring {
 		o.RedoDir = dir
 	}
@@ -52,7 +54,21 @@ func newSweep(t *testing.T, m *made, ring bool) *sweep {
 	require.Empty(t, c.errs)
 	s.file, s.redo, s.power, s.death = m.disk.State(), readFiles(t, dir), c.power, c.death
 	require.NoError(t, im.Close())
+
+	d := s.newDisk()
+	again := filepath.Join(t.TempDir(), "again")
+	writeFiles(t, again, s.redo)
+	im = m.open(t, d, s.options(again))
+	<-im.Settled()
+	require.NoError(t, im.Close())
+	s.leaks, _ = leaksOf(t, d)
 	return s
+}
+
+func leaksOf(t *testing.T, d *simdisk.Disk) (int64, []string) {
+	res, err := qcow2.Check(context.Background(), d, qcow2.CheckOptions{})
+	require.NoError(t, err)
+	return res.Leaks, res.Problems
 }
 
 func readFiles(t *testing.T, dir string) map[string][]byte {
