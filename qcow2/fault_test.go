@@ -105,6 +105,7 @@ func (s *sweep) run(t *testing.T, dir string, fault faultfile.Fault) bool {
 	if err == nil {
 		o.g.im = im
 		o.g.work(s.m.backing > s.m.size)
+		<-im.Settled()
 		closed = im.Close()
 		poisoned = im.Stats().Poisoned
 	}
@@ -117,6 +118,9 @@ func (s *sweep) run(t *testing.T, dir string, fault faultfile.Fault) bool {
 	switch {
 	case err == nil && closed == nil:
 		o.judgeContent(o.disk.Crash(simdisk.KeepAll), o.g.death, "closed")
+		if leaks, problems := leaksOf(t, o.disk); errors.Is(fault.Err, block.ErrNoSpace) {
+			require.LessOrEqual(t, leaks, s.leaks, "%s: %q", o.what("closed"), problems)
+		}
 	case len(rings) == 0 && !drops: // what completed is in the file
 		o.judgeContent(o.disk.Crash(simdisk.KeepAll), o.g.death, "the process died, without a ring")
 	case len(rings) > 0:

@@ -121,6 +121,9 @@ func (im *Image) switchL1(at, entries, size int64) error {
 	b := make([]byte, im.geo.Clusters(entries*8)*cs)
 	format.EncodeTable(b, table)
 	if _, err := im.file.WriteAt(b, at*cs); err != nil {
+		im.mu.Lock()
+		im.gone = append(im.gone, run{at: at, n: im.geo.Clusters(entries * 8)}) // nothing names it
+		im.mu.Unlock()
 		return im.fatalUnlessNoSpace(fmt.Errorf("write L1 table: %w", err))
 	}
 	if err := im.syncUnless(mutant.On("l1-switched-unsynced")); err != nil {
