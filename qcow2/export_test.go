@@ -1,5 +1,7 @@
 package qcow2
 
+import "sync"
+
 // WaitIdle waits until the engine does nothing by itself.
 func (im *Image) WaitIdle() { im.tasks.Wait() }
 
@@ -19,3 +21,7 @@ func (im *Image) CountDurably(c int64) error { return im.countRun(run{at: c, n: 
 
 // WriteCounts writes reference counts, as a commit does.
 func (im *Image) WriteCounts() error { return im.writeRefcounts(false) }
+
+// ForgetDecoders empties the pool of zstd decoders. They hold channels, which must not
+// cross the border of a testing/synctest bubble.
+func ForgetDecoders() { unzstds = sync.Pool{} }

@@ -14,7 +14,8 @@ import (
 
 // Grow makes the disk size bytes large. It waits for space, for a larger L1
 // table, as long as ctx allows, and holds nothing while it does. A smaller size
-// is refused; the same one is fine.
+// is refused; the same one is fine. So is a disk whose backing file goes on behind
+// its end: what is there would show in what the disk gains.
 func (im *Image) Grow(ctx context.Context, size int64) error {
 	if err := im.enter(true); err != nil {
 		return err
@@ -60,6 +61,9 @@ func (im *Image) growNow(ctx context.Context, size int64) error {
 	defer im.allocating.release()
 	if old := im.size(); size < old || size > im.geo.MaxSize() {
 		return fmt.Errorf("grow disk to %d bytes: expected %d to %d bytes", size, old, im.geo.MaxSize())
+	} else if size > old && im.backingSize > old {
+		return fmt.Errorf("grow disk to %d bytes: the backing file has %d bytes, the disk %d, so content of it would show behind the disk's end: "+
+			"convert the disk to one without a backing file first", size, im.backingSize, old)
 	}
 	now, cancel := context.WithDeadline(ctx, time.Now())
 	defer cancel()
@@ -117,6 +121,9 @@ func (im *Image) switchL1(at, entries, size int64) error {
 	b := make([]byte, im.geo.Clusters(entries*8)*cs)
 	format.EncodeTable(b, table)
 	if _, err := im.file.WriteAt(b, at*cs); err != nil {
+		im.mu.Lock()
+		im.gone = append(im.gone, run{at: at, n: im.geo.Clusters(entries * 8)}) // nothing names it
+		im.mu.Unlock()
 		return im.fatalUnlessNoSpace(fmt.Errorf("write L1 table: %w", err))
 	}
 	if err := im.syncUnless(mutant.On("l1-switched-unsynced")); err != nil {

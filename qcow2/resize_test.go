@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/block"
+	"tidemark/internal/block/blocktest"
 	"tidemark/internal/faultfile"
 	"tidemark/internal/simdisk"
 	"tidemark/qcow2"
@@ -183,4 +184,28 @@ func TestGrowThatWaitsHoldsNothing(t *testing.T) {
 		<-r
 		require.NoError(t, err, "16 clusters are free; the write got ENOSPC because a resize waits")
 	})
+}
+
+// TestGrowOverALongerBackingFile: what a disk gains reads zero. Where the backing
+// file goes on behind the disk's end it would show there, so the disk stays as it is.
+func TestGrowOverALongerBackingFile(t *testing.T) {
+	ctx := t.Context()
+	below := blocktest.NewMemDevice(256 << 10)
+	require.NoError(t, below.WriteAt(ctx, bytes.Repeat([]byte{7}, 256<<10), 0, 0))
+	d := newDisk(t, qcow2.CreateOptions{Size: 128 << 10, BackingFile: "below", BackingFormat: "raw"})
+	im, err := qcow2.Open(ctx, d, qcow2.Options{Backing: below})
+	require.NoError(t, err)
+	require.NoError(t, im.Grow(ctx, 128<<10), "to the size that it has")
+	require.ErrorContains(t, im.Grow(ctx, 192<<10), "backing file")
+	require.EqualValues(t, 128<<10, im.Info().Size)
+	require.NoError(t, im.Close())
+
+	d = newDisk(t, qcow2.CreateOptions{Size: 256 << 10, BackingFile: "below", BackingFormat: "raw"})
+	im, err = qcow2.Open(ctx, d, qcow2.Options{Backing: below})
+	require.NoError(t, err)
+	require.NoError(t, im.Grow(ctx, 512<<10))
+	got := make([]byte, 256<<10)
+	require.NoError(t, im.ReadAt(ctx, got, 256<<10, 0))
+	requireSame(t, make([]byte, 256<<10), got, "what the disk gained")
+	require.NoError(t, im.Close())
 }
