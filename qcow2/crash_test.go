@@ -66,15 +66,6 @@ func (o *oracle) flushRange(first, n int64) {
 	}
 }
 
-// fail notes that the request of n sectors from first failed.
-func (o *oracle) fail(first, n int64) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for s := first; s < first+n; s++ {
-		o.failed[int(s)] = true
-	}
-}
-
 func (o *oracle) snapshot() *oracle {
 	o.mu.Lock()
 	defer o.mu.Unlock()
