@@ -58,3 +58,15 @@ func (s *stops) take(op faultfile.Op) *stop {
 
 // release lets the operation be done.
 func (p *stop) release() { close(p.gone) }
+
+// kindOf wants the next operation of a kind.
+func kindOf(k faultfile.Kind) func(faultfile.Op) bool {
+	return func(op faultfile.Op) bool { return op.Kind&k != 0 }
+}
+
+// overlaps wants the next operation of a kind that touches n bytes at off.
+func overlaps(k faultfile.Kind, off, n int64) func(faultfile.Op) bool {
+	return func(op faultfile.Op) bool {
+		return op.Kind&k != 0 && op.Off < off+n && op.Off+op.Len > off
+	}
+}
