@@ -29,7 +29,7 @@ type owner uint8
 
 const (
 	nobody owner = iota
-	guest
+	guestOwns
 	metadata
 )
 
@@ -78,11 +78,11 @@ func (o *owners) claim(p []byte, off int64) {
 		by := metadata
 		switch {
 		case len(b) >= 8 && binary.BigEndian.Uint64(b)>>24 == guestMark>>24:
-			by = guest
+			by = guestOwns
 		case allZero(b):
 			continue // nobody's yet
 		}
-		if was := o.of[at/o.cs]; was != nobody && was != by || at < o.cs && by == guest {
+		if was := o.of[at/o.cs]; was != nobody && was != by || at < o.cs && by == guestOwns {
 			o.faults = append(o.faults, fmt.Sprintf("cluster %d, of %v, is overwritten by %v", at/o.cs, was, by))
 		}
 		o.of[at/o.cs] = by
