@@ -226,16 +226,21 @@ func TestNothingFollowsHalfAReply(t *testing.T) {
 	srv := NewServer(Options{})
 	c := &halfConn{}
 	s := newSession(srv, nil, c, srv.opts.Logger, terms{})
-	s.out.send(make([]byte, 16), make([]byte, 4096))
+	put := func() {
+		require.True(t, s.budget.tryAcquire(0))
+		s.out.put(&request{s: s, reply: make([]byte, 16), data: make([]byte, 4096)})
+	}
+	put()
 	half := c.written
 	require.NotZero(t, half)
 	require.True(t, s.dead.Load())
-	s.out.send(make([]byte, 16), nil)
-	s.out.post(make([]byte, 16))
+	s.budget.closed = false
+	put()
 	s.out.offer(replies{buf: srv.buffers.get(16), n: 16})
 	s.wg.Wait()
 	require.Equal(t, half, c.written)
 	require.ErrorContains(t, s.reason, "timeout")
+	require.Zero(t, s.budget.requests, "what is not answered is given back too")
 }
 
 // A payload that everybody's memory was set aside for has to arrive in time; a

@@ -31,7 +31,8 @@
 // of its own, the off-load. Only the reader starts them, after the request got a
 // place in the connection's budget (requests and bytes); only then is a payload
 // copied, or received into a buffer of its own. The place is given back when the
-// reply has been written, or is in the outbox's queue, which is short and bounded.
+// reply has been written: who has executed a request leaves it, with its reply, in
+// the outbox, and whoever is writing there takes all that has come in one write.
 //
 // # Who may wait
 //

@@ -9,10 +9,10 @@ import (
 	"tidemark/internal/block"
 )
 
-// serve executes one request of the off-load and answers it.
+// serve executes one request of the off-load and makes its reply.
 func (s *session) serve(rq *request) {
 	switch {
-	case s.dead.Load(): // nothing reaches the Device any more
+	case s.dead.Load(): // nothing reaches the Device any more, and nobody reads an answer
 		return
 	case rq.failure != nil:
 		s.replyError(rq, rq.failure)
@@ -21,24 +21,35 @@ func (s *session) serve(rq *request) {
 	if mayWait(rq.header.cmd) {
 		rq.space = newSpaceContext(s.ctx, rq.received, cmp.Or(s.export.Patience, s.srv.opts.Patience))
 	}
-	var err error
-	switch rq.header.cmd {
-	case cmdRead:
-		err = s.read(rq)
-	case cmdBlockStatus:
-		err = s.blockStatus(rq)
-	default:
-		if err = s.execute(rq.context(), rq); err == nil {
-			s.replyDone(rq)
-		}
-	}
-	if err != nil {
+	if err := s.execute(rq.context(), rq); err != nil {
 		s.replyError(rq, translate(rq.header, err))
 	}
 }
 
-// execute does what has no data to answer.
+func (s *session) replyError(rq *request, e *Error) {
+	s.srv.counters.failures.Add(1)
+	rq.reply, rq.data = appendErrorReply(nil, rq.header, e, s.terms), nil
+}
+
+// execute does what the request asks for, and makes its reply if it succeeds.
 func (s *session) execute(ctx context.Context, rq *request) error {
+	switch rq.header.cmd {
+	case cmdBlockStatus:
+		return s.blockStatus(rq)
+	case cmdRead:
+		if rq.action.n > 0 {
+			return s.read(rq)
+		}
+	}
+	if err := s.change(ctx, rq); err != nil {
+		return err
+	}
+	rq.reply = appendDoneReply(rq.head[:0], rq.header, s.terms)
+	return nil
+}
+
+// change does what has no data to answer.
+func (s *session) change(ctx context.Context, rq *request) error {
 	d, a := s.export.Device, rq.action
 	if a.n == 0 && rq.header.cmd != cmdFlush {
 		return nil
@@ -97,19 +108,14 @@ func (s *session) readDevice(ctx context.Context, p []byte, a action) error {
 	})
 }
 
-// read and blockStatus answer themselves, unless they return an error.
 func (s *session) read(rq *request) error {
 	a := rq.action
-	if a.n == 0 {
-		s.replyDone(rq)
-		return nil
-	}
 	rq.buf = s.srv.buffers.get(int(a.n))
 	if err := s.readDevice(s.ctx, rq.buf.data, a); err != nil {
 		return err
 	}
 	s.srv.counters.bytesOut.Add(uint64(a.n))
-	s.out.send(appendDataHeader(rq.head[:0], rq.header, s.terms), rq.buf.data)
+	rq.reply, rq.data = appendDataHeader(rq.head[:0], rq.header, s.terms), rq.buf.data
 	return nil
 }
 
@@ -119,7 +125,7 @@ func (s *session) blockStatus(rq *request) error {
 		return err
 	}
 	b := make([]byte, 0, chunkBytes+statusIDBytes+descriptorBytes*len(ds))
-	s.out.send(appendStatusChunk(b, rq.header.cookie, allocationID, ds), nil)
+	rq.reply = appendStatusChunk(b, rq.header.cookie, allocationID, ds)
 	return nil
 }
 
@@ -158,13 +164,4 @@ func (s *session) describe(a action) ([]descriptor, error) {
 		d.ds = append(d.ds, descriptor{uint32(min(d.min, a.n)), 0})
 	}
 	return d.ds, nil
-}
-
-func (s *session) replyError(rq *request, e *Error) {
-	s.srv.counters.failures.Add(1)
-	s.out.post(appendErrorReply(nil, rq.header, e, s.terms))
-}
-
-func (s *session) replyDone(rq *request) {
-	s.out.post(appendDoneReply(rq.head[:0], rq.header, s.terms))
 }

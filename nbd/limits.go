@@ -108,11 +108,11 @@ const (
 	// larger is better copied to and from the socket while something else is written.
 	inlineBytesMax = 64 << 10
 
-	// postBytesMax is the longest reply without data, an error with its text.
-	// queueBytes is how much of them may wait to be written, above which those who
-	// answer wait.
-	postBytesMax = chunkBytes + errorBytes + errorTextMax
-	queueBytes   = 4 << 10
+	// messageParts and messageBytes bound what is gathered into one write: the
+	// replies to 32 reads, and no more when they are long, because what has been
+	// written is given back at the end.
+	messageParts = 64
+	messageBytes = 256 << 10
 
 	// blockingMax is how many connections keep a thread while they wait.
 	blockingMax = 64

@@ -21,23 +21,40 @@ func (srv *Server) takeRequest(c command) *request {
 	return rq
 }
 
-// work is the goroutine of a request.
+// work is the goroutine of a request. It goes on to send replies, its own and
+// others', when nobody else does.
 func (rq *request) work() {
 	s := rq.s
 	defer s.wg.Done()
 	var err error
 	defer func() {
 		if err != nil {
-			rq.buf = nil // whoever the Device left behind may still use it
 			s.kill(err)
 		}
-		s.release(rq)
 	}()
 	defer recoverTo(&err, s.srv, s.log)
-	s.serve(rq)
+	if s.try(rq) {
+		s.out.put(rq)
+	}
 }
 
-// release gives back everything that a request has, after its reply.
+// try executes a request, unless that ends in a panic.
+func (s *session) try(rq *request) bool {
+	var err error
+	func() {
+		defer recoverTo(&err, s.srv, s.log)
+		s.serve(rq)
+	}()
+	if err == nil {
+		return true
+	}
+	rq.buf = nil // whoever the Device left behind may still use it
+	s.kill(err)
+	s.release(rq)
+	return false
+}
+
+// release gives back everything that a request has, when its reply has left.
 func (s *session) release(rq *request) {
 	if rq.space != nil {
 		rq.space.free()

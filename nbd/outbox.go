@@ -6,42 +6,47 @@ import (
 	"time"
 )
 
-// outbox is where the replies of a connection leave. Whoever has something to
-// send and finds nobody writing gets the turn, and goes on until there is nothing
-// left: what comes in the meantime leaves together.
+// outbox is where the replies of a connection leave. Nobody who has one waits for
+// another: whoever finds nobody writing gets the turn, and goes on until there is
+// nothing left; what comes in the meantime leaves together.
 //
-//	reader    offer  a batch of replies; never waits
-//	off-load  post   a short reply; waits for room in the queue only
-//	          send   a long one; waits until it has been written
+//	reader    offer  a batch of replies; does not write if that has to wait
+//	off-load  put    a request with its reply, which is done when that has left
 //
-// A failure ends the connection, so none of them returns one.
+// A failure ends the connection, so neither of them returns one. What is in an
+// outbox is bounded by who fills it: the reader offers nothing while it is full,
+// and a request has its place in the budget until it is done.
 type outbox struct {
 	to      stream
 	pool    *buffers
+	done    func(*request)            // of a request whose reply has left, or never will
 	allowed func(n int) time.Duration // how long a message of n bytes may take
 	late    func()                    // called when one took longer
 	broken  func(error)               // called when the stream failed
 	later   func(func())              // runs something that may wait
 
-	mu      sync.Mutex // guards what follows
-	changed sync.Cond
-	busy    bool    // somebody has the turn
-	waiting int     // in send, for the turn
-	ending  bool    // nothing more is taken in
-	closed  bool    // nothing more is written
-	queue   []byte  // what was posted
-	spare   []byte  // memory for the next queue
-	batch   replies // what was offered
+	mu          sync.Mutex // guards what follows
+	changed     sync.Cond  // not busy any more, or closed
+	busy        bool       // somebody has the turn
+	ending      bool       // nothing more is taken in
+	closed      bool       // finish does not wait any more
+	batch       replies    // what was offered
+	first, last *request   // what was put, linked by next
 
 	// full: there is a batch. Only offer, and so only the reader, sets it.
 	full atomic.Bool
 
-	// What follows belongs to whoever has the turn: what is being written, how
-	// much of it has been, and the clock of a write that waits.
-	out   replies
-	posts []byte
-	sent  int
-	clock *time.Timer
+	turn turn
+}
+
+// turn belongs to whoever has it: what is being written, and what is over when it
+// has been.
+type turn struct {
+	rest  [][]byte // of the message; in parts
+	parts [messageParts][]byte
+	batch replies
+	first *request
+	clock *time.Timer // of a write that waits
 }
 
 // offer takes the reader's replies. While it is full, nothing may be offered.
@@ -61,30 +66,23 @@ func (o *outbox) offer(r replies) {
 	}
 }
 
-// post takes a reply of at most postBytesMax.
-func (o *outbox) post(b []byte) {
+// put takes a request that has been executed. It is not the caller's any more.
+func (o *outbox) put(rq *request) {
 	o.mu.Lock()
-	for !o.ending && len(o.queue)+len(b) > queueBytes {
-		o.changed.Wait()
-	}
 	if o.ending {
 		o.mu.Unlock()
+		o.done(rq)
 		return
 	}
-	o.queue = append(o.queue, b...)
+	if rq.next = nil; o.first == nil {
+		o.first = rq
+	} else {
+		o.last.next = rq
+	}
+	o.last = rq
 	mine := o.takeTurnLocked()
 	o.mu.Unlock()
 	if mine && !o.writeNow() {
-		o.writeRest()
-	}
-}
-
-// send writes one message behind what is there already.
-func (o *outbox) send(header, payload []byte) {
-	if !o.waitForTurn() {
-		return
-	}
-	if o.writePending() && o.write(header, payload) && o.next() {
 		o.writeRest()
 	}
 }
@@ -94,14 +92,14 @@ func (o *outbox) finish() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.ending = true
-	o.changed.Broadcast()
-	for !o.closed && (o.busy || o.waiting > 0) {
+	for !o.closed && o.busy {
 		o.changed.Wait()
 	}
 	o.closed = true
 }
 
-// close ends it at once. Who writes is ended by closing the stream.
+// close takes nothing more in and waits for nothing. Who writes, as somebody does
+// while there is something, is ended by closing the stream.
 func (o *outbox) close() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -109,80 +107,78 @@ func (o *outbox) close() {
 	o.changed.Broadcast()
 }
 
-// takeTurnLocked reports whether the caller has the turn now, with everything
-// that is there to be written.
+// takeTurnLocked reports whether the caller has the turn now, with something to
+// write.
 func (o *outbox) takeTurnLocked() bool {
-	if o.busy || o.waiting > 0 { // who waits will write it
+	if o.busy {
 		return false
 	}
 	o.busy = true
-	o.takeLocked()
-	return true
+	return o.takeLocked()
 }
 
-func (o *outbox) waitForTurn() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.ending {
-		return false
-	}
-	o.waiting++
-	for o.busy && !o.closed {
-		o.changed.Wait()
-	}
-	o.waiting--
-	if o.closed {
-		o.changed.Broadcast()
-		return false
-	}
-	o.busy = true
-	o.takeLocked()
-	return true
-}
-
-// takeLocked makes what is there what is being written.
-func (o *outbox) takeLocked() {
-	o.posts, o.queue, o.spare = o.queue, o.spare[:0], nil
-	o.out, o.batch, o.sent = o.batch, replies{}, 0
-	o.full.Store(false)
-	if len(o.posts) > 0 {
-		o.changed.Broadcast() // there is room in the queue
-	}
-}
-
-// next ends what was being written and takes what has come in the meantime. It
-// gives the turn up and reports false if that is nothing, or if somebody waits for
-// the turn, who will go on.
-func (o *outbox) next() bool {
-	o.out.free(o.pool)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.spare, o.posts = o.posts[:0], nil
-	if o.closed || o.waiting > 0 || len(o.queue) == 0 && o.batch.n == 0 {
+// takeLocked makes a message of what is there, or gives the turn up and reports
+// false.
+func (o *outbox) takeLocked() bool {
+	if o.first == nil && o.batch.n == 0 {
 		o.busy = false
 		o.changed.Broadcast()
 		return false
 	}
-	o.takeLocked()
-	return true
+	t := &o.turn
+	t.rest = t.parts[:0]
+	size := o.batch.n
+	if size > 0 {
+		t.batch, o.batch = o.batch, replies{}
+		t.rest = append(t.rest, t.batch.bytes())
+		o.full.Store(false)
+	}
+	t.first = o.first
+	for end := &t.first; ; end = &(*end).next {
+		rq := *end
+		if rq == nil || len(t.rest)+2 > messageParts || size > messageBytes {
+			o.first, *end = rq, nil
+			return true
+		}
+		t.rest = append(t.rest, rq.reply)
+		size += len(rq.reply) + len(rq.data)
+		if len(rq.data) > 0 {
+			t.rest = append(t.rest, rq.data)
+		}
+	}
 }
 
-// pending is what is left of what is being written.
-func (o *outbox) pending() (posts, batch []byte) {
-	return advance(o.posts, o.out.bytes(), o.sent)
+// next is done with what has been written, and takes what has come since.
+func (o *outbox) next() bool {
+	o.doneWriting()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.takeLocked()
+}
+
+func (o *outbox) doneWriting() {
+	t := &o.turn
+	t.batch.free(o.pool)
+	clear(t.parts[:])
+	t.rest = nil
+	for rq := t.first; rq != nil; {
+		next := rq.next
+		o.done(rq)
+		rq = next
+	}
+	t.first = nil
 }
 
 // writeNow writes without waiting. It reports false, still with the turn, when the
 // stream takes no more at present.
 func (o *outbox) writeNow() bool {
 	for {
-		posts, batch := o.pending()
-		n, err := o.to.writeNow(posts, batch)
+		n, err := o.to.writeNow(o.turn.rest)
 		if err != nil {
 			o.fail(err)
 			return true
 		}
-		if o.sent += n; n < len(posts)+len(batch) {
+		if o.turn.rest = advance(o.turn.rest, n); len(o.turn.rest) > 0 {
 			return false
 		}
 		if !o.next() {
@@ -193,35 +189,46 @@ func (o *outbox) writeNow() bool {
 
 // writeRest goes on, waiting.
 func (o *outbox) writeRest() {
-	for o.writePending() && o.next() {
+	for {
+		if err := o.write(o.turn.rest); err != nil {
+			o.fail(err)
+			return
+		}
+		if !o.next() {
+			return
+		}
 	}
 }
 
-func (o *outbox) writePending() bool {
-	posts, batch := o.pending()
-	return len(posts)+len(batch) == 0 || o.write(posts, batch)
-}
-
-// write writes one message in its time. It reports false if the stream failed.
-func (o *outbox) write(header, payload []byte) bool {
-	allowed := o.allowed(len(header) + len(payload))
-	if o.clock == nil {
-		o.clock = time.AfterFunc(allowed, o.late)
+// write writes a message in its time.
+func (o *outbox) write(message [][]byte) error {
+	n := 0
+	for _, part := range message {
+		n += len(part)
+	}
+	t := &o.turn
+	if t.clock == nil {
+		t.clock = time.AfterFunc(o.allowed(n), o.late)
 	} else {
-		o.clock.Reset(allowed)
+		t.clock.Reset(o.allowed(n))
 	}
-	err := o.to.write(header, payload)
-	o.clock.Stop()
-	if err != nil {
-		o.fail(err)
-	}
-	return err == nil
+	defer t.clock.Stop()
+	return o.to.write(message)
 }
 
 // fail ends the connection. Part of a message may be on its way: the next one
-// would be taken for the rest of it.
+// would be taken for the rest of it. What has not left is done too.
 func (o *outbox) fail(err error) {
 	o.close()
 	o.broken(err)
-	o.next() // gives the turn up
+	o.doneWriting()
+	o.mu.Lock()
+	o.turn.first, o.first = o.first, nil
+	o.turn.batch, o.batch = o.batch, replies{}
+	o.mu.Unlock()
+	o.doneWriting()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.busy = false
+	o.changed.Broadcast()
 }

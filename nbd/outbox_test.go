@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -32,31 +35,29 @@ type pipeEnd struct {
 	ended  []int // bytes that were taken when each end came
 }
 
-func (p *pipeEnd) take(limit int, header, payload []byte) (int, error) {
+func (p *pipeEnd) take(limit int, message [][]byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.fail != nil {
 		return 0, p.fail
 	}
 	p.writes++
-	all := append(append([]byte(nil), header...), payload...)
+	all := bytes.Join(message, nil)
 	n := min(limit, len(all))
 	p.taken = append(p.taken, all[:n]...)
 	return n, nil
 }
 
-func (p *pipeEnd) writeNow(header, payload []byte) (int, error) {
-	return p.take(p.room, header, payload)
-}
+func (p *pipeEnd) writeNow(message [][]byte) (int, error) { return p.take(p.room, message) }
 
-func (p *pipeEnd) write(header, payload []byte) error {
+func (p *pipeEnd) write(message [][]byte) error {
 	if p.writing != nil {
 		p.writing()
 	}
 	if p.wait != nil {
 		<-p.wait
 	}
-	_, err := p.take(len(header)+len(payload), header, payload)
+	_, err := p.take(math.MaxInt, message)
 	return err
 }
 
@@ -84,15 +85,43 @@ func (p *pipeEnd) end() error {
 	return nil
 }
 
-func newTestOutbox(p *pipeEnd) (*outbox, *sync.WaitGroup, *[]error) {
-	var wg sync.WaitGroup
-	var errs []error
-	o := &outbox{
-		to: p, pool: &buffers{}, allowed: func(int) time.Duration { return time.Minute },
-		late: func() {}, broken: func(err error) { errs = append(errs, err) }, later: func(f func()) { wg.Go(f) },
+// testOutbox is an outbox without a session.
+type testOutbox struct {
+	outbox
+	wg   sync.WaitGroup
+	mu   sync.Mutex // guards what follows
+	over int        // requests that are done
+	errs []error
+}
+
+func newTestOutbox(p *pipeEnd) *testOutbox {
+	o := &testOutbox{}
+	o.to, o.pool = p, &buffers{}
+	o.allowed, o.late = func(int) time.Duration { return time.Minute }, func() {}
+	o.later = func(f func()) { o.wg.Go(f) }
+	o.changed.L = &o.outbox.mu
+	o.done = func(*request) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.over++
 	}
-	o.changed.L = &o.mu
-	return o, &wg, &errs
+	o.broken = func(err error) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.errs = append(o.errs, err)
+	}
+	return o
+}
+
+func (o *testOutbox) isOver() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.over
+}
+
+// answer puts a request with m as its reply, in the background.
+func (o *testOutbox) answer(m []byte) {
+	o.wg.Go(func() { o.put(&request{reply: m[:len(m)/2], data: m[len(m)/2:]}) })
 }
 
 func batchOf(o *outbox, b []byte) replies {
@@ -120,20 +149,17 @@ func TestOutboxKeepsMessagesWhole(t *testing.T) {
 	for round := range uint64(30) {
 		rng := rand.New(rand.NewPCG(seed, round))
 		p := &pipeEnd{room: []int{0, 1, 7, 100, 1 << 20}[rng.IntN(5)]}
-		o, wg, errs := newTestOutbox(p)
-		const posters, each = 8, 50
+		o := newTestOutbox(p)
+		const senders, each = 8, 50
 		sent := map[byte]int{}
-		for id := range byte(posters) {
+		for id := range byte(senders) {
 			sent[id] = each
 			rng := rand.New(rand.NewPCG(seed, round<<8|uint64(id)))
-			wg.Go(func() {
+			o.wg.Go(func() {
 				for range each {
-					m := message(id, 3+rng.IntN(postBytesMax-2))
-					if rng.IntN(4) == 0 {
-						o.send(m[:2], m[2:])
-					} else {
-						o.post(m)
-					}
+					m := message(id, 3+rng.IntN(10000))
+					k := 2 + rng.IntN(len(m)-1)
+					o.put(&request{reply: m[:k], data: m[k:]})
 				}
 			})
 		}
@@ -141,13 +167,14 @@ func TestOutboxKeepsMessagesWhole(t *testing.T) {
 			if o.full.Load() {
 				continue
 			}
-			m := message(posters, 3+rng.IntN(10000))
-			o.offer(batchOf(o, m))
-			sent[posters]++
+			m := message(senders, 3+rng.IntN(10000))
+			o.offer(batchOf(&o.outbox, m))
+			sent[senders]++
 		}
-		wg.Wait()
+		o.wg.Wait()
 		o.finish()
-		require.Empty(t, *errs)
+		require.Empty(t, o.errs)
+		require.Equal(t, senders*each, o.over)
 		for b := p.taken; len(b) > 0; {
 			n := int(be.Uint16(b))
 			require.LessOrEqual(t, n, len(b))
@@ -161,77 +188,109 @@ func TestOutboxKeepsMessagesWhole(t *testing.T) {
 	}
 }
 
-// While somebody writes, what others answer collects and leaves in one write.
+// While somebody writes, what others answer collects and leaves in one write. Until
+// then nobody waits, and no request is done.
 func TestRepliesAreCoalesced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		const n = messageParts/2 - 1
 		p := &pipeEnd{wait: make(chan struct{})}
-		o, wg, _ := newTestOutbox(p)
-		for range 100 {
-			wg.Go(func() { o.post(message(1, simpleBytes)) })
+		o := newTestOutbox(p)
+		o.answer(message(1, 100))
+		synctest.Wait() // in write
+		for range n {
+			o.put(&request{reply: message(2, 50), data: message(2, 50)})
 		}
-		synctest.Wait() // the first one writes
-		o.offer(batchOf(o, message(2, 64)))
+		o.offer(batchOf(&o.outbox, message(3, 64)))
 		require.True(t, o.full.Load())
+		p.wait <- struct{}{}
+		synctest.Wait()
+		require.False(t, o.full.Load(), "it is on its way")
+		require.Equal(t, 1, o.isOver())
 		close(p.wait)
-		wg.Wait()
-		require.False(t, o.full.Load())
-		require.Len(t, p.taken, 100*simpleBytes+64)
-		require.Equal(t, 3, p.writes, "one that did not go, the first message, all others")
+		o.wg.Wait()
+		require.Len(t, p.taken, (n+1)*100+64)
+		require.Equal(t, 3, p.writes, "one that did not wait, the first reply, all others")
+		require.Equal(t, n+1, o.isOver())
 	})
 }
 
-// Long replies wait for their turn, and what waits when they get it goes first:
-// nobody starves.
-func TestOutboxIsFair(t *testing.T) {
+// A write is bounded in parts and in bytes, and what comes first goes first.
+func TestOutboxMessagesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &pipeEnd{wait: make(chan struct{}, 100)}
-		o, wg, _ := newTestOutbox(p)
-		send := func(id byte) {
-			wg.Go(func() { o.send(message(id, 100), nil) })
+		for _, row := range []struct{ n, size, writes int }{
+			{3 * messageParts / 2, 100, 3}, {10, messageBytes / 2, 4}, {3, 2 * messageBytes, 3},
+		} {
+			p := &pipeEnd{wait: make(chan struct{})}
+			o := newTestOutbox(p)
+			o.answer([]byte{0, 0})
 			synctest.Wait()
-		}
-		send(1)
-		send(2)
-		o.post(message(3, 100))
-		send(4)
-		o.offer(batchOf(o, message(5, 100)))
-		close(p.wait)
-		wg.Wait()
-		var order []byte
-		for b := p.taken; len(b) > 0; b = b[100:] {
-			order = append(order, b[50])
-		}
-		require.Equal(t, []byte{1, 3, 5}, order[:3])
-		require.ElementsMatch(t, []byte{2, 4}, order[3:])
-	})
-}
-
-// Who waits for a turn gets it, however much comes in the meantime, and nobody
-// goes before him.
-func TestOutboxGivesTurns(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &pipeEnd{wait: make(chan struct{})}
-		o, wg, _ := newTestOutbox(p)
-		posts := 0
-		p.writing = func() {
-			if posts++; posts < 20 {
-				o.post(message(1, 100))
+			for i := range row.n {
+				o.put(&request{reply: []byte{byte(i)}, data: bytes.Repeat([]byte{byte(i)}, row.size)})
+			}
+			p.writes = 0
+			close(p.wait)
+			o.wg.Wait()
+			require.Equal(t, 1+row.writes, p.writes, "%+v", row)
+			require.Equal(t, row.n+1, o.over)
+			for i, c := range p.taken[2:] {
+				require.EqualValues(t, i/(row.size+1), c)
 			}
 		}
-		wg.Go(func() { o.post(message(1, 100)) })
-		synctest.Wait()
-		wg.Go(func() { o.send(message(2, 100), nil) })
-		synctest.Wait()
-		close(p.wait)
-		wg.Wait()
-		require.Contains(t, string(p.taken[:400]), string(message(2, 100)))
+	})
+}
 
-		o, _, _ = newTestOutbox(p)
-		o.waiting = 1 // about to take the turn
-		before := len(p.taken)
-		o.post(message(3, 100))
-		o.offer(batchOf(o, message(3, 100)))
-		require.Len(t, p.taken, before)
+// finish lets everything leave that was taken in, and takes nothing more in.
+func TestOutboxFinish(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &pipeEnd{wait: make(chan struct{})}
+		o := newTestOutbox(p)
+		o.offer(batchOf(&o.outbox, message(1, 100)))
+		o.answer(message(2, 100))
+		o.answer(message(3, 100))
+		synctest.Wait()
+		finished := make(chan struct{})
+		go func() {
+			o.finish()
+			close(finished)
+		}()
+		synctest.Wait()
+		o.answer(message(4, 100))
+		o.offer(batchOf(&o.outbox, message(4, 100)))
+		synctest.Wait()
+		require.Equal(t, 1, o.isOver(), "the one that came too late")
+		select {
+		case <-finished:
+			t.Fatal("finished with replies on their way")
+		default:
+		}
+		close(p.wait)
+		<-finished
+		o.wg.Wait()
+		require.Len(t, p.taken, 300)
+		require.Equal(t, 3, o.over)
+	})
+}
+
+// When the stream fails, what has not left is done all the same.
+func TestOutboxFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &pipeEnd{wait: make(chan struct{})}
+		o := newTestOutbox(p)
+		for range messageParts {
+			o.answer(message(1, 100))
+		}
+		synctest.Wait()
+		o.offer(batchOf(&o.outbox, message(1, 100)))
+		p.fail = errors.New("broken")
+		close(p.wait)
+		o.wg.Wait()
+		require.Equal(t, []error{p.fail}, o.errs)
+		require.Equal(t, messageParts, o.over)
+		o.answer(message(1, 100))
+		o.finish()
+		o.wg.Wait()
+		require.Equal(t, messageParts+1, o.over)
+		require.Len(t, o.errs, 1)
 	})
 }
 
@@ -239,24 +298,37 @@ func TestOutboxGivesTurns(t *testing.T) {
 func TestOutboxClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &pipeEnd{}
-		o, wg, _ := newTestOutbox(p)
+		o := newTestOutbox(p)
 		late := 0
 		o.late = func() {
 			late++
 			close(p.wait)
 		}
 		for range 2 { // the second time the clock is there already
-			o.post(message(1, 100))
+			o.put(&request{reply: message(1, 100)})
 			time.Sleep(time.Hour)
 			require.Zero(t, late)
 		}
 		p.wait = make(chan struct{})
 		start := time.Now()
-		o.post(message(1, 100))
+		o.put(&request{reply: message(1, 100)})
 		require.Equal(t, time.Minute, time.Since(start))
 		require.Equal(t, 1, late)
-		wg.Wait()
 	})
+}
+
+func TestAdvance(t *testing.T) {
+	parts := func() [][]byte { return [][]byte{{1, 2}, nil, {3}, {4, 5, 6}} }
+	for n, want := range []string{"1 2 3 4 5 6", "2 3 4 5 6", "3 4 5 6", "4 5 6", "5 6", "6", ""} {
+		var got []string
+		for _, p := range advance(parts(), n) {
+			for _, c := range p {
+				got = append(got, fmt.Sprint(c))
+			}
+		}
+		require.Equal(t, want, strings.Join(got, " "))
+	}
+	require.Empty(t, advance(parts(), 6))
 }
 
 // A session that ends waits for the replies on their way before it says so.
@@ -288,67 +360,6 @@ func TestSessionEndsAfterItsReplies(t *testing.T) {
 			})
 		})
 	}
-}
-
-// The queue is bounded: who answers waits for room, and no longer when it ends.
-func TestOutboxQueueIsBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &pipeEnd{wait: make(chan struct{})}
-		o, wg, _ := newTestOutbox(p)
-		for range 4 * queueBytes / simpleBytes {
-			wg.Go(func() { o.post(message(1, simpleBytes)) })
-		}
-		synctest.Wait()
-		require.Len(t, o.queue, queueBytes)
-		p.wait <- struct{}{} // the first one has been written, the queue is on its way
-		synctest.Wait()
-		require.Len(t, o.queue, queueBytes, "there is room again")
-		o.close()
-		close(p.wait)
-		wg.Wait()
-		require.Less(t, len(p.taken), 4*queueBytes)
-	})
-}
-
-// finish lets everything leave that was taken in, and takes nothing more in.
-func TestOutboxFinish(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &pipeEnd{wait: make(chan struct{})}
-		o, wg, _ := newTestOutbox(p)
-		o.offer(batchOf(o, message(1, 100)))
-		wg.Go(func() { o.post(message(2, 100)) })
-		wg.Go(func() { o.send(message(3, 100), nil) })
-		synctest.Wait()
-		finished := make(chan struct{})
-		go func() {
-			o.finish()
-			close(finished)
-		}()
-		synctest.Wait()
-		o.post(message(4, 100))
-		o.send(message(4, 100), nil)
-		o.offer(batchOf(o, message(4, 100)))
-		select {
-		case <-finished:
-			t.Fatal("finished with replies on their way")
-		default:
-		}
-		close(p.wait)
-		<-finished
-		wg.Wait()
-		require.Len(t, p.taken, 300)
-	})
-}
-
-func TestOutboxFails(t *testing.T) {
-	p := &pipeEnd{fail: errors.New("broken")}
-	o, wg, errs := newTestOutbox(p)
-	o.post(message(1, 100))
-	o.offer(batchOf(o, message(1, 100)))
-	o.send(message(1, 100), nil)
-	wg.Wait()
-	require.Equal(t, []error{p.fail}, *errs)
-	o.finish()
 }
 
 // A client that sends before it reads is read from, also when its replies fill

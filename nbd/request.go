@@ -16,11 +16,15 @@ type request struct {
 	action   action
 	failure  *Error // what decide said, or nil
 	received time.Time
-	buf      *buffer                            // payload of WRITE, data of READ
-	cost     int                                // bytes in the budget
-	working  bool                               // counted in session.working
-	run      func()                             // work, made once
-	head     [chunkBytes + offsetDataBytes]byte // room for a short reply
+	buf      *buffer // payload of WRITE, data of READ
+	cost     int     // bytes in the budget
+	working  bool    // counted in session.working
+	run      func()  // work, made once
+
+	reply []byte                             // without data
+	data  []byte                             // of READ, behind it
+	head  [chunkBytes + offsetDataBytes]byte // memory for a short reply
+	next  *request                           // in an outbox
 
 	space *spaceContext // of a request that may wait for space
 	holds int           // guarded by session.mu: Begins without their End

@@ -49,13 +49,13 @@ var (
 
 func newSession(srv *Server, e *export, conn net.Conn, log *slog.Logger, t terms) *session {
 	s := &session{
-		srv: srv, export: e, conn: conn, log: log, terms: t, stream: &plain{Conn: conn},
+		srv: srv, export: e, conn: conn, log: log, terms: t, stream: plain{conn},
 		budget: newBudget(srv.inFlight, srv.connectionBytes), done: make(chan struct{}), held: map[*request]struct{}{},
 	}
 	s.idle.L = &s.mu
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.out = outbox{
-		to: s.stream, pool: &srv.buffers, allowed: srv.transferTime,
+		to: s.stream, pool: &srv.buffers, done: s.release, allowed: srv.transferTime,
 		late: func() { s.kill(errSlow) }, broken: s.brokenBy, later: s.goLater,
 	}
 	s.out.changed.L = &s.out.mu

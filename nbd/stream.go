@@ -14,12 +14,11 @@ type stream interface {
 	// is nothing, or cannot be told.
 	readNow(p []byte) (int, error)
 
-	// write waits until header and payload, either of which may be empty, are
-	// written.
-	write(header, payload []byte) error
-	// writeNow writes as much of both as there is room for at once, which may be
-	// nothing, and returns how much.
-	writeNow(header, payload []byte) (int, error)
+	// write waits until a message of at most messageParts is written.
+	write(message [][]byte) error
+	// writeNow writes as much of a message as there is room for at once, which may
+	// be nothing, and returns how many bytes.
+	writeNow(message [][]byte) (int, error)
 
 	// CloseWrite tells the other side that nothing more comes.
 	CloseWrite() error
@@ -36,33 +35,26 @@ type stream interface {
 // everything is left to those who may.
 type plain struct {
 	net.Conn
-	parts [2][]byte // of the message that is being written
-	bufs  net.Buffers
 }
 
-func (*plain) readNow([]byte) (int, error)          { return 0, nil }
-func (*plain) writeNow([]byte, []byte) (int, error) { return 0, nil }
+func (plain) readNow([]byte) (int, error)    { return 0, nil }
+func (plain) writeNow([][]byte) (int, error) { return 0, nil }
 
-func (p *plain) write(header, payload []byte) error {
-	p.parts = [2][]byte{header, payload}
-	p.bufs = p.parts[:]
-	if len(payload) == 0 {
-		p.bufs = p.parts[:1]
-	}
-	_, err := p.bufs.WriteTo(p.Conn)
-	p.parts = [2][]byte{}
+func (p plain) write(message [][]byte) error {
+	b := net.Buffers(message)
+	_, err := b.WriteTo(p.Conn)
 	return err
 }
 
-func (p *plain) CloseWrite() error {
+func (p plain) CloseWrite() error {
 	if c, ok := p.Conn.(interface{ CloseWrite() error }); ok {
 		return c.CloseWrite()
 	}
 	return errors.ErrUnsupported
 }
 
-func (p *plain) hungUp() bool { return hungUp(p.Conn) }
-func (*plain) free()          {}
+func (p plain) hungUp() bool { return hungUp(p.Conn) }
+func (plain) free()          {}
 
 // bareSocket returns the socket of the kernel that a connection is, so that its
 // bytes may be moved without the connection's own methods; nil if there is
@@ -80,9 +72,13 @@ func bareSocket(c net.Conn) net.Conn {
 }
 
 // advance returns what is left of a message after n bytes of it.
-func advance(header, payload []byte, n int) ([]byte, []byte) {
-	if n < len(header) {
-		return header[n:], payload
+func advance(message [][]byte, n int) [][]byte {
+	for len(message) > 0 && n >= len(message[0]) {
+		n -= len(message[0])
+		message = message[1:]
 	}
-	return nil, payload[n-len(header):]
+	if n > 0 {
+		message[0] = message[0][n:]
+	}
+	return message
 }

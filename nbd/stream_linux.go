@@ -18,11 +18,11 @@ import (
 func openStream(c net.Conn, taken *atomic.Int32) stream {
 	s := bareSocket(c)
 	if s == nil {
-		return &plain{Conn: c}
+		return plain{c}
 	}
 	raw, err := s.(syscall.Conn).SyscallConn()
 	if err != nil {
-		return &plain{Conn: c} // closed already
+		return plain{c} // closed already
 	}
 	if u, ok := s.(*net.UnixConn); ok { // TCP's grows by itself
 		_ = u.SetWriteBuffer(sendBufferBytes) // a smaller one is only slower
@@ -60,7 +60,7 @@ func takeOver(raw syscall.RawConn) (fd int, err error) {
 type socket struct {
 	fd    int
 	taken *atomic.Int32
-	parts [2][]byte // of the message that is being written
+	out   vector
 
 	mu    sync.Mutex // guards what follows, and fd against those who do not read or write
 	freed bool
@@ -78,35 +78,19 @@ func (k *socket) Read(p []byte) (int, error) {
 
 func (k *socket) readNow(p []byte) (int, error) { return receiveNow(k.fd, p) }
 
-func (k *socket) write(header, payload []byte) error {
-	for len(header)+len(payload) > 0 {
-		n, err := k.writeOnce(header, payload)
-		if err == unix.EINTR {
-			continue
-		}
+func (k *socket) write(message [][]byte) error {
+	for len(message) > 0 {
+		n, err := k.out.send(k.fd, message, 0)
 		if err != nil {
-			return os.NewSyscallError("write", err)
+			return err
 		}
-		header, payload = advance(header, payload, n)
+		message = advance(message, n)
 	}
 	return nil
 }
 
-func (k *socket) writeOnce(header, payload []byte) (int, error) {
-	switch {
-	case len(payload) == 0:
-		return unix.Write(k.fd, header)
-	case len(header) == 0:
-		return unix.Write(k.fd, payload)
-	}
-	k.parts = [2][]byte{header, payload}
-	n, err := unix.Writev(k.fd, k.parts[:])
-	k.parts = [2][]byte{}
-	return n, err
-}
-
-func (k *socket) writeNow(header, payload []byte) (int, error) {
-	return sendBothNow(k.fd, header, payload)
+func (k *socket) writeNow(message [][]byte) (int, error) {
+	return k.out.send(k.fd, message, unix.MSG_DONTWAIT)
 }
 
 func (k *socket) CloseWrite() error { return k.shutdown(unix.SHUT_WR) }
@@ -138,49 +122,50 @@ func (k *socket) free() {
 // polled is a stream over a socket that stays with the runtime's poller.
 type polled struct {
 	plain
-	raw               syscall.RawConn
-	receive, transmit attempt
-}
+	raw syscall.RawConn
+	out vector
 
-// attempt is one try of a system call on the descriptor. Its function is made
-// once, because a closure for each call would be an allocation.
-type attempt struct {
-	f               func(fd uintptr) bool
-	header, payload []byte
-	n               int
-	err             error
+	// One try of a system call: its function is made once, because a closure for
+	// each call would be an allocation.
+	reading, writing struct {
+		try     func(fd uintptr) bool
+		p       []byte
+		message [][]byte
+		n       int
+		err     error
+	}
 }
 
 func newPolled(c net.Conn, raw syscall.RawConn) *polled {
-	p := &polled{plain: plain{Conn: c}, raw: raw}
-	r, w := &p.receive, &p.transmit
-	r.f = func(fd uintptr) bool {
-		r.n, r.err = receiveNow(int(fd), r.payload)
+	p := &polled{plain: plain{c}, raw: raw}
+	r, w := &p.reading, &p.writing
+	r.try = func(fd uintptr) bool {
+		r.n, r.err = receiveNow(int(fd), r.p)
 		return true
 	}
-	w.f = func(fd uintptr) bool {
-		w.n, w.err = sendBothNow(int(fd), w.header, w.payload)
+	w.try = func(fd uintptr) bool {
+		w.n, w.err = p.out.send(int(fd), w.message, unix.MSG_DONTWAIT)
 		return true
 	}
 	return p
 }
 
 func (p *polled) readNow(b []byte) (int, error) {
-	return p.receive.with(p.raw.Read, nil, b)
-}
-
-func (p *polled) writeNow(header, payload []byte) (int, error) {
-	return p.transmit.with(p.raw.Write, header, payload)
-}
-
-func (a *attempt) with(do func(func(uintptr) bool) error, header, payload []byte) (int, error) {
-	a.header, a.payload, a.n, a.err = header, payload, 0, nil
-	err := do(a.f)
-	a.header, a.payload = nil, nil
-	if err != nil {
+	r := &p.reading
+	r.p = b
+	if err := p.raw.Read(r.try); err != nil {
 		return 0, err
 	}
-	return a.n, a.err
+	return r.n, r.err
+}
+
+func (p *polled) writeNow(message [][]byte) (int, error) {
+	w := &p.writing
+	w.message = message
+	if err := p.raw.Write(w.try); err != nil {
+		return 0, err
+	}
+	return w.n, w.err
 }
 
 // received translates the result of a system call that reads.
@@ -211,33 +196,32 @@ func receiveNow(fd int, p []byte) (int, error) {
 	}
 }
 
-func sendBothNow(fd int, header, payload []byte) (int, error) {
-	if len(payload) == 0 {
-		return sendNow(fd, header, 0)
-	}
-	n, err := sendNow(fd, header, unix.MSG_MORE)
-	if err != nil || n < len(header) {
-		return n, err
-	}
-	m, err := sendNow(fd, payload, 0)
-	return n + m, err
+// vector sends messages in parts. Those of package unix allocate.
+type vector struct {
+	parts  [messageParts]unix.Iovec
+	header unix.Msghdr
 }
 
-func sendNow(fd int, p []byte, flags int) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
+// send is sendmsg(2). With MSG_DONTWAIT and no room it sends nothing.
+func (v *vector) send(fd int, message [][]byte, flags uintptr) (int, error) {
+	for i, p := range message {
+		v.parts[i].Base = unsafe.SliceData(p)
+		v.parts[i].SetLen(len(p))
 	}
+	v.header.Iov = &v.parts[0]
+	v.header.SetIovlen(len(message))
+	defer clear(v.parts[:len(message)])
 	for {
-		n, err := unix.SendmsgN(fd, p, nil, nil, flags|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		switch err {
-		case nil:
-			return n, nil
+		n, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&v.header)), flags|unix.MSG_NOSIGNAL)
+		switch errno {
+		case 0:
+			return int(n), nil
 		case unix.EINTR:
 			continue
 		case unix.EAGAIN:
 			return 0, nil
 		}
-		return 0, os.NewSyscallError("send", err)
+		return 0, os.NewSyscallError("sendmsg", errno)
 	}
 }
 
