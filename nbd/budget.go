@@ -36,12 +36,33 @@ func (b *budget) acquire(n int) bool {
 	return true
 }
 
+// tryAcquire takes the place of a request of n bytes if there is one.
+func (b *budget) tryAcquire(n int) bool {
+	shared, ok := b.tryOwn(n)
+	if ok && shared > 0 && !b.pool.try(shared) {
+		b.add(-1, -n) // the pool never had it
+		return false
+	}
+	return ok
+}
+
+func (b *budget) tryOwn(n int) (shared int, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed || !b.fitsLocked(n) {
+		return 0, false
+	}
+	return b.addLocked(1, n), true
+}
+
+func (b *budget) fitsLocked(n int) bool { return b.requests < inFlightMax && b.bytes+n <= b.bytesMax }
+
 // wait waits for the connection's own limits, and returns what remains to be
 // had from the pool.
 func (b *budget) wait(n int) (shared int, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for !b.closed && (b.requests >= inFlightMax || b.bytes+n > b.bytesMax) {
+	for !b.closed && !b.fitsLocked(n) {
 		b.changed.Wait()
 	}
 	if b.closed {

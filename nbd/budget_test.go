@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -39,6 +40,28 @@ func TestBudgetsShareAPool(t *testing.T) {
 	a.release(payloadBytesMax)
 	a.release(payloadBytesMax)
 	require.Zero(t, p.used)
+}
+
+// What does not fit is not taken in part.
+func TestBudgetTriesOnly(t *testing.T) {
+	p := newPool(payloadBytesMax)
+	a, b := newBudget(p, inFlightBytesMax), newBudget(p, ownBytes)
+	require.True(t, a.tryAcquire(ownBytes))
+	require.True(t, a.tryAcquire(payloadBytesMax))
+	require.False(t, a.tryAcquire(1), "the pool's limit")
+	require.Equal(t, 2, a.requests)
+	require.Equal(t, ownBytes+payloadBytesMax, a.bytes)
+	require.True(t, b.tryAcquire(ownBytes))
+	require.False(t, b.tryAcquire(1), "its own limit")
+	for range inFlightMax - 1 {
+		require.True(t, b.tryAcquire(0))
+	}
+	require.False(t, b.tryAcquire(0), "as many requests as there may be")
+	b.release(0)
+	b.close()
+	require.False(t, b.tryAcquire(0))
+	a.release(payloadBytesMax)
+	require.Zero(t, p.inUse())
 }
 
 // A connection that dies while it waits for the others leaves nothing behind.
@@ -100,7 +123,9 @@ func TestHoldMovesBytes(t *testing.T) {
 
 // A buffer that a Device was using when it panicked is not used again.
 func TestPanicKeepsTheBuffer(t *testing.T) {
-	d := newMemDevice(4096)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // a pool hides nothing from one processor
+	const size = 2 * replyBytes                     // of a class that replies do not use
+	d := newMemDevice(size)
 	d.before = func(_ context.Context, op string, _, _ int64, _ block.Flags) error {
 		if op == "write" {
 			panic("on purpose")
@@ -108,9 +133,9 @@ func TestPanicKeepsTheBuffer(t *testing.T) {
 		return nil
 	}
 	ts := serve(t, Options{}, Export{Device: d})
-	require.Error(t, ts.dial(t, ClientOptions{}).WriteAt(t.Context(), make([]byte, 512), 0, 0))
+	require.Error(t, ts.dial(t, ClientOptions{}).WriteAt(t.Context(), make([]byte, size), 0, 0))
 	eventually(t, "gone", func() bool { return ts.Stats().Connections == 0 })
-	require.Nil(t, ts.buffers.classes[0].Get())
+	require.True(t, ts.buffers.classes[bufferClass(size)].Get() == nil)
 }
 
 // The pool's limit is the server's: a connection waits until another has
@@ -201,10 +226,21 @@ func TestNothingFollowsHalfAReply(t *testing.T) {
 	srv := NewServer(Options{})
 	c := &halfConn{}
 	s := newSession(srv, nil, c, srv.opts.Logger, terms{})
-	require.Error(t, s.write(make([]byte, 16), make([]byte, 4096)))
+	put := func() {
+		require.True(t, s.budget.tryAcquire(0))
+		s.out.put(&request{s: s, reply: make([]byte, 16), data: make([]byte, 4096)})
+	}
+	put()
 	half := c.written
-	require.ErrorIs(t, s.write(make([]byte, 16), nil), errGone)
+	require.NotZero(t, half)
+	require.True(t, s.dead.Load())
+	s.budget.closed = false
+	put()
+	s.out.offer(replies{buf: srv.buffers.get(16), n: 16})
+	s.wg.Wait()
 	require.Equal(t, half, c.written)
+	require.ErrorContains(t, s.reason, "timeout")
+	require.Zero(t, s.budget.requests, "what is not answered is given back too")
 }
 
 // A payload that everybody's memory was set aside for has to arrive in time; a

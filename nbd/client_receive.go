@@ -13,7 +13,7 @@ import (
 // is read, and an error that is returned here ends the connection.
 
 func (c *Client) readReplies() error {
-	r := bufio.NewReaderSize(c.conn, readerBytes)
+	r := bufio.NewReaderSize(c.conn, clientReaderBytes)
 	var b [chunkBytes]byte
 	for {
 		if _, err := io.ReadFull(r, b[:4]); err != nil {

@@ -21,27 +21,33 @@ import (
 	"tidemark/internal/testenv"
 )
 
-// testServer is a server on a unix socket.
+// testServer is a server on a unix socket, or what serveOver makes of it.
 type testServer struct {
 	*Server
-	address string
+	network, address string
 }
 
-func serve(t *testing.T, o Options, exports ...Export) *testServer {
+func serve(t testing.TB, o Options, exports ...Export) *testServer {
 	t.Helper()
 	return serveOn(t, NewServer(o), exports...)
 }
 
-func serveOn(t *testing.T, srv *Server, exports ...Export) *testServer {
+func serveOn(t testing.TB, srv *Server, exports ...Export) *testServer {
 	t.Helper()
 	for _, e := range exports {
 		require.NoError(t, srv.AddExport(e))
 	}
+	return serveListener(t, srv, func(l net.Listener) net.Listener { return l })
+}
+
+func serveListener(t testing.TB, srv *Server, wrap func(net.Listener) net.Listener) *testServer {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "nbd") // t.TempDir is too long for a socket
 	require.NoError(t, err)
-	ts := &testServer{srv, filepath.Join(dir, "s")}
+	ts := &testServer{srv, "unix", filepath.Join(dir, "s")}
 	l, err := net.Listen("unix", ts.address)
 	require.NoError(t, err)
+	l = wrap(l)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 	t.Cleanup(func() {
@@ -56,7 +62,7 @@ func serveOn(t *testing.T, srv *Server, exports ...Export) *testServer {
 
 func (ts *testServer) dial(t *testing.T, o ClientOptions) *Client {
 	t.Helper()
-	c, err := Dial(t.Context(), "unix", ts.address, o)
+	c, err := Dial(t.Context(), ts.network, ts.address, o)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = c.Close() })
 	return c

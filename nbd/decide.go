@@ -25,28 +25,33 @@ type action struct {
 
 // commandRule says what a command may carry.
 type commandRule struct {
+	known   bool
 	needs   txFlags  // advertised, or the command is unknown
 	allows  cmdFlags // besides FUA, which is allowed everywhere when advertised
 	writes  bool     // refused on a read-only export
 	payload bool     // the length is bounded by payloadBytesMax
 }
 
-var commandRules = map[command]commandRule{
-	cmdRead:        {allows: cmdFlagDF, payload: true},
-	cmdWrite:       {writes: true, payload: true},
-	cmdFlush:       {needs: txSendFlush},
-	cmdTrim:        {needs: txSendTrim, writes: true},
-	cmdCache:       {needs: txSendCache},
-	cmdWriteZeroes: {needs: txSendWriteZeroes, allows: cmdFlagNoHole | cmdFlagFastZero, writes: true},
-	cmdBlockStatus: {allows: cmdFlagReqOne},
+// commandRules has the commands by their numbers. DISC is not decided upon.
+var commandRules = [cmdBlockStatus + 1]commandRule{
+	cmdRead:        {known: true, allows: cmdFlagDF, payload: true},
+	cmdWrite:       {known: true, writes: true, payload: true},
+	cmdFlush:       {known: true, needs: txSendFlush},
+	cmdTrim:        {known: true, needs: txSendTrim, writes: true},
+	cmdCache:       {known: true, needs: txSendCache},
+	cmdWriteZeroes: {known: true, needs: txSendWriteZeroes, allows: cmdFlagNoHole | cmdFlagFastZero, writes: true},
+	cmdBlockStatus: {known: true, allows: cmdFlagReqOne},
 }
 
 // decide validates a request: what is to be done, or the error to answer. The
 // order of the checks is the order in which errors win.
 func decide(h requestHeader, t terms) (action, *Error) {
-	rule, known := commandRules[h.cmd]
+	var rule commandRule
+	if int(h.cmd) < len(commandRules) {
+		rule = commandRules[h.cmd]
+	}
 	switch {
-	case !known:
+	case !rule.known:
 		return action{}, errorf(EINVAL, "unknown command %d", h.cmd)
 	case rule.writes && t.flags.has(txReadOnly):
 		return action{}, errorf(EPERM, "the export is read-only")

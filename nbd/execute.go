@@ -5,35 +5,51 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"time"
 
 	"tidemark/internal/block"
 )
 
-// serve executes one request and answers it. The error that it returns is the
-// connection's, not the request's.
-func (s *session) serve(rq *request) error {
-	if rq.failure != nil {
-		return s.replyError(rq, rq.failure)
+// serve executes one request of the off-load and makes its reply.
+func (s *session) serve(rq *request) {
+	switch {
+	case s.dead.Load(): // nothing reaches the Device any more, and nobody reads an answer
+		return
+	case rq.failure != nil:
+		s.replyError(rq, rq.failure)
+		return
 	}
 	if mayWait(rq.header.cmd) {
 		rq.space = newSpaceContext(s.ctx, rq.received, cmp.Or(s.export.Patience, s.srv.opts.Patience))
 	}
-	switch rq.header.cmd {
-	case cmdRead:
-		return s.read(rq)
-	case cmdBlockStatus:
-		return s.blockStatus(rq)
-	}
 	if err := s.execute(rq.context(), rq); err != nil {
-		return s.replyError(rq, translate(rq.header, err))
+		s.replyError(rq, translate(rq.header, err))
 	}
-	return s.replyDone(rq)
 }
 
-// execute does what has no data to answer.
+func (s *session) replyError(rq *request, e *Error) {
+	s.srv.counters.failures.Add(1)
+	rq.reply, rq.data = appendErrorReply(nil, rq.header, e, s.terms), nil
+}
+
+// execute does what the request asks for, and makes its reply if it succeeds.
 func (s *session) execute(ctx context.Context, rq *request) error {
+	switch rq.header.cmd {
+	case cmdBlockStatus:
+		return s.blockStatus(rq)
+	case cmdRead:
+		if rq.action.n > 0 {
+			return s.read(rq)
+		}
+	}
+	if err := s.change(ctx, rq); err != nil {
+		return err
+	}
+	rq.reply = appendDoneReply(rq.head[:0], rq.header, s.terms)
+	return nil
+}
+
+// change does what has no data to answer.
+func (s *session) change(ctx context.Context, rq *request) error {
 	d, a := s.export.Device, rq.action
 	if a.n == 0 && rq.header.cmd != cmdFlush {
 		return nil
@@ -94,23 +110,23 @@ func (s *session) readDevice(ctx context.Context, p []byte, a action) error {
 
 func (s *session) read(rq *request) error {
 	a := rq.action
-	if a.n == 0 {
-		return s.replyNothing(rq)
-	}
 	rq.buf = s.srv.buffers.get(int(a.n))
 	if err := s.readDevice(s.ctx, rq.buf.data, a); err != nil {
-		return s.replyError(rq, translate(rq.header, err))
+		return err
 	}
-	return s.replyData(rq)
+	s.srv.counters.bytesOut.Add(uint64(a.n))
+	rq.reply, rq.data = appendDataHeader(rq.head[:0], rq.header, s.terms), rq.buf.data
+	return nil
 }
 
 func (s *session) blockStatus(rq *request) error {
 	ds, err := s.describe(rq.action)
 	if err != nil {
-		return s.replyError(rq, translate(rq.header, err))
+		return err
 	}
 	b := make([]byte, 0, chunkBytes+statusIDBytes+descriptorBytes*len(ds))
-	return s.write(appendStatusChunk(b, rq.header.cookie, allocationID, ds), nil)
+	rq.reply = appendStatusChunk(b, rq.header.cookie, allocationID, ds)
+	return nil
 }
 
 // describe asks the Device for extents until the request is covered or the
@@ -148,64 +164,4 @@ func (s *session) describe(a action) ([]descriptor, error) {
 		d.ds = append(d.ds, descriptor{uint32(min(d.min, a.n)), 0})
 	}
 	return d.ds, nil
-}
-
-// ---- Replies --------------------------------------------------------------
-
-func (s *session) replyError(rq *request, e *Error) error {
-	s.srv.counters.failures.Add(1)
-	if s.terms.structured {
-		return s.write(appendErrorChunk(nil, rq.header.cookie, e.Errno, cleanText(e.Text)), nil)
-	}
-	return s.write(appendSimple(nil, rq.header.cookie, e.Errno), nil)
-}
-
-func (s *session) replyDone(rq *request) error {
-	return s.write(appendSimple(make([]byte, 0, simpleBytes), rq.header.cookie, 0), nil)
-}
-
-// replyNothing answers a read of no bytes, which must be structured if that was
-// agreed.
-func (s *session) replyNothing(rq *request) error {
-	if !s.terms.structured {
-		return s.replyDone(rq)
-	}
-	return s.write(chunkHeader{chunkDone, chunkNone, rq.header.cookie, 0}.append(nil), nil)
-}
-
-func (s *session) replyData(rq *request) error {
-	b := make([]byte, 0, chunkBytes+offsetDataBytes)
-	if s.terms.structured {
-		b = appendDataChunk(b, rq.header.cookie, rq.header.offset, rq.header.length)
-	} else {
-		b = appendSimple(b, rq.header.cookie, 0)
-	}
-	if err := s.write(b, rq.buf.data); err != nil {
-		return err
-	}
-	s.srv.counters.bytesOut.Add(uint64(len(rq.buf.data)))
-	return nil
-}
-
-// write sends one message, header and payload together.
-func (s *session) write(header, payload []byte) error {
-	s.wmu.Lock()
-	defer s.wmu.Unlock()
-	if s.dead.Load() {
-		return errGone
-	}
-	bufs := net.Buffers{header}
-	if len(payload) > 0 {
-		bufs = append(bufs, payload)
-	}
-	if err := s.conn.SetWriteDeadline(time.Now().Add(s.srv.transferTime(len(payload)))); err != nil {
-		return fmt.Errorf("writing a reply: %w", err)
-	}
-	if _, err := bufs.WriteTo(s.conn); err != nil {
-		// Part of a message may be on its way: the next one, which waits for wmu,
-		// would be taken for the rest of it.
-		s.dead.Store(true)
-		return fmt.Errorf("writing a reply: %w", err)
-	}
-	return nil
 }

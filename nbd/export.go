@@ -107,7 +107,7 @@ func (e *export) tryEnter(s *session) (*session, error) {
 		return nil, fmt.Errorf("export %q was removed: %w", e.Name, ErrShutdown)
 	}
 	for other := range e.sessions {
-		if other.dead.Load() || hungUp(other.conn) {
+		if other.dead.Load() || other.hungUp() {
 			return other, nil
 		}
 	}

@@ -40,8 +40,8 @@ var (
 )
 
 // handshake negotiates. It returns the session, already a member of its
-// export, and the reader to go on with; or nil and why there is none.
-func (srv *Server) handshake(c *connection, log *slog.Logger) (_ *session, _ io.Reader, err error) {
+// export, and what the client has sent since; or nil and why there is none.
+func (srv *Server) handshake(c *connection, log *slog.Logger) (_ *session, before []byte, err error) {
 	h := &handshake{
 		srv: srv, conn: c, log: log, r: bufio.NewReaderSize(c, handshakeReaderBytes),
 		options: optionsMax, deadline: time.Now().Add(srv.opts.HandshakeTimeout),
@@ -53,7 +53,8 @@ func (srv *Server) handshake(c *connection, log *slog.Logger) (_ *session, _ io.
 		close(h.session.done)
 		h.session = nil
 	}
-	return h.session, h.r, err
+	before, _ = h.r.Peek(h.r.Buffered())
+	return h.session, before, err
 }
 
 func (h *handshake) negotiate() (err error) {

@@ -3,17 +3,26 @@ package nbd
 import (
 	"bytes"
 	"context"
+	"errors"
 	"sync"
 
 	"tidemark/internal/block"
 )
 
 // memDevice is a disk in memory that allocates blocks of memBlock bytes when
-// they are written, waits for space on demand, and can be told to misbehave.
+// they are written, waits for space on demand, and can be told to misbehave. A
+// request with NoWait that has to wait leaves no trace but in wouldBlock; ops and
+// flags are those that were begun, without NoWait.
 type memDevice struct {
 	info block.DeviceInfo
-	// before is called at the start of every request; an error fails it.
+	// before is called at the start of every request; an error fails it. It may
+	// wait, so requests with NoWait do not get that far.
 	before func(ctx context.Context, op string, off, n int64, f block.Flags) error
+	// inline is called at the start of every request with NoWait; an error fails
+	// it, block.ErrWouldBlock included.
+	inline func(op string, off, n int64) error
+	// late is called in every request without NoWait. It may wait.
+	late func(op string, off int64)
 
 	mu        sync.Mutex // guards what follows
 	data      []byte
@@ -24,6 +33,9 @@ type memDevice struct {
 	flags     []block.Flags
 	volatile  int   // completed writes since the last flush
 	fail      error // of every request
+
+	finished   int // requests with NoWait that were executed
+	wouldBlock int // and those that were not
 }
 
 const memBlock = 4096
@@ -39,8 +51,15 @@ func newMemDevice(size int64) *memDevice {
 }
 
 func (d *memDevice) begin(ctx context.Context, op string, off, n int64, f block.Flags) error {
+	if f.Has(block.NoWait) {
+		if err := d.beginInline(op, off, n); err != nil {
+			return err
+		}
+	} else if d.late != nil {
+		d.late(op, off)
+	}
 	d.mu.Lock()
-	d.ops, d.flags = append(d.ops, op), append(d.flags, f)
+	d.ops, d.flags = append(d.ops, op), append(d.flags, f&^block.NoWait)
 	fail := d.fail
 	d.mu.Unlock()
 	if fail != nil {
@@ -52,6 +71,41 @@ func (d *memDevice) begin(ctx context.Context, op string, off, n int64, f block.
 		}
 	}
 	return block.CheckRange(off, n, d.info.Size)
+}
+
+func (d *memDevice) beginInline(op string, off, n int64) error {
+	var err error
+	if d.inline != nil {
+		err = d.inline(op, off, n)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err == nil && (d.before != nil || op == "write" && d.full && d.needsSpaceLocked(off, n)) {
+		err = block.ErrWouldBlock
+	}
+	if errors.Is(err, block.ErrWouldBlock) {
+		d.wouldBlock++
+	} else {
+		d.finished++
+	}
+	return err
+}
+
+func (d *memDevice) needsSpaceLocked(off, n int64) bool {
+	for b := off / memBlock; b*memBlock < min(off+n, d.info.Size); b++ {
+		if !d.allocated[b] {
+			return true
+		}
+	}
+	return false
+}
+
+// inlined counts the requests with NoWait that were executed, and those that
+// were not.
+func (d *memDevice) inlined() (finished, wouldBlock int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.finished, d.wouldBlock
 }
 
 func (d *memDevice) failWith(err error) {
@@ -76,11 +130,7 @@ func (d *memDevice) makeSpace() {
 // space waits until the blocks may be allocated.
 func (d *memDevice) space(ctx context.Context, off, n int64) error {
 	d.mu.Lock()
-	needs := false
-	for b := off / memBlock; b*memBlock < off+n; b++ {
-		needs = needs || !d.allocated[b]
-	}
-	wait, freed := needs && d.full, d.freed
+	wait, freed := d.full && d.needsSpaceLocked(off, n), d.freed
 	d.mu.Unlock()
 	if !wait {
 		return nil

@@ -20,7 +20,7 @@ type raw struct {
 // raw connects and reads the greeting.
 func (ts *testServer) raw(t *testing.T) *raw {
 	t.Helper()
-	conn, err := net.Dial("unix", ts.address)
+	conn, err := net.Dial(ts.network, ts.address)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	require.NoError(t, conn.SetDeadline(time.Now().Add(10*time.Second)))

@@ -19,6 +19,12 @@ type request struct {
 	buf      *buffer // payload of WRITE, data of READ
 	cost     int     // bytes in the budget
 	working  bool    // counted in session.working
+	run      func()  // work, made once
+
+	reply []byte                             // without data
+	data  []byte                             // of READ, behind it
+	head  [chunkBytes + offsetDataBytes]byte // memory for a short reply
+	next  *request                           // in an outbox
 
 	space *spaceContext // of a request that may wait for space
 	holds int           // guarded by session.mu: Begins without their End

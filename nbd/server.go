@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -68,6 +69,8 @@ type Server struct {
 	counters counters
 	inFlight *pool          // bytes of requests in progress
 	held     *pool          // bytes of requests that wait for space
+	requests sync.Pool      // of *request, for the off-load
+	taken    atomic.Int32   // sockets that keep a thread
 	wg       sync.WaitGroup // connections
 
 	connectionBytes int           // inFlightBytesMax, but in tests
@@ -290,14 +293,14 @@ func (srv *Server) forget(c *connection) {
 
 // serve leads a connection through its two phases.
 func (srv *Server) serve(c *connection, log *slog.Logger) {
-	s, r, err := srv.handshake(c, log)
+	s, before, err := srv.handshake(c, log)
 	if s == nil {
 		log.Debug("nbd: the handshake ended without an export", "reason", err)
 		return
 	}
 	_ = c.SetDeadline(time.Time{}) // the handshake's
 	log.Info("nbd: connected", "export", s.export.Name, "remote", c.RemoteAddr().String())
-	err = s.run(r)
+	err = s.run(before)
 	log.Info("nbd: disconnected", "export", s.export.Name, "reason", err)
 }
 

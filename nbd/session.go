@@ -1,11 +1,9 @@
 package nbd
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"runtime/debug"
@@ -25,48 +23,105 @@ type session struct {
 	ctx    context.Context // of every request; cancelled when the connection is dead
 	cancel context.CancelCauseFunc
 	budget *budget
-	wg     sync.WaitGroup // request goroutines; only the reader adds
-	dead   atomic.Bool    // the connection has ended or will at once; nothing more is written
+	out    outbox
+	wg     sync.WaitGroup // goroutines that run may not leave behind; only the reader adds
+	dead   atomic.Bool    // the connection has ended or will at once
 	done   chan struct{}  // closed when no request is left
 
-	wmu sync.Mutex // guards writing to conn
+	reader // the reader's own
 
 	mu       sync.Mutex // guards what follows
+	stream   stream     // changes once, when the reader begins
 	idle     sync.Cond  // working became 0, or the session died
-	working  int        // requests that were accepted before draining
+	working  int        // batches and requests that were accepted before draining
 	draining bool
 	held     map[*request]struct{}
 	over     int   // of them, those over the limit
 	reason   error // why the session ended, the first one
 }
 
-// errDisconnect: the client said goodbye.
-var errDisconnect = errors.New("the client disconnected")
+var (
+	// errDisconnect: the client said goodbye.
+	errDisconnect = errors.New("the client disconnected")
+	// errSlow: the client did not send or read in time.
+	errSlow = errors.New("the client is too slow")
+)
 
 func newSession(srv *Server, e *export, conn net.Conn, log *slog.Logger, t terms) *session {
 	s := &session{
-		srv: srv, export: e, conn: conn, log: log, terms: t,
+		srv: srv, export: e, conn: conn, log: log, terms: t, stream: plain{conn},
 		budget: newBudget(srv.inFlight, srv.connectionBytes), done: make(chan struct{}), held: map[*request]struct{}{},
 	}
 	s.idle.L = &s.mu
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.out = outbox{
+		to: s.stream, pool: &srv.buffers, done: s.release, allowed: srv.transferTime,
+		late: func() { s.kill(errSlow) }, broken: s.brokenBy, later: s.goLater,
+	}
+	s.out.changed.L = &s.out.mu
 	return s
 }
 
+func (s *session) brokenBy(err error) { s.kill(fmt.Errorf("writing a reply: %w", err)) }
+
+// goLater runs f in a goroutine that run waits for.
+func (s *session) goLater(f func()) {
+	s.wg.Go(func() {
+		var err error
+		defer func() {
+			if err != nil {
+				s.kill(err)
+			}
+		}()
+		defer recoverTo(&err, s.srv, s.log)
+		f()
+	})
+}
+
 // run serves requests until the connection ends, waits for those in progress,
-// and returns why it ended.
-func (s *session) run(r io.Reader) error {
-	err := s.readRequests(bufio.NewReaderSize(r, readerBytes))
+// and returns why it ended. What was received before is the first that it reads.
+func (s *session) run(before []byte) error {
+	st := s.openStream()
+	s.in = newInbox(st, &s.srv.buffers, before)
+	err := s.readRequests()
 	if errors.Is(err, errDisconnect) {
 		s.disconnect(err)
 	}
 	s.kill(err)
 	s.wg.Wait()
+	s.publish()
+	st.free()
+	s.in.free()
 	s.export.leave(s)
 	close(s.done)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.reason
+}
+
+// openStream takes the connection over from the handshake.
+func (s *session) openStream() stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.dead.Load() {
+		s.stream = openStream(s.conn, &s.srv.taken)
+		s.out.to = s.stream
+	}
+	return s.stream
+}
+
+func (s *session) hungUp() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stream.hungUp()
+}
+
+// closeStream ends everything that waits in the stream.
+func (s *session) closeStream() {
+	s.mu.Lock()
+	st := s.stream
+	s.mu.Unlock()
+	_ = st.Close()
 }
 
 // kill makes the session dead: requests that wait are cancelled, nothing is
@@ -81,7 +136,8 @@ func (s *session) kill(reason error) {
 	s.mu.Unlock()
 	s.cancel(errGone)
 	s.budget.close()
-	_ = s.conn.Close()
+	s.out.close()
+	s.closeStream()
 }
 
 // drain refuses new requests with ESHUTDOWN, cancels what is held, and closes
@@ -124,15 +180,14 @@ func (s *session) hangUp() {
 	if s.reason == nil {
 		s.reason = ErrShutdown
 	}
+	st := s.stream
 	s.mu.Unlock()
-	s.wmu.Lock()
-	defer s.wmu.Unlock()
-	if w, ok := s.conn.(interface{ CloseWrite() error }); ok {
-		_ = w.CloseWrite()
-		time.AfterFunc(lingerMax, func() { _ = s.conn.Close() })
+	s.out.finish()
+	if st.CloseWrite() == nil {
+		time.AfterFunc(lingerMax, s.closeStream)
 		return
 	}
-	_ = s.conn.Close()
+	_ = st.Close()
 }
 
 // disconnect waits for the requests that are in progress after DISC. If the
@@ -141,145 +196,13 @@ func (s *session) disconnect(reason error) {
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		_, _ = io.Copy(io.Discard, s.conn)
+		s.in.drain()
 		s.kill(reason)
 	}()
 	s.waitIdle()
+	s.out.finish()
 	s.kill(reason)
 	<-gone
-}
-
-// readRequests is the reader. It returns why there is nothing more to read.
-func (s *session) readRequests(r *bufio.Reader) (err error) {
-	defer recoverTo(&err, s.srv, s.log)
-	var b [requestBytes]byte
-	for {
-		if _, err := io.ReadFull(r, b[:]); err != nil {
-			return fmt.Errorf("reading a request: %w", err)
-		}
-		h, err := parseRequest(b[:])
-		if err != nil {
-			return err
-		}
-		if h.cmd == cmdDisc {
-			return errDisconnect
-		}
-		if err := s.accept(r, h); err != nil {
-			return err
-		}
-	}
-}
-
-// accept takes a request in: the decision, its place in the budget, its
-// payload. It returns an error if the connection cannot go on.
-func (s *session) accept(r *bufio.Reader, h requestHeader) error {
-	s.srv.counters.request(h.cmd)
-	rq := &request{s: s, header: h, received: time.Now()}
-	if rq.action, rq.failure = decide(h, s.terms); rq.failure == nil {
-		rq.cost = cost(h, rq.action)
-	}
-	if !s.budget.acquire(rq.cost) {
-		return errGone
-	}
-	if err := s.readPayload(r, rq); err != nil {
-		s.release(rq)
-		return fmt.Errorf("reading the payload of a write: %w", err)
-	}
-	s.admit(rq)
-	s.dispatch(rq)
-	return nil
-}
-
-// admit makes a request that has been read completely one that a drain waits
-// for, unless the drain came first. A request that is still arriving delays
-// nobody.
-func (s *session) admit(rq *request) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.draining {
-		rq.failure = &Error{ESHUTDOWN, ErrShutdown.Error()}
-		return
-	}
-	rq.working = true
-	s.working++
-}
-
-// readPayload takes the payload from the stream, and drops it if the request
-// has failed already.
-func (s *session) readPayload(r *bufio.Reader, rq *request) error {
-	n := rq.header.payload()
-	if n == 0 {
-		return nil
-	}
-	if rq.failure != nil {
-		return discard(r, n)
-	}
-	rq.buf = s.srv.buffers.get(int(n))
-	if n > ownBytes {
-		if err := s.conn.SetReadDeadline(time.Now().Add(s.srv.transferTime(int(n)))); err != nil {
-			return err
-		}
-		defer func() { _ = s.conn.SetReadDeadline(time.Time{}) }() // fails only with the connection
-	}
-	got, err := io.ReadFull(r, rq.buf.data)
-	s.srv.counters.bytesIn.Add(uint64(got))
-	return err
-}
-
-// discard drops n bytes, in pieces because an int may have 32 bits.
-func discard(r *bufio.Reader, n uint32) error {
-	for n > 0 {
-		got, err := r.Discard(int(min(n, 1<<30)))
-		if n -= uint32(got); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// dispatch has the request executed and answered.
-func (s *session) dispatch(rq *request) {
-	s.wg.Go(func() {
-		defer s.release(rq)
-		var err error
-		defer func() {
-			if errors.Is(err, errPanic) {
-				rq.buf = nil // whoever the Device left behind may still use it
-			}
-			if err != nil {
-				s.kill(err)
-			}
-		}()
-		defer recoverTo(&err, s.srv, s.log)
-		err = s.serve(rq)
-	})
-}
-
-// release gives back everything that a request has, after its reply.
-func (s *session) release(rq *request) {
-	if rq.space != nil {
-		rq.space.free()
-	}
-	s.srv.buffers.put(rq.buf)
-	s.mu.Lock()
-	if rq.holds > 0 { // a Device that panicked, or forgot
-		rq.holds = 0
-		s.endHoldLocked(rq)
-	}
-	s.mu.Unlock()
-	s.budget.release(rq.cost)
-	s.finished(rq)
-}
-
-func (s *session) finished(rq *request) {
-	if !rq.working {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.working--; s.working == 0 {
-		s.idle.Broadcast()
-	}
 }
 
 var errPanic = errors.New("panic")

@@ -34,15 +34,11 @@ type RequestStats struct {
 // counters are what Stats is made of.
 type counters struct {
 	connections, refused atomic.Uint64
-	requests             [cmdBlockStatus + 2]atomic.Uint64 // the last one: unknown
+	requests             [len(commandRules) + 1]atomic.Uint64 // the last one: unknown
 	bytesIn, bytesOut    atomic.Uint64
 	failures, panics     atomic.Uint64
 	held                 atomic.Int64
 	heldTotal            atomic.Uint64
-}
-
-func (c *counters) request(cmd command) {
-	c.requests[min(cmd, cmdBlockStatus+1)].Add(1)
 }
 
 func (c *counters) requestStats() RequestStats {

@@ -93,7 +93,8 @@ func (g *gate) gone() {
 
 // wrap makes c tell the gate what becomes of it. The concrete types are embedded
 // so that everything else that a socket is able to do (writev, half close,
-// SyscallConn) stays in sight of the server.
+// SyscallConn) stays in sight of the server, which may also move the bytes itself
+// (Bare): a seat only wants to know of the first one, and of the end.
 func (g *gate) wrap(c net.Conn) net.Conn {
 	switch c := c.(type) {
 	case *net.UnixConn:
@@ -111,6 +112,7 @@ type gatedUnix struct {
 
 func (c *gatedUnix) Read(p []byte) (int, error) { return c.seat.read(c.UnixConn.Read(p)) }
 func (c *gatedUnix) Close() error               { return c.seat.release(c.UnixConn.Close()) }
+func (c *gatedUnix) Bare() net.Conn             { return c.UnixConn }
 
 type gatedTCP struct {
 	*net.TCPConn
@@ -119,6 +121,7 @@ type gatedTCP struct {
 
 func (c *gatedTCP) Read(p []byte) (int, error) { return c.seat.read(c.TCPConn.Read(p)) }
 func (c *gatedTCP) Close() error               { return c.seat.release(c.TCPConn.Close()) }
+func (c *gatedTCP) Bare() net.Conn             { return c.TCPConn }
 
 type gatedConn struct {
 	net.Conn
