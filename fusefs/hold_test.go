@@ -181,14 +181,17 @@ func TestInterruptedWhileHeld(t *testing.T) {
 func TestCloseEndsHeldWrites(t *testing.T) {
 	d := newFullDevice()
 	fs, path := mountFile(t, File{Device: d}, Options{})
-	writer := ddWrite(t, path)
-	d.awaitHeld(t, 1)
 	user := openToClose(t, path, unix.O_RDWR)
+	written := make(chan error, 1)
+	go func() {
+		_, err := unix.Pwrite(user, make([]byte, 512), 0)
+		written <- err
+	}()
+	d.awaitHeld(t, 1)
 
 	closed := make(chan error, 1)
 	go func() { closed <- fs.Close(context.Background()) }()
-	require.Error(t, writer.Wait(t, closeLimit))
-	require.Contains(t, writer.Output(), "Cannot send after transport endpoint shutdown")
+	require.Equal(t, unix.ESHUTDOWN, <-written)
 	_, err := unix.Pread(user, make([]byte, 512), 0)
 	require.NoError(t, err, "served until it is closed")
 	_, err = unix.Pwrite(user, make([]byte, 512), 0)
@@ -222,27 +225,53 @@ func TestAbortWhileHeld(t *testing.T) {
 
 // A request is used again only when nothing can cancel it any more.
 func TestRequestReuse(t *testing.T) {
-	q := newRequests(func(uint32) bool { return true })
+	looking, answer := make(chan struct{}), make(chan bool)
+	q := newRequests(func(uint32) bool {
+		looking <- struct{}{}
+		return <-answer
+	})
 	interrupted := make(chan struct{})
 	close(interrupted)
 	r := q.begin(interrupted, 1)
 	require.NoError(t, r.Begin())
+	<-looking
+	ended := make(chan struct{})
+	go func() {
+		r.End()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		t.Fatal("the wait is over while somebody may still cancel it")
+	case <-time.After(20 * time.Millisecond): // nothing can tell that something goes on waiting
+	}
+	answer <- true
+	<-ended
 	<-r.Done()
-	r.End()
 	q.end(r)
 	next := q.begin(make(chan struct{}), 1)
 	require.NotSame(t, r, next, "one that was cancelled is not used again")
 	require.NoError(t, next.ctx.Err())
 	q.end(next)
 	require.Same(t, next, q.begin(nil, 2))
-	require.NoError(t, next.Begin())
-	require.NoError(t, next.Begin(), "nested")
-	next.End()
+}
+
+// Draining ends who waits and lets nobody begin to; stopping ends everything.
+func TestRequestsStop(t *testing.T) {
+	q := newRequests(func(uint32) bool { return true })
+	r := q.begin(nil, 1)
+	require.NoError(t, r.Begin())
+	require.NoError(t, r.Begin(), "nested")
+	r.End()
 	q.drain()
-	<-next.Done()
-	next.End()
-	require.ErrorIs(t, next.Begin(), errClosing)
-	go q.end(next)
+	<-r.Done()
+	require.ErrorIs(t, r.ctx.Err(), context.Canceled)
+	r.End()
+	require.ErrorIs(t, r.Begin(), errClosing)
+	other := q.begin(nil, 2)
+	require.NoError(t, other.ctx.Err(), "what does not wait goes on")
+	q.end(other)
+	go q.end(r)
 	q.stop()
 	require.Nil(t, q.begin(nil, 3))
 }
