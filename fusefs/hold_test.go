@@ -122,6 +122,29 @@ func TestHeldAsynchronousWrites(t *testing.T) {
 	}
 }
 
+// What waits is bounded, so that no number of writers takes all memory: those that
+// are too many wait in the kernel, and all are written when there is space.
+func TestHeldWritesAreBounded(t *testing.T) {
+	d := newFullDevice()
+	_, path := mountFile(t, File{Device: d}, Options{})
+	fd := open(t, path, unix.O_RDWR)
+	const places, writers = backgroundPerFile + synchronous, 200
+	results := make(chan error, writers)
+	for i := range writers {
+		go func() {
+			_, err := unix.Pwrite(fd, make([]byte, 4096), int64(i)*4096)
+			results <- err
+		}()
+	}
+	testenv.Eventually(t, closeLimit, "all places are taken but a few", func() bool { return d.held.Load() > places*9/10 })
+	time.Sleep(50 * time.Millisecond) // nothing can tell that no more will come
+	require.LessOrEqual(t, d.held.Load(), int32(places))
+	close(d.freed)
+	for range writers {
+		require.NoError(t, <-results)
+	}
+}
+
 // A signal that kills the writer ends its write.
 func TestKilledWhileHeld(t *testing.T) {
 	d := newFullDevice()
