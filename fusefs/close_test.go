@@ -143,6 +143,20 @@ func TestStaleMountOfAnother(t *testing.T) {
 	require.ErrorContains(t, err, "the server of what is mounted there (fuse.other) is gone: remove it with fusermount3 -uz")
 }
 
+// Of several mounts on one place the last one counts.
+func TestMountAtTheTop(t *testing.T) {
+	needMount(t)
+	dir := t.TempDir()
+	for _, source := range []string{"below", "above"} {
+		require.NoError(t, unix.Mount(source, dir, "tmpfs", 0, ""))
+		t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
+	}
+	m, found, err := mountAt(dir)
+	require.NoError(t, err)
+	require.True(t, found)
+	require.Equal(t, "above", m.source)
+}
+
 func TestParseMountinfo(t *testing.T) {
 	for line, want := range map[string]mounted{
 		`36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`: {"98:0", "/mnt2", "ext3", "/dev/root"},

@@ -113,6 +113,32 @@ func TestWithoutRootRefused(t *testing.T) {
 	require.Contains(t, p.Output(), "mount "+notTheirs+": ")
 }
 
+// Another user is kept out by root's mount; with AllowOther the modes of the files
+// decide, which chmod changes.
+func TestAllowOther(t *testing.T) {
+	needMount(t)
+	read := func(path string) string {
+		cmd := testenv.Command(t, "dd", "if="+path, "bs=4k", "count=1", "status=none", "of=/dev/null")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		p := testenv.Start(t, cmd)
+		_ = p.Wait(t, closeLimit)
+		return p.Output()
+	}
+	for _, allow := range []bool{false, true} {
+		dir := nobodysDir(t)
+		fs := mountAtPath(t, dir, []File{{Name: "disk.raw", Device: newFakeDevice(1 << 20)}}, Options{AllowOther: allow})
+		path := fs.Path("disk.raw")
+		require.Contains(t, read(path), "Permission denied", "AllowOther %v, mode 0600", allow)
+		require.NoError(t, os.Chmod(path, 0o644))
+		if allow {
+			require.Empty(t, read(path))
+		} else {
+			require.Contains(t, read(path), "Permission denied", "it is not theirs")
+		}
+		closeFS(t, fs)
+	}
+}
+
 // nobodysDir is a directory of nobody's that nobody can reach.
 func nobodysDir(t *testing.T) string {
 	t.Helper()

@@ -122,6 +122,29 @@ func TestHeldAsynchronousWrites(t *testing.T) {
 	}
 }
 
+// What waits is bounded, so that no number of writers takes all memory: those that
+// are too many wait in the kernel, and all are written when there is space.
+func TestHeldWritesAreBounded(t *testing.T) {
+	d := newFullDevice()
+	_, path := mountFile(t, File{Device: d}, Options{})
+	fd := open(t, path, unix.O_RDWR)
+	const places, writers = backgroundPerFile + synchronous, 200
+	results := make(chan error, writers)
+	for i := range writers {
+		go func() {
+			_, err := unix.Pwrite(fd, make([]byte, 4096), int64(i)*4096)
+			results <- err
+		}()
+	}
+	testenv.Eventually(t, closeLimit, "all places are taken but a few", func() bool { return d.held.Load() > places*9/10 })
+	time.Sleep(50 * time.Millisecond) // nothing can tell that no more will come
+	require.LessOrEqual(t, d.held.Load(), int32(places))
+	close(d.freed)
+	for range writers {
+		require.NoError(t, <-results)
+	}
+}
+
 // A signal that kills the writer ends its write.
 func TestKilledWhileHeld(t *testing.T) {
 	d := newFullDevice()
@@ -181,14 +204,17 @@ func TestInterruptedWhileHeld(t *testing.T) {
 func TestCloseEndsHeldWrites(t *testing.T) {
 	d := newFullDevice()
 	fs, path := mountFile(t, File{Device: d}, Options{})
-	writer := ddWrite(t, path)
-	d.awaitHeld(t, 1)
 	user := openToClose(t, path, unix.O_RDWR)
+	written := make(chan error, 1)
+	go func() {
+		_, err := unix.Pwrite(user, make([]byte, 512), 0)
+		written <- err
+	}()
+	d.awaitHeld(t, 1)
 
 	closed := make(chan error, 1)
 	go func() { closed <- fs.Close(context.Background()) }()
-	require.Error(t, writer.Wait(t, closeLimit))
-	require.Contains(t, writer.Output(), "Cannot send after transport endpoint shutdown")
+	require.Equal(t, unix.ESHUTDOWN, <-written)
 	_, err := unix.Pread(user, make([]byte, 512), 0)
 	require.NoError(t, err, "served until it is closed")
 	_, err = unix.Pwrite(user, make([]byte, 512), 0)
@@ -222,27 +248,53 @@ func TestAbortWhileHeld(t *testing.T) {
 
 // A request is used again only when nothing can cancel it any more.
 func TestRequestReuse(t *testing.T) {
-	q := newRequests(func(uint32) bool { return true })
+	looking, answer := make(chan struct{}), make(chan bool)
+	q := newRequests(func(uint32) bool {
+		looking <- struct{}{}
+		return <-answer
+	})
 	interrupted := make(chan struct{})
 	close(interrupted)
 	r := q.begin(interrupted, 1)
 	require.NoError(t, r.Begin())
+	<-looking
+	ended := make(chan struct{})
+	go func() {
+		r.End()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		t.Fatal("the wait is over while somebody may still cancel it")
+	case <-time.After(20 * time.Millisecond): // nothing can tell that something goes on waiting
+	}
+	answer <- true
+	<-ended
 	<-r.Done()
-	r.End()
 	q.end(r)
 	next := q.begin(make(chan struct{}), 1)
 	require.NotSame(t, r, next, "one that was cancelled is not used again")
 	require.NoError(t, next.ctx.Err())
 	q.end(next)
 	require.Same(t, next, q.begin(nil, 2))
-	require.NoError(t, next.Begin())
-	require.NoError(t, next.Begin(), "nested")
-	next.End()
+}
+
+// Draining ends who waits and lets nobody begin to; stopping ends everything.
+func TestRequestsStop(t *testing.T) {
+	q := newRequests(func(uint32) bool { return true })
+	r := q.begin(nil, 1)
+	require.NoError(t, r.Begin())
+	require.NoError(t, r.Begin(), "nested")
+	r.End()
 	q.drain()
-	<-next.Done()
-	next.End()
-	require.ErrorIs(t, next.Begin(), errClosing)
-	go q.end(next)
+	<-r.Done()
+	require.ErrorIs(t, r.ctx.Err(), context.Canceled)
+	r.End()
+	require.ErrorIs(t, r.Begin(), errClosing)
+	other := q.begin(nil, 2)
+	require.NoError(t, other.ctx.Err(), "what does not wait goes on")
+	q.end(other)
+	go q.end(r)
 	q.stop()
 	require.Nil(t, q.begin(nil, 3))
 }

@@ -33,7 +33,7 @@ const (
 
 	// requestOverhead is what go-fuse counts for a request beside its payload:
 	// the structure, the header and the alignment of the buffer.
-	requestOverhead = 12 << 10
+	requestOverhead = 6 << 10
 
 	// blockSize is what stat(2) and statfs(2) tell. The loop driver discards in
 	// units of it, and refuses to if it is 0.

@@ -55,7 +55,10 @@ func mountAtPath(t testing.TB, target string, files []File, o Options) *FS {
 	fs, err := Mount(target, files, o)
 	require.NoError(t, err)
 	// A test that hangs in a request to its own process could not even be killed.
-	rescue := time.AfterFunc(rescueAfter, func() { _ = unix.Unmount(fs.Target(), unix.MNT_FORCE) })
+	rescue := time.AfterFunc(rescueAfter, func() {
+		fs.requests.advance(stopped)
+		_ = unix.Unmount(fs.Target(), unix.MNT_FORCE)
+	})
 	t.Cleanup(func() {
 		rescue.Stop()
 		closeFS(t, fs)

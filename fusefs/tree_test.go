@@ -172,6 +172,9 @@ func TestReadOnly(t *testing.T) {
 	require.EqualValues(t, unix.S_IFREG|0o400, stat(t, path).Mode)
 	_, err = unix.Pread(open(t, path, unix.O_RDONLY), make([]byte, 512), 0)
 	require.NoError(t, err)
+	var s unix.Statfs_t
+	require.NoError(t, unix.Statfs(path, &s))
+	require.NotZero(t, s.Flags&unix.ST_RDONLY, "the kernel knows")
 
 	// A Device that is read-only beside one that is not.
 	_, dir := mountDir(t, []File{{Name: "ro.raw", Device: &readOnlyDevice{newFakeDevice(1 << 20)}}, {Name: "rw.raw", Device: d}}, Options{})

@@ -61,7 +61,7 @@ func newMount(g *global) *cobra.Command {
 	f.StringVar(&o.spm, "spm", "", "socket of the pool manager (default $TIDEMARK_SPM): IMAGE is a volume")
 	f.BoolVarP(&o.readOnly, "read-only", "r", false, "refuse writes")
 	f.BoolVar(&o.allowOther, "allow-other", false, "let other users in, root too; without root it takes user_allow_other in /etc/fuse.conf")
-	f.BoolVar(&o.fork, "fork", false, "go to the background when the files are there")
+	f.BoolVar(&o.fork, "fork", false, "go to the background when the files are there; nothing is logged from then on")
 	o.discard = &choice{value: "unmap", allowed: []string{"unmap", "ignore", "on", "off"}}
 	f.Var(o.discard, "discard", "what to do with the space of holes that are punched")
 	o.format, o.backing = formatFlag(c), backingFlag(c, false)
