@@ -20,7 +20,11 @@ func openStream(c net.Conn, taken *atomic.Int32) stream {
 	if s == nil {
 		return plain{c}
 	}
-	raw, err := s.(syscall.Conn).SyscallConn()
+	conn, ok := s.(syscall.Conn)
+	if !ok {
+		return plain{c}
+	}
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		return plain{c} // closed already
 	}
