@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/bits"
-	"math/rand/v2"
 	"os"
 	"runtime"
 	"strings"
@@ -25,6 +24,9 @@ type Config struct {
 	Again    int // cutting the recovery
 	// Death: the death of the process is judged too, whose writes the host keeps.
 	Death bool
+	// PerScript is about how many states of one recording are judged: beyond, a
+	// seeded sample of them; 0 means all.
+	PerScript int64
 	// Most is how many states are judged at most; 0 means that there is no limit.
 	Most int64
 	Seed uint64
@@ -154,7 +156,7 @@ func (l *Lab) Judge(ctx context.Context, r *Recording) *Failure {
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() { l.work(ctx, r, jobs, &first) })
 	}
-	s := &search{lab: l, rec: r, seen: map[judgedKey]int{}, rng: rand.New(rand.NewPCG(l.config.Seed, 0))}
+	s := l.search(r)
 	s.run(func(jb job) bool {
 		jobs <- jb
 		return first.Load() == nil && !l.Enough()
@@ -164,6 +166,7 @@ func (l *Lab) Judge(ctx context.Context, r *Recording) *Failure {
 	l.mu.Lock()
 	l.total.Recordings++
 	l.total.Events += int64(len(r.log))
+	l.total.Points += int64(countTrue(s.points))
 	l.cover.add(r.log, s.points)
 	l.mu.Unlock()
 	if f := first.Load(); f != nil {

@@ -31,7 +31,6 @@ func TestSoak(t *testing.T) {
 				t.SkipNow()
 			}
 			s.judge(t, lab, rng, soakRound)
-			s.onRing(t).judge(t, lab, rng, soakRound)
 		})
 		t.Logf("%v", lab.Totals())
 	}
