@@ -32,13 +32,10 @@ type oracle struct {
 	mu      sync.Mutex
 	flushed []uint64
 	later   [][]uint64
-	// failed are the sectors of requests that failed: any part of them may be
-	// done, and no flush says which.
-	failed map[int]bool
 }
 
 func newOracle(size int64) *oracle {
-	return &oracle{flushed: make([]uint64, size/sector), later: make([][]uint64, size/sector), failed: map[int]bool{}}
+	return &oracle{flushed: make([]uint64, size/sector), later: make([][]uint64, size/sector)}
 }
 
 // submit adds a version of n sectors from first, before the request is made.
@@ -60,7 +57,7 @@ func (o *oracle) flushRange(first, n int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for s := first; s < first+n; s++ {
-		if l := o.later[s]; len(l) > 0 && !o.failed[int(s)] {
+		if l := o.later[s]; len(l) > 0 {
 			o.flushed[s], o.later[s] = l[len(l)-1], nil
 		}
 	}

@@ -41,6 +41,13 @@ func (m *made) snapshot(t *testing.T, name string) {
 	m.snaps[name] = bytes.Clone(m.content)
 }
 
+// copy is another one of the same.
+func (m *made) copy() *made {
+	c := *m
+	c.disk, c.content = m.disk.Crash(simdisk.KeepAll), bytes.Clone(m.content)
+	return &c
+}
+
 // put writes p to the image and to the array.
 func (m *made) put(t *testing.T, im *qcow2.Image, p []byte, off int64) {
 	t.Helper()
