@@ -11,8 +11,9 @@ import (
 // An Engine is what is judged. Every function is safe for concurrent use.
 type Engine struct {
 	// Open opens the image in f for reading and writing, as a server does. The
-	// disk does not close f.
-	Open func(ctx context.Context, f block.File) (Disk, error)
+	// disk does not close f. What it keeps in the directory beside survives the
+	// death of the process, and no power cut; "" means that there is none.
+	Open func(ctx context.Context, f block.File, beside string) (Disk, error)
 	// Check is the engine's own check of the image in f, which is not open. With
 	// mend, leaks are mended.
 	Check func(ctx context.Context, f block.File, mend bool) (Finding, error)

@@ -17,6 +17,8 @@ type depth struct {
 	onward   bool // it is written to, cut again, and mended
 	again    bool // recovering is cut, and judged
 	cuts     int  // how often the power was cut: never if the process died
+	// beside is what the process left beside the image when it died.
+	beside folder
 }
 
 // A judge holds states against the oracle. It is used by one goroutine.
@@ -24,6 +26,7 @@ type judge struct {
 	engine  Engine
 	options simdisk.Options
 	path    string // where states are exported to
+	beside  string // directory whose files survive the process, "" for none
 	rng     *rand.Rand
 	again   func(hash uint64) // is told of every recovery that was cut
 	buffer  []byte
@@ -37,7 +40,12 @@ type counts struct {
 }
 
 func newJudge(s Setup, dir string) *judge {
-	return &judge{engine: s.Engine, options: s.Options, path: filepath.Join(dir, "state"), again: func(uint64) {}}
+	j := &judge{engine: s.Engine, options: s.Options, path: filepath.Join(dir, "state"), again: func(uint64) {}}
+	if s.BesideIn != "" {
+		j.beside = filepath.Join(dir, "beside")
+		_ = os.Mkdir(j.beside, 0o700) // a failure is an error of whatever is done in it
+	}
+	return j
 }
 
 // begin makes what the judge does next depend on nothing but its arguments.
@@ -47,6 +55,9 @@ func (j *judge) begin(seed, n uint64) {
 
 // judge returns what is wrong with a state, nil if nothing is.
 func (j *judge) judge(ctx context.Context, s simdisk.State, al *allowance, d depth) *Fault {
+	if err := d.beside.restore(j.beside); err != nil {
+		return asFault(err, 1, "restore what is beside the image")
+	}
 	disk := simdisk.NewDisk(s, j.options)
 	if f := j.check(ctx, disk, s, d.external); f != nil {
 		return f
@@ -106,7 +117,7 @@ func (j *judge) check(ctx context.Context, disk *simdisk.Disk, s simdisk.State, 
 // recover opens the image, lets it settle, reads it, and closes it. What it
 // returns is used again by the next call.
 func (j *judge) recover(ctx context.Context, f block.File, al *allowance) ([]byte, *Fault) {
-	d, err := j.engine.Open(ctx, f)
+	d, err := j.engine.Open(ctx, f, j.beside)
 	if err != nil {
 		return nil, asFault(err, 1, "open")
 	}
@@ -160,6 +171,9 @@ func (j *judge) recoverAgain(ctx context.Context, s simdisk.State, log record.Lo
 			j.again(again.Hash())
 			disk := simdisk.NewDisk(again, j.options)
 			f := j.check(ctx, disk, again, false)
+			if err := folder(nil).restore(j.beside); err != nil {
+				return asFault(err, 1, "cut what is beside the image")
+			}
 			if f == nil {
 				_, f = j.recover(ctx, disk, al)
 			}
@@ -181,7 +195,7 @@ func (j *judge) recoverAgain(ctx context.Context, s simdisk.State, log record.Lo
 func (j *judge) onward(ctx context.Context, disk *simdisk.Disk, cuts int) *Fault {
 	j.counts.onward++
 	want := append([]byte(nil), j.buffer...)
-	d, err := j.engine.Open(ctx, disk)
+	d, err := j.engine.Open(ctx, disk, j.beside)
 	if err != nil {
 		return asFault(err, 6, "open a second time")
 	}
@@ -203,6 +217,9 @@ func (j *judge) onward(ctx context.Context, disk *simdisk.Disk, cuts int) *Fault
 	}
 	if err != nil {
 		return asFault(err, 1, "write to it and flush")
+	}
+	if err := folder(nil).restore(j.beside); err != nil {
+		return asFault(err, 1, "cut what is beside the image")
 	}
 	if f := j.mended(ctx, cut, exactly(want), cuts); f != nil {
 		f.Text = "written to after the recovery, flushed, and cut again: " + f.Text

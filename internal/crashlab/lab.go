@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/bits"
-	"math/rand/v2"
 	"os"
 	"runtime"
 	"strings"
@@ -25,6 +24,9 @@ type Config struct {
 	Again    int // cutting the recovery
 	// Death: the death of the process is judged too, whose writes the host keeps.
 	Death bool
+	// PerScript is about how many states of one recording are judged: beyond, a
+	// seeded sample of them; 0 means all.
+	PerScript int64
 	// Most is how many states are judged at most; 0 means that there is no limit.
 	Most int64
 	Seed uint64
@@ -55,12 +57,14 @@ type Totals struct {
 	Again                      int64 // of the judged, recoveries that were cut
 	Onward, External           int64
 	Deaths                     int64 // of the judged, after the death of the process
-	Took                       time.Duration
+	// Failed counts the failures, by the rule that was broken.
+	Failed [7]int64
+	Took   time.Duration
 }
 
 // maxDistinct bounds the memory for telling states apart; beyond, they are no
 // longer counted as distinct.
-const maxDistinct = 1 << 26
+const maxDistinct = 1 << 24
 
 // New returns a lab that exports states to files in dir.
 func New(c Config, dir string) *Lab {
@@ -78,12 +82,22 @@ func (l *Lab) Totals() Totals {
 
 func (t Totals) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d states judged, %d distinct, %d of them with two or more operations pending\n", t.Judged, t.Distinct, t.Several)
+	least := ""
+	if t.Distinct >= maxDistinct {
+		least = "at least "
+	}
+	fmt.Fprintf(&b, "%d states judged, %s%d distinct, %d of them with two or more operations pending\n", t.Judged, least, t.Distinct, t.Several)
 	fmt.Fprintf(&b, "%d recordings, %d events, %d moments; %d choices made\n", t.Recordings, t.Events, t.Points, t.Built)
 	fmt.Fprintf(&b, "%d recoveries cut, %d states used onward, %d checked by the other program, %d deaths of the process\n", t.Again, t.Onward, t.External, t.Deaths)
-	fmt.Fprintf(&b, "%.1f s, %.0f states/s", t.Took.Seconds(), float64(t.Judged)/t.Took.Seconds())
+	fmt.Fprintf(&b, "%.1f s, %.0f states/s; %d losses, %d corruptions", t.Took.Seconds(), float64(t.Judged)/t.Took.Seconds(), t.Losses(), t.Corruptions())
 	return b.String()
 }
+
+// Losses are the failures that a guest sees: rules 2 to 4.
+func (t Totals) Losses() int64 { return t.Failed[2] + t.Failed[3] + t.Failed[4] }
+
+// Corruptions are the failures that an image has: rules 1, 5 and 6.
+func (t Totals) Corruptions() int64 { return t.Failed[1] + t.Failed[5] + t.Failed[6] }
 
 // Enough reports whether as many states were judged as there may be.
 func (l *Lab) Enough() bool {
@@ -137,6 +151,7 @@ func (f *Failure) Error() string {
 func (l *Lab) Try(ctx context.Context, setup Setup, script []Request) *Failure {
 	r, err := Run(ctx, setup, script)
 	if err != nil {
+		l.failed(asFault(err, 1, ""))
 		f := &Failure{Fault: asFault(err, 1, "run"), Script: script}
 		if r != nil {
 			f.Events = lastEvents(r.log, len(r.log)-1)
@@ -154,7 +169,7 @@ func (l *Lab) Judge(ctx context.Context, r *Recording) *Failure {
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() { l.work(ctx, r, jobs, &first) })
 	}
-	s := &search{lab: l, rec: r, seen: map[judgedKey]int{}, rng: rand.New(rand.NewPCG(l.config.Seed, 0))}
+	s := l.search(r)
 	s.run(func(jb job) bool {
 		jobs <- jb
 		return first.Load() == nil && !l.Enough()
@@ -164,12 +179,20 @@ func (l *Lab) Judge(ctx context.Context, r *Recording) *Failure {
 	l.mu.Lock()
 	l.total.Recordings++
 	l.total.Events += int64(len(r.log))
+	l.total.Points += int64(countTrue(s.points))
 	l.cover.add(r.log, s.points)
 	l.mu.Unlock()
 	if f := first.Load(); f != nil {
+		l.failed(f.Fault)
 		return f
 	}
 	return nil
+}
+
+func (l *Lab) failed(f *Fault) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.total.Failed[f.Oracle]++
 }
 
 // work judges jobs until there are no more, or one has failed.

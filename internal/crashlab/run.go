@@ -2,11 +2,10 @@ package crashlab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/maphash"
 	"math/rand/v2"
-	"runtime"
+	"os"
 	"sync"
 	"syscall"
 
@@ -24,14 +23,12 @@ type Setup struct {
 	Options simdisk.Options
 	// Start is the disk at the start: it holds an image, durably.
 	Start simdisk.State
-	// Record, if not nil, opens the image for the script instead of Engine.Open:
-	// with memory outside the File that the death of the process leaves and a
-	// power cut does not. The death of the process is judged only where the
-	// script says "kill", because the lab has no such memory of other moments.
-	Record func(ctx context.Context, f block.File) (Disk, error)
 	// Jitter, if not nil, makes operations of the File take random times, so that
 	// those of several clients overlap.
 	Jitter *rand.Rand
+	// BesideIn, if not "", is a directory in which the engine gets one of its own,
+	// whose files survive the death of the process.
+	BesideIn string
 	// Versions are the numbers that what is written is marked with: those behind
 	// it. Scripts that run one after another on a disk need different ones.
 	Versions uint32
@@ -70,9 +67,13 @@ type runner struct {
 	file  *record.File
 	gate  *gate
 	disk  Disk
+	// beside is the directory whose files survive the process, "" for none.
+	beside string
 
 	mu      sync.Mutex // guards what follows
 	history history
+
+	faultMu sync.Mutex // guards what follows
 	faults  []*Fault
 }
 
@@ -80,7 +81,17 @@ type runner struct {
 // asked for without a power cut; then the recording is what there is of it.
 func Run(ctx context.Context, setup Setup, script []Request) (*Recording, error) {
 	r := &runner{ctx: ctx, setup: setup, below: simdisk.NewDisk(setup.Start, setup.Options)}
-	r.file = record.New(slowly(r.below, setup.Jitter), record.Options{})
+	o := record.Options{}
+	if setup.BesideIn != "" {
+		dir, err := os.MkdirTemp(setup.BesideIn, "beside")
+		if err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir)
+		r.beside = dir
+		o.Beside = func() any { return r.saveBeside() }
+	}
+	r.file = record.New(slowly(r.below, setup.Jitter), o)
 	if err := r.open(); err != nil {
 		return nil, err
 	}
@@ -208,14 +219,16 @@ func (r *runner) alone(q Request) {
 		r.reopen()
 		return
 	case Kill:
-		r.gate.shut()
-		_ = r.disk.Close() // whatever it says: the process is dead
+		left := r.die()
+		_ = r.disk.Close() // whatever it says and does: the process is dead
+		r.restoreBeside(left)
 		r.reopen()
 	case FailSync:
 		r.below.FailSync(syscall.EIO)
 	case EvictReopen:
-		r.gate.shut()
+		r.die()
 		_ = r.disk.Close()
+		r.restoreBeside(nil)
 		r.below.FailSync(nil)
 		r.below.Evict()
 		_ = r.below.Sync() // what is left of the cache lands: it cannot fail now
@@ -225,19 +238,41 @@ func (r *runner) alone(q Request) {
 	r.ack(a, err)
 }
 
+// die cuts the process off from its File, and returns what it leaves beside it.
+func (r *runner) die() (left folder) {
+	r.gate.shut(func() { left = r.saveBeside() })
+	return left
+}
+
+func (r *runner) saveBeside() folder {
+	f, err := saveFolder(r.beside)
+	if err != nil {
+		r.fault(asFault(err, 1, "save what is beside the image"))
+	}
+	return f
+}
+
+func (r *runner) restoreBeside(f folder) {
+	if err := f.restore(r.beside); err != nil {
+		r.fault(asFault(err, 1, "restore what is beside the image"))
+	}
+}
+
+func (r *runner) fault(f *Fault) {
+	r.faultMu.Lock()
+	defer r.faultMu.Unlock()
+	r.faults = append(r.faults, f)
+}
+
 func (r *runner) reopen() {
 	if err := r.open(); err != nil {
-		r.faults = append(r.faults, asFault(err, 1, "open again"))
+		r.fault(asFault(err, 1, "open again"))
 	}
 }
 
 func (r *runner) open() error {
 	r.gate = newGate(r.file)
-	open := r.setup.Record
-	if open == nil {
-		open = r.setup.Engine.Open
-	}
-	d, err := open(r.ctx, r.gate)
+	d, err := r.setup.Engine.Open(r.ctx, r.gate, r.beside)
 	if err != nil {
 		return asFault(err, 1, "open")
 	}
@@ -281,113 +316,4 @@ func (r *runner) expectsFailure() bool {
 		}
 	}
 	return armed
-}
-
-// A gate is a File that the process can be cut off from, as if it were killed:
-// operations that are in progress end, later ones fail.
-type gate struct {
-	block.File
-	mu     sync.RWMutex // held shared by every operation
-	closed bool
-}
-
-var errDead = errors.New("the process is dead")
-
-func newGate(f block.File) *gate { return &gate{File: f} }
-
-func (g *gate) shut() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.closed = true
-}
-
-func (g *gate) pass(do func() error) error {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	if g.closed {
-		return errDead
-	}
-	return do()
-}
-
-func (g *gate) ReadAt(p []byte, off int64) (n int, err error) {
-	err = g.pass(func() error { n, err = g.File.ReadAt(p, off); return err })
-	return n, err
-}
-
-func (g *gate) WriteAt(p []byte, off int64) (n int, err error) {
-	err = g.pass(func() error { n, err = g.File.WriteAt(p, off); return err })
-	return n, err
-}
-
-func (g *gate) WriteAtSync(p []byte, off int64) (n int, err error) {
-	err = g.pass(func() error { n, err = g.File.WriteAtSync(p, off); return err })
-	return n, err
-}
-
-func (g *gate) WriteZeroes(off, n int64) error {
-	return g.pass(func() error { return g.File.WriteZeroes(off, n) })
-}
-
-func (g *gate) Discard(off, n int64) error {
-	return g.pass(func() error { return g.File.Discard(off, n) })
-}
-
-func (g *gate) Grow(ctx context.Context, need, want int64) (size int64, err error) {
-	err = g.pass(func() error { size, err = g.File.Grow(ctx, need, want); return err })
-	return size, err
-}
-
-func (g *gate) Shrink(ctx context.Context, from, to int64) error {
-	return g.pass(func() error { return g.File.Shrink(ctx, from, to) })
-}
-
-func (g *gate) Sync() error { return g.pass(g.File.Sync) }
-
-// slowly returns f with operations that yield a random number of times before and
-// after they are done; f itself if rng is nil.
-func slowly(f block.File, rng *rand.Rand) block.File {
-	if rng == nil {
-		return f
-	}
-	return &slow{File: f, rng: rng}
-}
-
-type slow struct {
-	block.File
-	mu  sync.Mutex // guards rng
-	rng *rand.Rand
-}
-
-func (s *slow) yield() {
-	s.mu.Lock()
-	n := s.rng.IntN(1 + s.rng.IntN(60))
-	s.mu.Unlock()
-	for range n {
-		runtime.Gosched()
-	}
-}
-
-func (s *slow) WriteAt(p []byte, off int64) (int, error) {
-	s.yield()
-	defer s.yield()
-	return s.File.WriteAt(p, off)
-}
-
-func (s *slow) WriteAtSync(p []byte, off int64) (int, error) {
-	s.yield()
-	defer s.yield()
-	return s.File.WriteAtSync(p, off)
-}
-
-func (s *slow) WriteZeroes(off, n int64) error {
-	s.yield()
-	defer s.yield()
-	return s.File.WriteZeroes(off, n)
-}
-
-func (s *slow) Sync() error {
-	s.yield()
-	defer s.yield()
-	return s.File.Sync()
 }

@@ -15,10 +15,32 @@ type search struct {
 	rng    *rand.Rand
 	seen   map[judgedKey]int // how much was durable when it was judged
 	points []bool            // the events behind which states were built
+	sample float64           // how likely a state is judged
+	taste  *rand.Rand        // decides
 	n      int64
 
 	// What a disk may hold at the present event; nil where it must be found out.
 	power, death *allowed
+}
+
+// search prepares the search of a recording. If it has more states than one should
+// have, a first search counts them.
+func (l *Lab) search(r *Recording) *search {
+	s := &search{lab: l, rec: r, sample: 1}
+	s.begin()
+	if most := l.config.PerScript; most > 0 {
+		s.sample = 0
+		s.run(func(job) bool { return true })
+		s.sample = min(1, float64(most)/float64(max(s.n, 1)))
+		s.begin()
+	}
+	return s
+}
+
+func (s *search) begin() {
+	s.seen, s.points, s.n = map[judgedKey]int{}, make([]bool, len(s.rec.log)), 0
+	s.power, s.death = nil, nil
+	s.rng, s.taste = rand.New(rand.NewPCG(s.lab.config.Seed, 0)), rand.New(rand.NewPCG(s.lab.config.Seed, 1))
 }
 
 // judgedKey tells states apart.
@@ -45,7 +67,6 @@ func (c change) index(m *simdisk.Model) (with int, ok bool) {
 // run hands the states of every moment to judge until it returns false.
 func (s *search) run(judge func(job) bool) {
 	w := s.rec.walk()
-	s.points = make([]bool, len(s.rec.log))
 	durable := 0
 	for i, e := range s.rec.log {
 		ch := w.step(e)
@@ -58,7 +79,9 @@ func (s *search) run(judge func(job) bool) {
 		if with, ok := ch.index(w.model); ok && !s.cut(w.model, i, with, judge) {
 			return
 		}
-		if s.lab.config.Death && s.rec.setup.Record == nil && !s.die(w.model, i, judge) {
+		// After a failed sync the host's cache cannot be believed: no process goes on
+		// with the image before it is dropped.
+		if s.lab.config.Death && !w.failed && !s.die(w.model, i, judge) {
 			return
 		}
 	}
@@ -67,9 +90,6 @@ func (s *search) run(judge func(job) bool) {
 // cut builds the states after a power cut behind event i.
 func (s *search) cut(m *simdisk.Model, i, with int, judge func(job) bool) bool {
 	s.points[i] = true
-	s.lab.mu.Lock()
-	s.lab.total.Points++
-	s.lab.mu.Unlock()
 	pending := m.Pending()
 	for c := range choices(pending, with, s.lab.config.Limits, s.rng) {
 		jb := job{state: c.state(m), event: i}
@@ -90,6 +110,7 @@ func (s *search) die(m *simdisk.Model, i int, judge func(job) bool) bool {
 	ended := slices.DeleteFunc(slices.Clone(m.Pending()), func(o *simdisk.Op) bool { return o.InFlight() })
 	for _, state := range []simdisk.State{m.Current(), m.Crash(ended, simdisk.KeepAll)} {
 		jb := job{state: state, event: i, died: true}
+		jb.depth.beside, _ = s.rec.log[i].Beside.(folder) // nil if there is no such directory
 		if s.isNew(&jb, 0) && !judge(jb) {
 			return false
 		}
@@ -102,15 +123,22 @@ func (s *search) die(m *simdisk.Model, i int, judge func(job) bool) bool {
 func (s *search) isNew(jb *job, pending int) bool {
 	l, c := s.lab, s.lab.config
 	now := s.allowance(jb.event+1, jb.died)
-	key := judgedKey{jb.state.Hash(), jb.died}
+	beside := jb.depth.beside
+	key := judgedKey{jb.state.Hash() ^ beside.sum(), jb.died}
 	before, judged := s.seen[key]
 	isNew := !judged || before < now.durable
 	if isNew {
 		s.seen[key] = now.durable
-		isNew = l.first(key.hash, now.hash, pending >= 2)
+		if s.sample == 0 { // they are only counted
+			s.n++
+			return false
+		}
+		isNew = (s.sample == 1 || s.taste.Float64() < s.sample) && l.first(jb.state.Hash(), now.hash^beside.sum(), pending >= 2)
 	}
 	l.mu.Lock()
-	l.total.Built++
+	if s.sample > 0 {
+		l.total.Built++
+	}
 	if isNew {
 		l.total.Judged++
 		if jb.died {
@@ -123,7 +151,9 @@ func (s *search) isNew(jb *job, pending int) bool {
 	}
 	jb.n, jb.allow = s.n, now.allowance
 	every := func(n int) bool { return n > 0 && s.n%int64(n) == int64(n)-1 }
-	jb.depth = depth{external: every(c.External), onward: every(c.Onward), again: every(c.Again)}
+	// What is only beside the image is lost when the recovery is cut: then it is not
+	// as good as without.
+	jb.depth = depth{external: every(c.External), onward: every(c.Onward), again: every(c.Again) && len(beside) == 0, beside: beside}
 	if !jb.died {
 		jb.depth.cuts = 1
 	}

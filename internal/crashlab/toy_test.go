@@ -90,7 +90,7 @@ func writeToyHeader(f block.File, size, used int64) error {
 	return err
 }
 
-func (t toy) open(ctx context.Context, f block.File) (Disk, error) {
+func (t toy) open(ctx context.Context, f block.File, _ string) (Disk, error) {
 	size, used, err := toyHeader(f)
 	if err != nil {
 		return nil, err

@@ -9,13 +9,14 @@ import (
 type walk struct {
 	model   *simdisk.Model
 	options simdisk.Options
+	failed  bool                // a sync has failed, and the host's cache has not been dropped since
 	evict   []eviction          // to come
 	ops     map[int]*simdisk.Op // by the number in the log, in flight
 	syncs   map[int]int         // syncs in flight: when they began
 }
 
 func newWalk(s simdisk.State, o simdisk.Options) *walk {
-	return &walk{simdisk.NewModel(s, o), o, nil, map[int]*simdisk.Op{}, map[int]int{}}
+	return &walk{model: simdisk.NewModel(s, o), options: o, ops: map[int]*simdisk.Op{}, syncs: map[int]int{}}
 }
 
 // walk begins a walk along the recording.
@@ -40,7 +41,7 @@ func (w *walk) step(e record.Event) change {
 	case e.Kind == record.Mark:
 		if e.Label == evictMark { // what was dropped is the disk's choice, not ours
 			w.model = simdisk.NewModel(w.evict[0].left, w.options)
-			w.evict = w.evict[1:]
+			w.evict, w.failed = w.evict[1:], false
 			return change{ground: true}
 		}
 		return change{}
@@ -50,6 +51,7 @@ func (w *walk) step(e record.Event) change {
 	case e.Kind == record.Sync:
 		w.model.EndSync(w.syncs[e.ID], e.Err == nil)
 		delete(w.syncs, e.ID)
+		w.failed = w.failed || e.Err != nil
 		return change{ground: e.Err == nil}
 	case !e.Done:
 		return change{added: w.submit(e)}
@@ -99,6 +101,7 @@ func (w *walk) end(e record.Event) bool {
 	case e.Err != nil:
 		w.model.Fail(o)
 		if e.Kind == record.WriteSync { // counts as a failed sync
+			w.failed = true
 			w.model.EndSync(w.model.BeginSync(), false)
 		}
 		return false

@@ -51,6 +51,7 @@ type Event struct {
 	Size     int64  // of Grow: the new size; at completion only
 	Err      error  // at completion only
 	Label    string // of a mark
+	Beside   any    // what Options.Beside said at that moment
 }
 
 // A Log is what happened, in order.
@@ -58,8 +59,9 @@ type Log []Event
 
 // A File is a block.File that records.
 type File struct {
-	below block.File
-	reads bool
+	below  block.File
+	reads  bool
+	beside func() any
 
 	mu  sync.Mutex // guards the rest
 	log Log
@@ -71,10 +73,13 @@ var _ block.File = (*File)(nil)
 // Options say what is recorded.
 type Options struct {
 	Reads bool // reads too, without their data
+	// Beside, if not nil, is asked at every event for what there is beside the File;
+	// nothing else is recorded meanwhile.
+	Beside func() any
 }
 
 // New returns f with a recorder around it.
-func New(f block.File, o Options) *File { return &File{below: f, reads: o.Reads} }
+func New(f block.File, o Options) *File { return &File{below: f, reads: o.Reads, beside: o.Beside} }
 
 // Log returns a copy of what was recorded so far.
 func (f *File) Log() Log {
@@ -89,8 +94,15 @@ func (f *File) Mark(label string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ids++
-	f.log = append(f.log, Event{ID: f.ids, Kind: Mark, Done: true, Label: label})
+	f.appendLocked(Event{ID: f.ids, Kind: Mark, Done: true, Label: label})
 	return len(f.log) - 1
+}
+
+func (f *File) appendLocked(e Event) {
+	if f.beside != nil {
+		e.Beside = f.beside()
+	}
+	f.log = append(f.log, e)
 }
 
 // submit records the beginning of an operation and gives it its number.
@@ -100,7 +112,7 @@ func (f *File) submit(e Event) Event {
 	defer f.mu.Unlock()
 	f.ids++
 	e.ID = f.ids
-	f.log = append(f.log, e)
+	f.appendLocked(e)
 	return e
 }
 
@@ -108,7 +120,7 @@ func (f *File) complete(e Event, err error) {
 	e.Done, e.Data, e.Err = true, nil, err
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.log = append(f.log, e)
+	f.appendLocked(e)
 }
 
 // ReadAt is described at block.File.

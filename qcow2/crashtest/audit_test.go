@@ -281,13 +281,17 @@ func (a *auditor) auditSnapshots(sums [][32]byte) error {
 	}
 	at := a.snapshotsAt
 	for i := range a.snapshots {
-		h, err := a.read(at, 40)
+		h, err := a.read(at, 56)
 		if err != nil {
 			return err
 		}
+		size := a.size
+		if binary.BigEndian.Uint32(h[36:]) >= 16 { // the disk may have grown since
+			size = int64(binary.BigEndian.Uint64(h[48:]))
+		}
 		l1At, l1N := int64(binary.BigEndian.Uint64(h)), int64(binary.BigEndian.Uint32(h[8:]))
 		name := fmt.Sprintf("snapshot %d", i)
-		got, err := a.content(name, l1At, l1N)
+		got, err := a.content(name, l1At, l1N, size)
 		if err != nil {
 			return &crashlab.Fault{Oracle: 4, Text: err.Error()}
 		}
@@ -306,19 +310,19 @@ func (a *auditor) auditSnapshots(sums [][32]byte) error {
 	return nil
 }
 
-// content is the hash of what a tree maps.
-func (a *auditor) content(name string, l1At, l1N int64) ([32]byte, error) {
-	disk := make([]byte, a.size+a.cluster())
+// content is the hash of what a tree maps of a disk of size bytes.
+func (a *auditor) content(name string, l1At, l1N, size int64) ([32]byte, error) {
+	disk := make([]byte, size+a.cluster())
 	err := a.tree(name, l1At, l1N, func(guest int64, e, _ uint64) error {
 		to := guest << a.clusterBits
-		if to >= a.size {
+		if to >= size {
 			return nil
 		}
 		p, err := a.guestCluster(e)
 		copy(disk[to:to+a.cluster()], p)
 		return err
 	})
-	return sha256.Sum256(disk[:a.size]), err
+	return sha256.Sum256(disk[:size]), err
 }
 
 func (a *auditor) guestCluster(e uint64) ([]byte, error) {

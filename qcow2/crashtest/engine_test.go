@@ -16,38 +16,36 @@ import (
 // often. It is a few clusters of the largest ones that are tested.
 const reserveBytes = 32 << 10
 
+// redoSlots is a small ring, so that it fills up.
+const redoSlots = 64
+
 // engine is package qcow2 as the lab sees it.
 func engine() crashlab.Engine {
-	return crashlab.Engine{Open: open, Check: check, Audit: audit(nil), Limit: limit}
+	return crashlab.Engine{Open: openOn(nil), Check: check, Audit: audit(nil), Limit: limit}
 }
 
-func open(ctx context.Context, f block.File) (crashlab.Disk, error) {
-	return openWith(ctx, f, qcow2.Options{})
-}
-
-// openWith opens an image with a backing file, or a ring. Commits that begin by
-// themselves would go on behind a process that is supposed to be dead.
-func openWith(ctx context.Context, f block.File, o qcow2.Options) (crashlab.Disk, error) {
-	o.ReserveBytes, o.CacheBytes, o.CommitInterval = reserveBytes, 64<<10, -1
-	im, err := qcow2.Open(ctx, f, o)
-	if err != nil {
-		return nil, err
+// openOn opens images on a backing file, nil for none.
+func openOn(backing block.Device) func(context.Context, block.File, string) (crashlab.Disk, error) {
+	return func(ctx context.Context, f block.File, beside string) (crashlab.Disk, error) {
+		im, err := qcow2.Open(ctx, f, qcow2.Options{
+			Backing: backing, RedoDir: beside, RedoSlots: redoSlots,
+			ReserveBytes: reserveBytes, CacheBytes: 64 << 10, CommitInterval: -1,
+		})
+		if err != nil {
+			return nil, err
+		}
+		return disk{im}, nil
 	}
-	return disk{im}, nil
 }
 
 type disk struct{ *qcow2.Image }
 
 func (d disk) Resize(ctx context.Context, size int64) error { return d.Grow(ctx, size) }
 
-// Settle waits for what opening began, if the engine does such a thing.
+// Settle waits for what opening began.
 func (d disk) Settle(ctx context.Context) error {
-	s, ok := any(d.Image).(interface{ Settled() <-chan struct{} })
-	if !ok {
-		return nil
-	}
 	select {
-	case <-s.Settled():
+	case <-d.Settled():
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

@@ -8,14 +8,12 @@ import (
 	"os/exec"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/crashlab"
 	"tidemark/internal/testenv"
-	"tidemark/qcow2"
 )
 
 // What is judged in an ordinary run, and what goes through qemu-img.
@@ -28,7 +26,7 @@ const (
 func quick(seed uint64) crashlab.Config {
 	return crashlab.Config{
 		Limits: crashlab.Limits{All: 12, Random: 40},
-		Onward: 6, Again: 40, External: wantStates / wantExternal, Death: true, Seed: seed,
+		Onward: 6, Again: 40, External: wantStates / wantExternal, Death: true, PerScript: 800, Seed: seed,
 	}
 }
 
@@ -48,7 +46,7 @@ func eachSubject(t *testing.T, f func(t *testing.T, s subject)) {
 	for _, r := range rows() {
 		for _, storage := range slices.Sorted(maps.Keys(storages)) {
 			t.Run(r.name+" on a "+storage, func(t *testing.T) {
-				s := r.prepare(t, storage, storages[storage])
+				s := r.prepare(t, storage)
 				if noQEMU == nil {
 					s.setup.Engine.External = qemuCheck(img)
 				}
@@ -66,14 +64,13 @@ func TestCrash(t *testing.T) {
 	seed, rng := testenv.Seed(t)
 	total := int64(wantStates)
 	if testing.Short() {
-		total /= 20
+		total /= 50
 	}
 	lab := crashlab.New(quick(seed), stateDir(t))
-	supported := int64(2 * len(rows())) // on the storages
+	supported := int64(len(rows()) * len(storages))
 	eachSubject(t, func(t *testing.T, s subject) {
 		before := lab.Totals()
-		s.judge(t, lab, rng, total/supported/2)
-		s.onRing(t).judge(t, lab, rng, total/supported/2)
+		s.judge(t, lab, rng, total/supported)
 		now := lab.Totals()
 		judged := now.Judged - before.Judged
 		t.Logf("%d states, %.2f ms each", judged, 1e3*(now.Took-before.Took).Seconds()/float64(judged))
@@ -129,14 +126,6 @@ func (s subject) several(t *testing.T, lab *crashlab.Lab, rng *rand.Rand) {
 	s.try(t, lab, s.shape.Random(rng, 4+rng.IntN(10), 2+rng.IntN(3)))
 }
 
-// onRing is s with a redo ring while a script runs: tables are written by commits
-// only. A power cut takes the ring away.
-func (s subject) onRing(t *testing.T) subject {
-	s.setup.Name += ", with a ring"
-	s.setup.Record = s.withRing(qcow2.Options{RedoDir: t.TempDir(), RedoSlots: 256})
-	return s
-}
-
 // try runs a script and judges it. A failure is reduced and told with the way to
 // run it again.
 func (s subject) try(t *testing.T, lab *crashlab.Lab, script []crashlab.Request) {
@@ -158,9 +147,6 @@ func TestReplay(t *testing.T) {
 	script, err := crashlab.Parse(text)
 	require.NoError(t, err)
 	eachSubject(t, func(t *testing.T, s subject) {
-		if ring, ok := strings.CutSuffix(name, ", with a ring"); ok && ring == s.setup.Name {
-			s = s.onRing(t)
-		}
 		if s.setup.Name != name {
 			t.SkipNow()
 		}

@@ -41,8 +41,21 @@ type row struct {
 // A built image is what QEMU's tools have made.
 type built struct {
 	path    string
-	backing []string // files, from the one that the image names on
-	sums    [][32]byte
+	state   simdisk.State
+	raw     bool
+	backing []built    // from the one that the image names on
+	sums    [][32]byte // of its snapshots
+}
+
+// load reads what was built.
+func (b built) load(t *testing.T) built {
+	var err error
+	b.state, err = simdisk.ImportState(b.path)
+	require.NoError(t, err)
+	for i := range b.backing {
+		b.backing[i] = b.backing[i].load(t)
+	}
+	return b
 }
 
 func kib(n int64) int64 { return n << 10 }
@@ -85,36 +98,37 @@ func rows() []row {
 // filled leaves an image with data, holes and clusters that were given back.
 const filled = "write 0+90; write 120+40; flush; unmap 16+32; write 140+30; discard 128+8; reopen"
 
-// storages are what lies below: a file whose new space reads zero, and a volume
-// whose new and discarded space is another tenant's.
-var storages = map[string]simdisk.Options{
-	"file":   {},
-	"volume": {Foreign: true, DiscardForeign: true},
+// A storage is what lies below and beside an image.
+type storage struct {
+	options simdisk.Options
+	ring    bool // there is a directory that survives the death of the process
 }
 
-type openFunc = func(context.Context, block.File) (crashlab.Disk, error)
+// storages are a file whose new space reads zero, and a volume whose new and
+// discarded space is another tenant's; each with and without a redo ring would be
+// twice the work for little: the ring does not care what is below.
+var storages = map[string]storage{
+	"file":   {},
+	"volume": {options: simdisk.Options{Foreign: true, DiscardForeign: true}, ring: true},
+}
 
 // A subject is a row on a storage, ready to be crashed.
 type subject struct {
-	// withRing opens the image with more options.
-	withRing func(o qcow2.Options) openFunc
-	setup    crashlab.Setup
-	shape    crashlab.Shape
-	only     []string
+	setup crashlab.Setup
+	shape crashlab.Shape
+	only  []string
 }
 
 // prepare makes the image of a row. The test is skipped, by the name of the
 // feature, if the engine does not support it.
-func (r row) prepare(t *testing.T, storage string, o simdisk.Options) subject {
+func (r row) prepare(t *testing.T, name string) subject {
+	o := storages[name].options
 	g, err := r.geometry.Geometry()
 	require.NoError(t, err)
 	s := subject{
-		setup: crashlab.Setup{Name: r.name + " on a " + storage, Engine: engine(), Options: o},
+		setup: crashlab.Setup{Name: r.name + " on a " + name, Engine: engine(), Options: o},
 		only:  r.only,
 		shape: crashlab.Shape{Size: r.geometry.Size / 512, Cluster: g.ClusterSize() / 512, Table: r.table * g.ClusterSize() / 512},
-	}
-	s.withRing = func(o qcow2.Options) openFunc {
-		return func(ctx context.Context, f block.File) (crashlab.Disk, error) { return openWith(ctx, f, o) }
 	}
 	if r.table == 0 {
 		s.shape.Table = g.ClusterSize() / 8 * g.ClusterSize() / 512
@@ -125,6 +139,9 @@ func (r row) prepare(t *testing.T, storage string, o simdisk.Options) subject {
 		d := simdisk.New(0, o)
 		require.NoError(t, qcow2.Create(t.Context(), d, r.geometry))
 		s.setup.Start = d.State()
+	}
+	if storages[name].ring {
+		s.setup.BesideIn = stateDir(t)
 	}
 	s.needsSupport(t)
 	if r.fill != "" {
@@ -141,87 +158,78 @@ func (r row) prepare(t *testing.T, storage string, o simdisk.Options) subject {
 
 // adopt makes the subject of an image that QEMU's tools have made.
 func (s *subject) adopt(t *testing.T, b built) {
-	d, err := simdisk.Import(b.path, s.setup.Options)
-	require.NoError(t, err)
-	s.setup.Start = d.State()
+	b = b.load(t)
+	s.setup.Start = b.state
 	s.setup.Engine.Audit = audit(b.sums)
-	if len(b.sums) > 0 {
-		s.setup.Engine.Limit = nil // the bound does not count what snapshots own
+	if len(b.sums) > 0 { // what snapshots own comes on top of the bound
+		s.setup.Engine.Limit = func(f block.File, cuts int) (int64, error) {
+			n, err := limit(f, cuts)
+			return n + b.state.Size(), err
+		}
 	}
-	var backing []simdisk.State
-	for _, path := range b.backing {
-		d, err := simdisk.ImportState(path)
-		require.NoError(t, err)
-		backing = append(backing, d)
-	}
-	if len(backing) > 0 {
-		s.setup.Engine.Open = openChain(backing, qcow2.Options{})
-		s.withRing = func(o qcow2.Options) openFunc { return openChain(backing, o) }
+	if len(b.backing) > 0 {
+		s.setup.Engine.Open = openChain(b.backing)
 	}
 }
 
 // openChain opens an image on backing files, which must be left as they are.
-func openChain(backing []simdisk.State, o qcow2.Options) openFunc {
-	return func(ctx context.Context, f block.File) (crashlab.Disk, error) {
-		below := make([]*simdisk.Disk, len(backing))
-		for i, s := range backing {
-			below[i] = simdisk.NewDisk(s, simdisk.Options{})
-		}
-		device, err := openBelow(ctx, below)
-		if err != nil {
-			return nil, err
-		}
-		o.Backing = device
-		d, err := openWith(ctx, f, o)
-		if err != nil {
-			return nil, err
-		}
-		return untouched{d, below, backing}, nil
-	}
-}
-
-// openBelow opens a chain of backing files, read-only.
-func openBelow(ctx context.Context, below []*simdisk.Disk) (block.Device, error) {
-	var device block.Device
-	for _, f := range slices.Backward(below) {
-		if _, err := qcow2.ReadHeader(f); errors.Is(err, qcow2.ErrNotQCOW2) {
-			raw, err := rawimage.Open(f, rawimage.Options{ReadOnly: true})
+func openChain(backing []built) func(context.Context, block.File, string) (crashlab.Disk, error) {
+	return func(ctx context.Context, f block.File, beside string) (crashlab.Disk, error) {
+		u := untouched{before: backing}
+		var top block.Device
+		for _, b := range slices.Backward(backing) {
+			d := simdisk.NewDisk(b.state, simdisk.Options{})
+			u.below = append([]*simdisk.Disk{d}, u.below...)
+			var err error
+			if b.raw {
+				top, err = rawimage.Open(d, rawimage.Options{ReadOnly: true})
+			} else {
+				top, err = qcow2.Open(ctx, d, qcow2.Options{ReadOnly: true, Backing: top})
+			}
 			if err != nil {
 				return nil, err
 			}
-			device = raw
-			continue
+			u.open = append(u.open, top)
 		}
-		im, err := qcow2.Open(ctx, f, qcow2.Options{ReadOnly: true, Backing: device, CacheBytes: 64 << 10})
+		d, err := openOn(top)(ctx, f, beside)
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, u.closeBacking())
 		}
-		device = im
+		u.Disk = d
+		return u, nil
 	}
-	return device, nil
 }
 
 // untouched is a disk whose backing files must be what they were when it closes.
 type untouched struct {
 	crashlab.Disk
+	open   []block.Device
 	below  []*simdisk.Disk
-	before []simdisk.State
+	before []built
 }
 
 func (u untouched) Close() error {
-	err := u.Disk.Close()
+	return errors.Join(u.Disk.Close(), u.closeBacking())
+}
+
+func (u untouched) closeBacking() error {
+	for _, d := range u.open {
+		if err := d.Close(); err != nil {
+			return err
+		}
+	}
 	for i, d := range u.below {
-		if d.State().Hash() != u.before[i].Hash() {
+		if d.State().Hash() != u.before[i].state.Hash() {
 			return &crashlab.Fault{Oracle: 4, Text: fmt.Sprintf("backing file %d has changed", i+1)}
 		}
 	}
-	return err
+	return nil
 }
 
 // needsSupport skips the test if the engine refuses the image for a feature.
 func (s *subject) needsSupport(t *testing.T) {
 	f := simdisk.NewDisk(s.setup.Start, s.setup.Options)
-	d, err := s.setup.Engine.Open(t.Context(), f)
+	d, err := s.setup.Engine.Open(t.Context(), f, "")
 	if err == nil {
 		p := make([]byte, d.Info().Size)
 		if err = d.ReadAt(t.Context(), p, 0, 0); err == nil {
@@ -302,7 +310,7 @@ func chain(options string, below ...string) func(*testing.T, string, string) bui
 				format = "qcow2"
 			}
 			backing = path
-			b.backing = append([]string{path}, b.backing...)
+			b.backing = append([]built{{path: path, raw: format == "raw"}}, b.backing...)
 		}
 		testenv.Run(t, img, "create", "-q", "-f", "qcow2", "-o", options, "-b", backing, "-F", format, b.path, fmt.Sprint(madeSize))
 		return b
