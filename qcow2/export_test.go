@@ -1,6 +1,10 @@
 package qcow2
 
-import "sync"
+import (
+	"maps"
+	"slices"
+	"sync"
+)
 
 // WaitIdle waits until the engine does nothing by itself.
 func (im *Image) WaitIdle() { im.tasks.Wait() }
@@ -25,3 +29,15 @@ func (im *Image) WriteCounts() error { return im.writeRefcounts(false) }
 // ForgetDecoders empties the pool of zstd decoders. They hold channels, which must not
 // cross the border of a testing/synctest bubble.
 func ForgetDecoders() { unzstds = sync.Pool{} }
+
+// Evict drops everything from the caches that is not needed there.
+func (im *Image) Evict() {
+	t := &im.tab
+	t.mu.Lock()
+	t.cache = slices.DeleteFunc(t.cache, func(s *slice) bool { return s.pins == 0 && im.evict(s) })
+	t.hand = 0
+	t.mu.Unlock()
+	im.refs.mu.Lock()
+	defer im.refs.mu.Unlock()
+	maps.DeleteFunc(im.refs.slices.m, func(_ int64, s *countSlice) bool { return !s.dirty && !s.writing })
+}

@@ -125,7 +125,7 @@ func (s *sweep) runGrower(t *testing.T, dir string, g *grower, succeeds bool, wh
 	im, err := s.m.tryOpen(t, g, s.options(dir))
 	require.NoError(t, err, what)
 	o.g.im = im
-	o.g.work(s.m.backing > s.m.size)
+	o.g.work(s.m.fixed())
 	for _, err := range o.g.errs {
 		if !errors.Is(err, block.ErrNoSpace) {
 			require.ErrorContains(t, err, "injected", what)
@@ -186,7 +186,7 @@ func (s *sweep) runFull(t *testing.T, dir string, i int64) bool {
 	im, err := s.m.tryOpen(t, p, s.options(dir))
 	require.NoError(t, err, what)
 	o := &ordeal{s: s, t: t, disk: d, g: newGuest(im, s.power.clone(), s.death.clone(), 100)}
-	o.g.work(s.m.backing > s.m.size)
+	o.g.work(s.m.fixed())
 	for _, err := range o.g.errs {
 		require.ErrorIs(t, err, block.ErrNoSpace, what)
 	}

@@ -104,7 +104,7 @@ func (s *sweep) run(t *testing.T, dir string, fault faultfile.Fault) bool {
 	var poisoned error
 	if err == nil {
 		o.g.im = im
-		o.g.work(s.m.backing > s.m.size)
+		o.g.work(s.m.fixed())
 		<-im.Settled()
 		closed = im.Close()
 		poisoned = im.Stats().Poisoned

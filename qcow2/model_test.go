@@ -1,122 +1,174 @@
 package qcow2_test
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"math/rand/v2"
-	"sync"
+	"bytes"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
-	"tidemark/internal/block"
 	"tidemark/internal/testenv"
-	"tidemark/qcow2"
 )
 
-// step does one random request on the image and on the array.
-func (m *made) step(ctx context.Context, im *qcow2.Image, rng *rand.Rand, from, end int64) error {
-	off := from + rng.Int64N(end-from)
-	n := min(1+rng.Int64N(1+rng.Int64N(80<<10)), end-off)
-	if rng.IntN(3) > 0 {
-		off = max(off&^(sector-1), from)
-		n = min((n+sector-1)&^(sector-1), end-off)
-	}
-	at := m.content[off : off+n]
-	flags := []qcow2.Flags{0, 0, 0, qcow2.FUA}[rng.IntN(4)]
-	switch rng.IntN(8) {
-	case 0:
-		clear(at)
-		return im.WriteZeroes(ctx, off, n, flags)
-	case 1:
-		clear(at)
-		return im.WriteZeroes(ctx, off, n, flags|qcow2.MayUnmap)
-	case 2:
-		if err := im.Discard(ctx, off, n, flags); err != nil {
-			return err
-		}
-		got := make([]byte, n)
-		if err := im.ReadAt(ctx, got, off, 0); err != nil {
-			return err
-		}
-		for i := range got {
-			if got[i] != at[i] && got[i] != 0 {
-				return fmt.Errorf("discarded byte %d reads %d; it was %d", off+int64(i), got[i], at[i])
-			}
-		}
-		copy(at, got)
-	case 3:
-		return im.Flush(ctx)
-	case 4, 5:
-		got := make([]byte, n)
-		if err := im.ReadAt(ctx, got, off, 0); err != nil {
-			return err
-		}
-		for i := range got {
-			if got[i] != at[i] {
-				return fmt.Errorf("byte %d reads %d instead of %d", off+int64(i), got[i], at[i])
-			}
-		}
-	default:
-		for i := range at {
-			at[i] = byte(rng.Uint32())
-		}
-		if err := im.WriteAt(ctx, at, off, flags|qcow2.NoWait); !errors.Is(err, block.ErrWouldBlock) {
-			return err
-		}
-		return im.WriteAt(ctx, at, off, flags)
-	}
-	return nil
-}
+// modelVar is the environment variable that holds the name of a file with a case to
+// run instead of random ones.
+const modelVar = "TIDEMARK_MODEL"
 
-// clients lets n clients, each in a part of the disk whose ends share clusters
-// with its neighbours', do random requests at once.
-func (m *made) clients(t *testing.T, im *qcow2.Image, seed uint64, n, rounds int) {
-	t.Helper()
-	errs := make([]error, n)
-	var wg sync.WaitGroup
-	for c := range n {
-		from, end := m.size*int64(c)/int64(n), m.size*int64(c+1)/int64(n)
-		wg.Go(func() {
-			rng := testenv.Rand(seed + uint64(c))
-			for i := range rounds {
-				if err := m.step(context.Background(), im, rng, from, end); err != nil {
-					errs[c] = fmt.Errorf("client %d, request %d: %w", c, i, err)
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	require.NoError(t, errors.Join(errs...))
-}
+// modelSize is small, so that clients meet.
+const modelSize = 160<<10 + 3*sector
 
-// TestModel: random requests by several clients leave what an array of bytes
-// would hold, in memory, after reopening, and in the eyes of QEMU. Discarded
-// clusters at the ends of a client's part are its own.
+// TestModel: random requests by several clients at once leave what an array of bytes
+// would hold: in memory, after the image was closed and opened again, after the death
+// of the process, after the disk has become larger, and in the eyes of QEMU. A case
+// that fails is reduced and printed; TIDEMARK_MODEL names a file with one to run.
 func TestModel(t *testing.T) {
-	for _, s := range subjects() {
-		t.Run(s.name, func(t *testing.T) {
-			seed, rng := testenv.Seed(t)
-			for round := range scaled(16) {
-				m := s.make(t)
-				o := qcow2.Options{ReserveBytes: 128 << 10, CacheBytes: 16 << 10}
-				if round%2 == 0 {
-					o.RedoDir = t.TempDir()
-				}
-				for part := range 3 {
-					im := m.open(t, m.disk, o)
-					m.clients(t, im, seed+uint64(round*10+part), 1+rng.IntN(8), 70)
-					got := make([]byte, m.size)
-					require.NoError(t, im.ReadAt(t.Context(), got, 0, 0))
-					requireSame(t, m.content, got, "the disk")
-					require.NoError(t, im.Close())
-				}
-				if round%4 == 0 {
-					m.judge(t, m.disk)
-				}
-			}
-		})
+	all := subjectsOf(modelSize)
+	if path := os.Getenv(modelVar); path != "" {
+		replayModel(t, path, all)
+		return
 	}
+	seed, _ := testenv.Seed(t)
+	const sequences = 504
+	operations := 0
+	for i := range scaled(sequences) {
+		s := all[i%len(all)]
+		m := s.make(t)
+		rng := testenv.Rand(seed + uint64(i))
+		c := newModelCase(rng, s)
+		operations += len(c.ops)
+		if err := c.runIn(t, m); err != nil {
+			t.Fatalf("seed %d, sequence %d: %v\nreduced; to run it again put it in a file and name that in %s:\n%s",
+				seed, i, err, modelVar, reduce(c, func(c modelCase) bool { return c.runIn(t, s.make(t)) != nil }))
+		}
+		if i%40 == 0 {
+			m.judge(t, m.disk)
+		}
+	}
+	t.Logf("%d operations", operations)
+}
+
+// runIn runs the case in a directory that it removes. m has the disk and the content
+// in the end.
+func (c modelCase) runIn(t *testing.T, m *made) error {
+	dir, err := os.MkdirTemp(t.TempDir(), "")
+	require.NoError(t, err)
+	defer os.RemoveAll(dir) //nolint:errcheck // it is in the test's
+	return c.run(t, m, dir)
+}
+
+func replayModel(t *testing.T, path string, all []subject) {
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	c, err := parseModelCase(string(text))
+	require.NoError(t, err)
+	i := slices.IndexFunc(all, func(s subject) bool { return s.name == c.subject })
+	require.GreaterOrEqual(t, i, 0, "subject %q", c.subject)
+	for range 100 { // what happens at once does not happen every time
+		require.NoError(t, c.runIn(t, all[i].make(t)))
+	}
+}
+
+// reduceTime bounds how long a case is reduced.
+const reduceTime = 30 * time.Second
+
+// reduce makes a case smaller as long as it fails: without some of its phases, then
+// without some of its clients, then without some of its operations.
+func reduce(c modelCase, fails func(modelCase) bool) modelCase {
+	deadline := time.Now().Add(reduceTime)
+	try := func(smaller []modelOp) bool {
+		s := c
+		s.ops = smaller
+		for range 6 { // what happens at once does not happen every time
+			if len(smaller) == len(c.ops) || time.Now().After(deadline) {
+				return false
+			}
+			if fails(s) {
+				c = s
+				return true
+			}
+		}
+		return false
+	}
+	for again := true; again; {
+		again = false
+		for _, p := range slices.Backward(phasesOf(c.ops)) {
+			again = try(slices.Delete(slices.Clone(c.ops), p[0], p[1])) || again
+		}
+		for client := range 8 {
+			again = try(slices.DeleteFunc(slices.Clone(c.ops), func(o modelOp) bool { return o.client == client && !o.endsPhase() })) || again
+		}
+		for n := len(c.ops) / 2; n > 0; n /= 2 {
+			for from := 0; from < len(c.ops); from += n {
+				again = try(withoutSome(c.ops, from, n)) || again
+			}
+		}
+	}
+	return c
+}
+
+// phasesOf is where phases begin and end.
+func phasesOf(ops []modelOp) (phases [][2]int) {
+	from := 0
+	for i, o := range ops {
+		if o.endsPhase() || i == len(ops)-1 {
+			phases = append(phases, [2]int{from, i + 1})
+			from = i + 1
+		}
+	}
+	return phases
+}
+
+// withoutSome leaves out n operations from one on. The ends of phases stay: clients
+// of two phases may touch the same bytes.
+func withoutSome(ops []modelOp, from, n int) []modelOp {
+	var left []modelOp
+	for i, o := range ops {
+		if i < from || i >= from+n || o.endsPhase() {
+			left = append(left, o)
+		}
+	}
+	return left
+}
+
+func readRing(dir string) map[string][]byte {
+	files := map[string][]byte{}
+	entries, _ := os.ReadDir(dir) // there is none without a ring
+	for _, e := range entries {
+		if b, err := os.ReadFile(filepath.Join(dir, e.Name())); err == nil { // or it was just removed
+			files[e.Name()] = b
+		}
+	}
+	return files
+}
+
+func sameFiles(a, b map[string][]byte) bool { return maps.EqualFunc(a, b, bytes.Equal) }
+
+func copyDir(t *testing.T, dir string) string {
+	to, err := os.MkdirTemp(t.TempDir(), "")
+	require.NoError(t, err)
+	for name, b := range readRing(dir) {
+		require.NoError(t, os.WriteFile(filepath.Join(to, name), b, 0o600))
+	}
+	return to
+}
+
+// TestReduce: what a case needs to fail stays, and little else.
+func TestReduce(t *testing.T) {
+	_, rng := testenv.Seed(t)
+	c := newModelCase(rng, subjectsOf(modelSize)[0])
+	again, err := parseModelCase(c.String())
+	require.NoError(t, err)
+	require.Equal(t, c, again)
+	needs := func(c modelCase) bool {
+		zero := slices.IndexFunc(c.ops, func(o modelOp) bool { return o.verb == "zero" })
+		return zero >= 0 && slices.ContainsFunc(c.ops[zero:], func(o modelOp) bool { return o.verb == "read" })
+	}
+	require.True(t, needs(c))
+	r := reduce(c, needs)
+	require.True(t, needs(r))
+	require.LessOrEqual(t, len(r.ops), 4, "%s", r)
 }
