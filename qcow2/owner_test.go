@@ -152,7 +152,7 @@ func manyTables(t *testing.T, tables int64) {
 		}
 		for gc, v := range versions {
 			require.NoError(t, im.ReadAt(ctx, p, gc*cs, 0))
-			require.Equal(t, uint64(guestMark|v), binary.BigEndian.Uint64(p[cs-8:]), "guest cluster %d", gc)
+			require.Equal(t, uint64(guestMark)|uint64(v), binary.BigEndian.Uint64(p[cs-8:]), "guest cluster %d", gc)
 		}
 		require.NoError(t, im.Close())
 		o.require(t)
