@@ -157,7 +157,9 @@ func newPolled(c net.Conn, raw syscall.RawConn) *polled {
 func (p *polled) readNow(b []byte) (int, error) {
 	r := &p.reading
 	r.p = b
-	if err := p.raw.Read(r.try); err != nil {
+	err := p.raw.Read(r.try)
+	r.p = nil // or it would be kept while the connection is idle
+	if err != nil {
 		return 0, err
 	}
 	return r.n, r.err
@@ -166,7 +168,9 @@ func (p *polled) readNow(b []byte) (int, error) {
 func (p *polled) writeNow(message [][]byte) (int, error) {
 	w := &p.writing
 	w.message = message
-	if err := p.raw.Write(w.try); err != nil {
+	err := p.raw.Write(w.try)
+	w.message = nil
+	if err != nil {
 		return 0, err
 	}
 	return w.n, w.err
