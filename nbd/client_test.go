@@ -71,9 +71,9 @@ func (ts *testServer) dial(t *testing.T, o ClientOptions) *Client {
 // eventually polls for what another goroutine brings about.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !f(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("after 5 s: not %s", what)
+			t.Fatalf("after a minute: not %s", what)
 		}
 	}
 }
