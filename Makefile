@@ -57,11 +57,13 @@ test: need deps $(GOTESTSUM) ## all tests; what had to be skipped is named at th
 	all=$$($(GO) list ./...)
 	slow=$$($(GO) list $(ACCEPTANCE))
 	fast=$$(comm -23 <(sort <<<"$$all") <({ echo "$$slow"; $(GO) list $(LAB); } | sort))
-	$(GOTESTSUM) --format pkgname -- -race -short -count=1 -timeout 25m $(TEST_FLAGS) $$fast || rc=1
-	$(GOTESTSUM) --format pkgname -- -tags lockcheck -short -count=1 -timeout 25m $(TEST_FLAGS) $(LOCKED) || rc=1
-	$(GOTESTSUM) --format pkgname -- -tags crashlab -count=1 -timeout 30m $(TEST_FLAGS) $(LAB) || rc=1
-	$(GOTESTSUM) --format pkgname -- -count=1 -timeout 30m $(TEST_FLAGS) $(LONG) || rc=1
-	$(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=5 --packages="$$(echo $$slow)" -- -p 1 -count=1 -timeout 30m $(TEST_FLAGS) || rc=1
+	rm -f .cache/test-*.json
+	$(GOTESTSUM) --jsonfile .cache/test-1.json --format pkgname -- -race -short -count=1 -timeout 25m $(TEST_FLAGS) $$fast || rc=1
+	$(GOTESTSUM) --jsonfile .cache/test-2.json --format pkgname -- -tags lockcheck -short -count=1 -timeout 25m $(TEST_FLAGS) $(LOCKED) || rc=1
+	$(GOTESTSUM) --jsonfile .cache/test-3.json --format pkgname -- -tags crashlab -count=1 -timeout 30m $(TEST_FLAGS) $(LAB) || rc=1
+	$(GOTESTSUM) --jsonfile .cache/test-4.json --format pkgname -- -count=1 -timeout 30m $(TEST_FLAGS) $(LONG) || rc=1
+	$(GOTESTSUM) --jsonfile .cache/test-5.json --format pkgname --rerun-fails=1 --rerun-fails-max-failures=5 --packages="$$(echo $$slow)" -- -p 1 -count=1 -timeout 30m $(TEST_FLAGS) || rc=1
+	tools/skips .cache/test-*.json || rc=1
 	exit $$rc
 
 soak: need ## the crash lab for as long as SOAK says (10m)
