@@ -4,10 +4,12 @@ package main_test
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -175,4 +177,86 @@ func settleFio(t *testing.T, s *server) *load {
 			require.NoError(t, err, "what fio had written and flushed before")
 		},
 	}
+}
+
+// TestServerKilledUnderQEMU: QEMU's own client, told to wait for the server, goes on
+// when that was killed and started again: requests that were under way end well, and
+// everything that it had been told is written is there.
+func TestServerKilledUnderQEMU(t *testing.T) {
+	dir := workspace(t)
+	image := filepath.Join(dir, "disk.qcow2")
+	const base = 0xba5e
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "base.raw"), patterned(base, 0, 16*mib), 0o600))
+	ok(t, "create", "-b", "base.raw", "-F", "raw", image, "1G")
+	s := serve(t, dir, "--backing", "auto", image)
+	q := startQemuIO(t, "driver=nbd,server.type=unix,server.path="+s.sock+",reconnect-delay=30")
+	const kills, writes, apart, size = 4, 8, 3 * mib, 96 << 10
+	for kill := range kills {
+		for w := range writes { // each its byte, half of them over the backing file
+			q.do("aio_write -P %d %d %d", kill*writes+w+1, int64(kill*writes+w)*apart+512, size)
+		}
+		if kill%2 == 0 { // otherwise they are under way
+			q.do("aio_flush")
+		}
+		s.proc.Kill()
+		q.send("write -P %d %d 64k", 200+kill, 512*mib+kill*mib) // waits for the next server
+		s.start()
+		q.ready()
+		q.do("aio_flush")
+		q.do("flush")
+		for w := range (kill + 1) * writes {
+			q.do("read -P %d %d %d", w+1, int64(w)*apart+512, size)
+		}
+		q.do("read -P %d %d 64k", 200+kill, 512*mib+kill*mib)
+	}
+	q.send("quit")
+	require.NoError(t, q.proc.Wait(t, stopLimit))
+	out := q.proc.Output()
+	require.NotContains(t, out, "failed")
+	require.Equal(t, kills*(writes+1), strings.Count(out, "wrote "), "%s", out)
+	require.Equal(t, kills*(kills+1)/2*writes+kills, strings.Count(out, "read "), "%s", out)
+	requirePattern(t, s.dial(), base, 2*mib, 512<<10) // what nobody wrote
+	s.stop()
+	requireClean(t, image)
+}
+
+// A qemuIO is a qemu-io that is given commands, one when it asks for one: of several
+// it would leave some in its buffer.
+type qemuIO struct {
+	t     *testing.T
+	proc  *testenv.Process
+	stdin io.Writer
+	sent  int
+}
+
+func startQemuIO(t *testing.T, options string) *qemuIO {
+	t.Helper()
+	cmd := testenv.Command(t, testenv.Tool(t, "qemu-io"), "-t", "writeback", "--image-opts", options)
+	stdin, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	diesWithUs(cmd)
+	q := &qemuIO{t: t, proc: testenv.Start(t, cmd), stdin: stdin}
+	q.ready()
+	return q
+}
+
+// do gives it a command and waits until it asks for the next one.
+func (q *qemuIO) do(format string, args ...any) {
+	q.t.Helper()
+	q.send(format, args...)
+	q.ready()
+}
+
+func (q *qemuIO) send(format string, args ...any) {
+	q.t.Helper()
+	q.sent++
+	_, err := fmt.Fprintf(q.stdin, format+"\n", args...)
+	require.NoError(q.t, err)
+}
+
+func (q *qemuIO) ready() {
+	q.t.Helper()
+	testenv.Eventually(q.t, time.Minute, "qemu-io has done what it was told", func() bool {
+		return strings.Count(q.proc.Output(), "qemu-io> ") > q.sent
+	})
 }
