@@ -135,7 +135,7 @@
 //	refs.mu     (Mutex)    reference counts; blocks of them are read under it
 //	dirty.mu    (Mutex)    list of dirty slices
 //
-// From tableIO on, the build tag lockcheck checks the order. Nobody waits for
-// space or a peer while holding any of them; a Sync is waited for under the first
-// five at most.
+// From tableIO on, the build tag lockcheck checks the order, and that none of them is
+// held where space and other requests are waited for. Nobody waits for space or a
+// peer while holding any of them; a Sync is waited for under the first five at most.
 package qcow2

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tidemark/internal/block"
+	"tidemark/internal/lockorder"
 	"tidemark/internal/mutant"
 	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
@@ -355,6 +356,7 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 	}
 	n = min(n, (b+1)*per-at-blockN)
 	steps.At("R1")
+	lockorder.Waits("a larger file")
 	size, err := im.file.Grow(ctx, (at+blockN+1)*cs, (at+blockN+n)*cs)
 	im.waited(f)
 	if err != nil {
