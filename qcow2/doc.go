@@ -103,9 +103,9 @@
 // # Poison
 //
 // Any failed Sync and any failed write of metadata is final: the image stops
-// accepting writes and flushes and says why; reads go on. Space that the storage
-// lacks is no error but a wait (rule 14): metadata has its space since R4, data
-// waits for it.
+// accepting writes and flushes, also those in progress, and says why; reads go on.
+// Space that the storage lacks is no error but a wait (rule 14): metadata has its
+// space since R4, data waits for it.
 //
 // # Requests and clusters
 //
