@@ -147,7 +147,7 @@ func (r *model) judgeFaulty(fault faultfile.Fault, closed, stopped error) error 
 		return fmt.Errorf("open (after %w): %w", closed, err)
 	}
 	if err = r.adopt(im); err != nil {
-		err = fmt.Errorf("%w (closed: %v)", err, closed)
+		err = fmt.Errorf("%w (%w)", err, errors.Join(errors.New("closed"), closed))
 	}
 	return errors.Join(err, im.Close())
 }

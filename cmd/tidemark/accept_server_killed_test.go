@@ -47,7 +47,7 @@ func TestServerKilled(t *testing.T) {
 				args = append(args, "-b", "base.raw", "-F", "raw")
 			}
 			ok(t, append(args, image, "64G")...)
-			killServer(t, serve(t, dir, "--backing", "auto", image), image, newLedger(c.base), 6, nil)
+			killServer(t, serve(t, dir, "--backing", "auto", image), image, newLedger(c.base), 5, nil)
 		})
 	}
 	t.Run("volume", func(t *testing.T) {
