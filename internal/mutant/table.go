@@ -36,6 +36,7 @@ func Table() []Mutant {
 		{"reused-under-readers", "clusters are freed under requests that know them", "I4, readers hold their region"},
 		{"commit-unsynced", "C4 does not sync", "I5"},
 		{"commit-joined-late", "a flush joins a commit that has begun", "I5"},
+		{"replayed-without-barrier", "what a ring says is written before what the dead process had copied is durable", "I3"},
 		{"ring-trimmed-early", "the ring forgets what is not written yet", "completed writes survive the process"},
 		{"table-write-error-ignored", "a failed write of tables does not poison", "poison"},
 		{"failed-sync-ignored", "a failed sync counts as done", "poison"},

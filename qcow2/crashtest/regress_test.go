@@ -19,6 +19,8 @@ var found = []struct{ row, script string }{
 	{"32k refcounts 32 on a volume", "kill; fua 479+69@1; write 234+18@1; failsync; write 112+63@1; flush@3; evict; zero 160+1@1"},
 	// Settling counted a cluster 0 that a request had got from a reservation since.
 	{"4k on a file", "write 491+21@2; unmap 0+8@1; write 503+8; kill; write 245+10@2; kill; unmap 196+7@1; fua 416+4@3; kill; write 185+20@3"},
+	// A ring was replayed into the tables before the copied bytes were durable.
+	{"on raw on a volume", "write 31+2; kill; flush"},
 }
 
 // TestFound runs what has failed once.
