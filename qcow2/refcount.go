@@ -1,7 +1,6 @@
 package qcow2
 
 import (
-	"context"
 	"fmt"
 	"slices"
 
@@ -216,7 +215,7 @@ func (im *Image) countRun(r run, durable bool) error {
 // growRefcountTable makes room for block number b: new table, and blocks for
 // what is itself not covered, at the image's end; Sync; switch the header. The
 // caller holds allocating.
-func (im *Image) growRefcountTable(ctx context.Context, b int64) error {
+func (im *Image) growRefcountTable(b int64) error {
 	cs := im.geo.ClusterSize()
 	im.mu.Lock()
 	at := im.alloc.end
@@ -228,7 +227,7 @@ func (im *Image) growRefcountTable(ctx context.Context, b int64) error {
 	im.refs.mu.Unlock()
 
 	area := run{at, blocksN + tableN, false}
-	if err := im.growFile(ctx, area); err != nil {
+	if err := im.growFile(area); err != nil {
 		return err
 	}
 	return im.fatalUnlessNoSpace(im.buildRefcountTable(table, old, at, blocksN, tableN))

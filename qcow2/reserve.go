@@ -19,17 +19,37 @@ import (
 // at for free clusters while the file could still be used at its end.
 const scanSlices = 64
 
-// reserve makes clusters ready (R1 to R6).
+// reserve makes clusters ready (R1 to R6). Where the file must become larger for
+// that, and cannot at once, it waits with nothing held, and then looks at everything
+// again: somebody else may have taken what was there, or given some back.
 func (im *Image) reserve(f *fill) error {
 	if im.nearBound() {
 		// Leaks are settled before the image becomes larger than it must.
-		// Settling needs allocating, so this waits without it.
 		select {
 		case <-im.settled:
 		case <-im.ctx.Done():
 			return im.ctx.Err()
 		}
 	}
+	for thorough := false; ; thorough = true {
+		err := im.reserveNow(f, thorough)
+		var short *shortError
+		switch {
+		case errors.Is(err, errRetry):
+		case !errors.As(err, &short) || f.ahead:
+			return err
+		case thorough:
+			if err := im.waitLarger(f, short); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// reserveNow reserves what can be had without waiting for space, or returns a
+// [shortError]; errRetry: everything has moved. thorough: free clusters are looked
+// for everywhere before the file has to become larger.
+func (im *Image) reserveNow(f *fill, thorough bool) error {
 	if err := im.allocating.acquire(im.ctx); err != nil {
 		return err
 	}
@@ -37,34 +57,85 @@ func (im *Image) reserve(f *fill) error {
 	if err := im.startLog(); err != nil {
 		return err
 	}
-	for retried := false; ; retried = true {
-		if err := im.usable(true); err != nil {
+	if err := im.usable(true); err != nil {
+		return err
+	}
+	n, full, tight, seen := im.planBatch(f.fresh)
+	if !f.fresh || thorough {
+		runs, err := im.findFree(n, tight && thorough)
+		if err == nil && len(runs) == 0 && tight && im.hasGone() {
+			if seen, err = im.freeGone(); err == nil {
+				runs, err = im.findFree(n, tight && thorough)
+			}
+		}
+		if err != nil {
 			return err
 		}
-		n, full, tight, seen := im.planBatch(f.fresh)
-		if !f.fresh || retried {
-			runs, err := im.findFree(n, tight && retried)
-			if err == nil && len(runs) == 0 && tight && im.hasGone() {
-				if seen, err = im.freeGone(); err == nil {
-					runs, err = im.findFree(n, tight && retried)
-				}
-			}
-			if err != nil {
-				return err
-			}
-			if len(runs) > 0 {
-				steps.At("R1")
-				return im.recycle(runs)
-			}
-		}
-		if full && f.ahead {
-			return nil // nothing is taken ahead of use from what tables will need
-		}
-		err := im.reserveAtEnd(f, n, seen, retried || f.ahead)
-		if !errors.Is(err, errRetry) {
-			return err
+		if len(runs) > 0 {
+			steps.At("R1")
+			return im.recycle(runs)
 		}
 	}
+	if full && f.ahead {
+		return nil // nothing is taken ahead of use from what tables will need
+	}
+	err := im.reserveAtEnd(f, n)
+	if short := new(shortError); errors.As(err, &short) {
+		short.frees = seen
+	}
+	return err
+}
+
+// A shortError says how long the file must be for what was to be done. frees is
+// the allocator's count of when free clusters were looked for in vain.
+type shortError struct {
+	need, want int64 // bytes
+	frees      uint64
+	err        error
+}
+
+func (e *shortError) Error() string { return e.err.Error() }
+func (e *shortError) Unwrap() error { return e.err }
+
+// growAtOnce makes the file at least need bytes long, and up to want if that can be
+// had, without waiting. If it cannot, the error is a shortError.
+func (im *Image) growAtOnce(need, want int64) (size int64, err error) {
+	ctx, cancel := context.WithDeadline(im.ctx, time.Now())
+	defer cancel()
+	size, err = im.file.Grow(ctx, need, want)
+	if errors.Is(err, block.ErrNoSpace) {
+		err = &shortError{need: need, want: want, err: err}
+	}
+	return size, err
+}
+
+// waitLarger waits until the file is long enough, as long as a request waits for f.
+// It returns early, without an error, if clusters become free.
+func (im *Image) waitLarger(f *fill, short *shortError) error {
+	lockorder.Waits("a larger file")
+	im.mu.Lock()
+	if im.alloc.frees != short.frees {
+		im.mu.Unlock()
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(im.ctx)
+	defer cancel(nil)
+	if f.waiters == 0 {
+		cancel(errNobody)
+	}
+	f.stop, f.waits = cancel, time.Now()
+	im.mu.Unlock()
+	_, err := im.file.Grow(ctx, short.need, short.want)
+	im.mu.Lock()
+	f.stop, f.waits = nil, time.Time{}
+	im.mu.Unlock()
+	switch cause := context.Cause(ctx); {
+	case err == nil || errors.Is(cause, errRetry):
+		return nil
+	case errors.Is(cause, errNobody):
+		return cause
+	}
+	return err
 }
 
 // freeGone makes what was discarded free: with a commit, and when the requests that
@@ -359,14 +430,12 @@ func (e *hostFullError) Error() string { return e.err.Error() }
 func (e *hostFullError) Unwrap() error { return e.err }
 
 // reserveAtEnd reserves up to n clusters behind the image's end, all of them
-// counted by one refcount block, which it adds where it is missing. It gives up
-// with errRetry if clusters have become free since frees was read and waiting
-// for a larger file may be in vain. Without patient it does not wait at all, but
-// gives up likewise, so that free clusters are looked for everywhere first.
-func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) error {
+// counted by one refcount block, which it adds where it is missing.
+func (im *Image) reserveAtEnd(f *fill, n int64) error {
 	per, cs := im.geo.RefcountsPerBlock(), im.geo.ClusterSize()
 	im.mu.Lock()
 	at := im.alloc.end
+	im.mu.Unlock()
 	b := at / per
 	blockN := int64(1)
 	im.refs.mu.Lock()
@@ -375,34 +444,13 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 		blockN = 0
 	}
 	im.refs.mu.Unlock()
-	if im.alloc.frees != frees && (at+blockN+n)*cs > im.file.Size() {
-		im.mu.Unlock()
-		return errRetry
-	}
-	ctx, cancel := im.growContextLocked(f, patient)
-	defer cancel(nil)
-	im.mu.Unlock()
-
 	if full {
-		err := im.growRefcountTable(ctx, b)
-		im.waited(f)
-		if !patient && errors.Is(err, block.ErrNoSpace) {
-			return errRetry
-		}
-		return cmp.Or(err, errRetry) // everything has moved: choose again
+		return cmp.Or(im.growRefcountTable(b), errRetry) // choose again
 	}
 	n = min(n, (b+1)*per-at-blockN)
 	steps.At("R1")
-	lockorder.Waits("a larger file")
-	size, err := im.file.Grow(ctx, (at+blockN+1)*cs, (at+blockN+n)*cs)
-	im.waited(f)
+	size, err := im.growAtOnce((at+blockN+1)*cs, (at+blockN+n)*cs)
 	if err != nil {
-		if cause := context.Cause(ctx); errors.Is(cause, errRetry) || errors.Is(cause, errNobody) {
-			return cause
-		}
-		if !patient && errors.Is(err, block.ErrNoSpace) {
-			return errRetry
-		}
 		return err
 	}
 	steps.At("R2")
@@ -440,29 +488,6 @@ func (im *Image) tableShare(n int64, wanted bool) int64 {
 	return 0
 }
 
-// growContextLocked is the context for f's wait for a larger file. Ahead of use
-// there is none: a deadline that has passed already asks for what is there.
-func (im *Image) growContextLocked(f *fill, patient bool) (context.Context, context.CancelCauseFunc) {
-	ctx := im.ctx
-	release := func() {}
-	if f.ahead || !patient {
-		ctx, release = context.WithDeadline(ctx, time.Now())
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	if f.waiters == 0 && !f.ahead {
-		cancel(errNobody)
-	}
-	f.stop, f.waits = cancel, time.Now()
-	return ctx, func(cause error) { cancel(cause); release() }
-}
-
-// waited notes that f waits for a larger file no more.
-func (im *Image) waited(f *fill) {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	f.stop, f.waits = nil, time.Time{}
-}
-
 // claimZero reports whether r reads zero, because nobody has written behind the
 // file's end at open yet, and notes that this is no longer so.
 func (im *Image) claimZero(r run) bool {
@@ -473,12 +498,11 @@ func (im *Image) claimZero(r run) bool {
 	return zero
 }
 
-// growFile makes the file reach to the end of r and zeroes r: metadata that is
-// written next to it must not stand beside somebody's old bytes.
-func (im *Image) growFile(ctx context.Context, r run) error {
-	cs := im.geo.ClusterSize()
-	need := (r.at + r.n) * cs
-	if _, err := im.file.Grow(ctx, need, need); err != nil {
+// growFile makes the file reach to the end of r, at once, and zeroes r: metadata that
+// is written next to it must not stand beside somebody's old bytes.
+func (im *Image) growFile(r run) error {
+	need := (r.at + r.n) * im.geo.ClusterSize()
+	if _, err := im.growAtOnce(need, need); err != nil {
 		return err
 	}
 	if im.claimZero(r) {
