@@ -219,14 +219,14 @@ func (im *Image) growRefcountTable(b int64) error {
 	cs := im.geo.ClusterSize()
 	im.mu.Lock()
 	at := im.alloc.end
-	old := run{im.header.RefcountTableOffset / cs, int64(im.header.RefcountTableClusters), false}
+	old := run{im.header.RefcountTableOffset / cs, int64(im.header.RefcountTableClusters)}
 	im.mu.Unlock()
 	im.refs.mu.Lock()
 	table := slices.Clone(im.refs.table)
 	blocksN, tableN := im.planTableLocked(at, b)
 	im.refs.mu.Unlock()
 
-	area := run{at, blocksN + tableN, false}
+	area := run{at, blocksN + tableN}
 	if err := im.growFile(area); err != nil {
 		return err
 	}
@@ -237,7 +237,7 @@ func (im *Image) growRefcountTable(b int64) error {
 // the new blocks at cluster at, and switches to it.
 func (im *Image) buildRefcountTable(table []format.RefcountTableEntry, old run, at, blocksN, tableN int64) error {
 	per, cs := im.geo.RefcountsPerBlock(), im.geo.ClusterSize()
-	area := run{at, blocksN + tableN, false}
+	area := run{at, blocksN + tableN}
 	table = append(table, make([]format.RefcountTableEntry, tableN*cs/8-int64(len(table)))...)
 	blocks := map[int64][]byte{}
 	var counted []run // in blocks that exist

@@ -136,6 +136,7 @@ func (im *Image) switchL1(at, entries, size int64) error {
 	// size. What was added since the copy is dirty.
 	im.tab.mu.Lock()
 	copy(table, im.tab.l1)
+	im.tab.toCome.Add(int64(len(table) - len(im.tab.l1)))
 	im.tab.l1 = table
 	im.tab.mu.Unlock()
 	err := im.switchHeader(func(h *format.Header) {
