@@ -86,6 +86,9 @@ func compare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := m.printSyncs(ctx, os.Stdout, wanted, list); err != nil {
+		return err
+	}
 	verdicts := judgeAll(all, wanted, list)
 	printTable(os.Stdout, all, wanted, list)
 	fmt.Println()
