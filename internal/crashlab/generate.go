@@ -11,6 +11,7 @@ type Shape struct {
 	Size    int64 // of the disk
 	Cluster int64
 	Table   int64 // what one L2 table maps
+	Amend   bool  // its reference counts may get another width
 }
 
 // A place is a range of the disk.
@@ -51,6 +52,9 @@ func (s Shape) Requests() []Request {
 		for _, p := range s.places() {
 			list = append(list, Request{Kind: k, First: p.first, N: p.n})
 		}
+	}
+	if s.Amend {
+		list = append(list, Request{Kind: Amend, N: 8}, Request{Kind: Amend, N: 64})
 	}
 	return append(list,
 		Request{Kind: Flush}, Request{Kind: Reopen}, Request{Kind: Kill},
@@ -131,6 +135,8 @@ func (s Shape) randomRequest(rng *rand.Rand, size int64) Request {
 		return Request{Kind: Kill}
 	case k < 98:
 		return Request{Kind: FailSync}
+	case k < 99 && s.Amend:
+		return Request{Kind: Amend, N: 1 << (3 + rng.IntN(4))}
 	default:
 		if size >= s.Size+2*s.Table || size >= 2*s.Size {
 			return Request{Kind: Flush}

@@ -18,25 +18,26 @@ const (
 	Flush            //
 	Resize           // the disk becomes N sectors large
 	Reopen           // close, open again: everything is durable
+	Amend            // close, make the reference counts N bits wide, open again
 	Kill             // the process dies, and another one opens the image in the same boot
 	FailSync         // the next sync of the File fails and drops its data; later ones say that all is well
 	EvictReopen      // what a failed sync dropped reads as the disk has it, and the image is opened again
 	kindEnd
 )
 
-var kindNames = [kindEnd]string{"", "write", "fua", "zero", "unmap", "discard", "flush", "resize", "reopen", "kill", "failsync", "evict"}
+var kindNames = [kindEnd]string{"", "write", "fua", "zero", "unmap", "discard", "flush", "resize", "reopen", "amend", "kill", "failsync", "evict"}
 
 func (k Kind) String() string { return kindNames[k] }
 
 // alone says that a request is done when nothing else is.
 func (k Kind) alone() bool {
-	return k == Resize || k == Reopen || k == Kill || k == FailSync || k == EvictReopen
+	return k >= Resize
 }
 
 // A Request is one request of a client, or what is done to the process.
 type Request struct {
 	Kind     Kind
-	First, N int64 // sectors; Resize: N is the new size
+	First, N int64 // sectors; Resize: N is the new size; Amend: bits
 	// Client says who asks. The requests of one client follow each other; those
 	// of several overlap in time, between two requests that are done alone.
 	Client int
@@ -45,7 +46,7 @@ type Request struct {
 func (r Request) String() string {
 	s := r.Kind.String()
 	switch {
-	case r.Kind == Resize:
+	case r.Kind == Resize || r.Kind == Amend:
 		s += fmt.Sprintf(" %d", r.N)
 	case r.Kind <= Discard:
 		s += fmt.Sprintf(" %d+%d", r.First, r.N)
@@ -96,7 +97,7 @@ func parseRequest(s string) (r Request, err error) {
 	case err != nil:
 	case r.Kind == 0:
 		err = fmt.Errorf("an unknown name")
-	case r.Kind == Resize:
+	case r.Kind == Resize || r.Kind == Amend:
 		_, err = fmt.Sscanf(args, "%d", &r.N)
 	case r.Kind <= Discard:
 		_, err = fmt.Sscanf(args, "%d+%d", &r.First, &r.N)

@@ -2,6 +2,7 @@ package crashlab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"math/rand/v2"
@@ -218,6 +219,11 @@ func (r *runner) alone(q Request) {
 		r.ack(a, err)
 		r.reopen()
 		return
+	case Amend:
+		err = r.amend(int(q.N))
+		r.ack(a, err)
+		r.reopen()
+		return
 	case Kill:
 		left := r.die()
 		_ = r.disk.Close() // whatever it says and does: the process is dead
@@ -236,6 +242,17 @@ func (r *runner) alone(q Request) {
 		r.reopen()
 	}
 	r.ack(a, err)
+}
+
+// amend closes the image and changes the width of its reference counts.
+func (r *runner) amend(bits int) error {
+	if err := r.disk.Close(); err != nil {
+		return err
+	}
+	if r.setup.Engine.Amend == nil {
+		return errors.ErrUnsupported
+	}
+	return r.setup.Engine.Amend(r.ctx, r.gate, bits)
 }
 
 // die cuts the process off from its File, and returns what it leaves beside it.
