@@ -128,7 +128,7 @@ func (r row) prepare(t *testing.T, name string) subject {
 	s := subject{
 		setup: crashlab.Setup{Name: r.name + " on a " + name, Engine: engine(), Options: o},
 		only:  r.only,
-		shape: crashlab.Shape{Size: r.geometry.Size / 512, Cluster: g.ClusterSize() / 512, Table: r.table * g.ClusterSize() / 512},
+		shape: crashlab.Shape{Size: r.geometry.Size / 512, Cluster: g.ClusterSize() / 512, Table: r.table * g.ClusterSize() / 512, Amend: true},
 	}
 	if r.table == 0 {
 		s.shape.Table = g.ClusterSize() / 8 * g.ClusterSize() / 512
