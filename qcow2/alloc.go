@@ -49,12 +49,11 @@ type allocator struct {
 	last, failed time.Time
 }
 
-func (a *allocator) readyClusters() int64 {
-	var n int64
-	for _, r := range a.ready {
-		n += r.n
-	}
-	for _, r := range a.tables {
+func (a *allocator) readyClusters() int64 { return clusters(a.ready) + clusters(a.tables) }
+
+// clusters is how many runs have.
+func clusters(runs []run) (n int64) {
+	for _, r := range runs {
 		n += r.n
 	}
 	return n

@@ -103,9 +103,9 @@
 // # Poison
 //
 // Any failed Sync and any failed write of metadata is final: the image stops
-// accepting writes and flushes and says why; reads go on. Space that the storage
-// lacks is no error but a wait (rule 14): metadata has its space since R4, data
-// waits for it.
+// accepting writes and flushes, also those in progress, and says why; reads go on.
+// Space that the storage lacks is no error but a wait (rule 14): metadata has its
+// space since R4, data waits for it.
 //
 // # Requests and clusters
 //
@@ -135,7 +135,7 @@
 //	refs.mu     (Mutex)    reference counts; blocks of them are read under it
 //	dirty.mu    (Mutex)    list of dirty slices
 //
-// From tableIO on, the build tag lockcheck checks the order. Nobody waits for
-// space or a peer while holding any of them; a Sync is waited for under the first
-// five at most.
+// From tableIO on, the build tag lockcheck checks the order, and that none of them is
+// held where space and other requests are waited for. Nobody waits for space or a
+// peer while holding any of them; a Sync is waited for under the first five at most.
 package qcow2

@@ -89,7 +89,7 @@ func (g *grower) after(ctx context.Context, d time.Duration, need, want int64) (
 // request fails that need not, and the image goes on.
 func TestGrowFaults(t *testing.T) {
 	grown := 0
-	for _, subject := range subjectsOf(sweepSize) {
+	for _, subject := range someSubjects(sweepSize) {
 		m := subject.make(t)
 		for _, kind := range growth {
 			t.Run(subject.name+"/"+kind.name, func(t *testing.T) {
@@ -112,7 +112,7 @@ func TestGrowFaults(t *testing.T) {
 			})
 		}
 	}
-	require.Greater(t, grown, 300, "calls of Grow")
+	require.Greater(t, grown, scaled(300), "calls of Grow")
 }
 
 func (s *sweep) newDisk() *simdisk.Disk {
@@ -156,7 +156,7 @@ func (s *sweep) runGrower(t *testing.T, dir string, g *grower, succeeds bool, wh
 func TestAllocationFaults(t *testing.T) {
 	_, rng := testenv.Seed(t)
 	refused := 0
-	for _, subject := range subjectsOf(sweepSize) {
+	for _, subject := range someSubjects(sweepSize) {
 		s := newSweep(t, subject.make(t), rng.IntN(2) == 0)
 		t.Run(subject.name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "redo")
@@ -170,7 +170,7 @@ func TestAllocationFaults(t *testing.T) {
 			}
 		})
 	}
-	require.Greater(t, refused, 100, "allocations")
+	require.Greater(t, refused, scaled(100), "allocations")
 }
 
 // runFull does the scenario in a pool that has i clusters more than the image has at

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -87,8 +88,16 @@ type ordeal struct {
 	fault faultfile.Fault
 	file  *faultfile.File
 	disk  *simdisk.Disk
-	hit   faultfile.Op // the operation that failed first, N 0: none
 	g     *guest
+
+	mu  sync.Mutex   // the file's operations overlap
+	met faultfile.Op // the operation that failed first, N 0: none
+}
+
+func (o *ordeal) hit() faultfile.Op {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.met
 }
 
 // run does the scenario with a fault and looks, without it, at what is left. It
@@ -126,7 +135,7 @@ func (s *sweep) run(t *testing.T, dir string, fault faultfile.Fault) bool {
 	case len(rings) > 0:
 		o.judgeReplay(dir, poisoned)
 	}
-	return o.hit.N > 0
+	return o.hit().N > 0
 }
 
 // begin puts the fault below the image.
@@ -134,8 +143,10 @@ func (o *ordeal) begin(drops bool) {
 	if !drops {
 		o.file = faultfile.New(o.disk, o.fault)
 		o.file.Hook(nil, func(op faultfile.Op, err error) {
-			if err != nil && o.hit.N == 0 && o.file.Injected() > 0 {
-				o.hit = op
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			if err != nil && o.met.N == 0 && o.file.Injected() > 0 {
+				o.met = op
 			}
 		})
 		return
@@ -144,18 +155,20 @@ func (o *ordeal) begin(drops bool) {
 	o.file = faultfile.New(o.disk, faultfile.Fault{})
 	syncs := 0
 	o.file.Hook(func(op faultfile.Op) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
 		if op.Kind&o.fault.Kinds == 0 {
 			return
 		}
 		if syncs++; syncs == o.fault.At {
-			o.hit = op
+			o.met = op
 			o.disk.FailSync(fmt.Errorf("injected into %v: %w", op, o.fault.Err))
 		}
 	}, nil)
 }
 
 func (o *ordeal) what(where string) string {
-	return fmt.Sprintf("%+v met %v; %s", o.fault, o.hit, where)
+	return fmt.Sprintf("%+v met %v; %s", o.fault, o.hit(), where)
 }
 
 // judgeErrors requires that every error says what failed.
@@ -176,15 +189,15 @@ func (o *ordeal) judgePoison(poisoned, closed error) {
 	case o.fault.Sticky: // what failed behind the first one may be anything
 	case poisoned != nil:
 		require.Error(o.t, closed, o.what("closing"))
-		require.NotZero(o.t, o.hit.Kind&^(faultfile.Discard|faultfile.Grow|faultfile.Shrink), o.what(poisoned.Error()))
+		require.NotZero(o.t, o.hit().Kind&^(faultfile.Discard|faultfile.Grow|faultfile.Shrink), o.what(poisoned.Error()))
 		if full {
-			require.NotEqual(o.t, faultfile.Zeroes, o.hit.Kind, o.what(poisoned.Error()))
+			require.NotEqual(o.t, faultfile.Zeroes, o.hit().Kind, o.what(poisoned.Error()))
 		}
-		require.False(o.t, o.isData(o.hit), o.what(poisoned.Error()))
-	case o.hit.Kind == faultfile.Sync, o.hit.Kind == faultfile.WriteSync && !full:
+		require.False(o.t, o.isData(o.hit()), o.what(poisoned.Error()))
+	case o.hit().Kind == faultfile.Sync, o.hit().Kind == faultfile.WriteSync && !full:
 		require.Fail(o.t, "a failed sync is not final", o.what(""))
 	}
-	if full && !o.fault.Sticky && poisoned == nil && o.hit.Kind&(faultfile.Grow|faultfile.Shrink) == 0 {
+	if full && !o.fault.Sticky && poisoned == nil && o.hit().Kind&(faultfile.Grow|faultfile.Shrink) == 0 {
 		require.Empty(o.t, o.g.errs, o.what("space came back, so nobody fails"))
 	}
 }
@@ -241,7 +254,7 @@ func (o *ordeal) judgeReplay(dir string, poisoned error) {
 	im, err := o.s.m.tryOpen(o.t, d, o.s.options(dir))
 	var distrust *qcow2.DistrustError
 	if errors.As(err, &distrust) {
-		require.NotZero(o.t, o.hit.Kind&(faultfile.Read|faultfile.Mutations|faultfile.Sync), o.what("distrusted"))
+		require.NotZero(o.t, o.hit().Kind&(faultfile.Read|faultfile.Mutations|faultfile.Sync), o.what("distrusted"))
 		return
 	}
 	require.NoError(o.t, err, o.what("opening with the ring"))

@@ -90,12 +90,17 @@ func (im *Image) finish(c *change) error {
 }
 
 // survive is for a request that has written through entries which others may have
-// published and not finished: without a ring, the tables are written first.
+// published and not finished: without a ring, the tables are written first. Where that
+// has failed, for whomever, the image has stopped before unlogged says that nobody is
+// left.
 func (im *Image) survive() error {
-	if im.unlogged.Load() == 0 || im.dirty.count.Load() == 0 {
-		return nil
+	if im.unlogged.Load() != 0 && im.dirty.count.Load() != 0 {
+		return im.pushTables(false)
 	}
-	return im.pushTables(false)
+	if err := im.poisoned.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // entries bounds how many entries may be changed at once.

@@ -14,10 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"tidemark/internal/block"
 	"tidemark/internal/faultfile"
 	"tidemark/internal/simdisk"
-	"tidemark/internal/testenv"
 	"tidemark/qcow2"
 )
 
@@ -35,10 +33,11 @@ type model struct {
 	moment sync.RWMutex
 	ended  atomic.Int64 // requests of this phase
 	died   atomic.Bool
-	// inside are the requests in progress: if the process dies, each byte of theirs
-	// is as before or as after.
+	// inside are the requests in progress, and with faults those that failed: if the
+	// process dies, each byte of theirs is as before or as after.
 	inside  []*modelRequest
 	growing sync.Mutex
+	faulty  bool
 }
 
 type modelRequest struct {
@@ -72,7 +71,7 @@ func (c modelCase) run(t *testing.T, m *made, dir string) error {
 
 func (r *model) ringDir() string { return filepath.Join(r.dir, fmt.Sprint(r.lives)) }
 
-func (r *model) open() error {
+func (r *model) options() qcow2.Options {
 	o := qcow2.Options{ReserveBytes: r.c.reserve, CacheBytes: 16 << 10, RedoSlots: 128, CommitInterval: time.Duration(r.c.commit) * time.Millisecond}
 	if r.c.commit == 0 {
 		o.CommitInterval = -1
@@ -80,6 +79,11 @@ func (r *model) open() error {
 	if r.c.ring {
 		o.RedoDir = r.ringDir()
 	}
+	return o
+}
+
+func (r *model) open() error {
+	o := r.options()
 	im, err := r.m.tryOpen(r.t, restless(r.m.disk), o)
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
@@ -107,7 +111,7 @@ func (r *model) finish() error {
 
 // restless is a file whose operations let others go first now and then, before and
 // after, so that requests meet in the middle of each other.
-func restless(d *simdisk.Disk) block.File {
+func restless(d *simdisk.Disk) *faultfile.File {
 	f := faultfile.New(d, faultfile.Fault{})
 	pause := func() {
 		for n := rand.IntN(16); n > 8; n-- {
@@ -221,152 +225,34 @@ func (r *model) settleInside() error {
 		return fmt.Errorf("open after the process died: %w", err)
 	}
 	defer im.Close() //nolint:errcheck // a copy, only read
+	return r.adopt(im)
+}
+
+// adopt takes over what the requests inside have left in an image: each of their bytes
+// is as before, or as one of them wanted it.
+func (r *model) adopt(im *qcow2.Image) error {
 	for _, q := range r.inside {
 		if size := im.Info().Size; q.grow > 0 && size == int64(len(r.m.content))+q.grow {
 			r.m.content = append(r.m.content, make([]byte, q.grow)...)
 		}
-		got := make([]byte, len(q.after))
-		if err := im.ReadAt(context.Background(), got, q.off, 0); err != nil {
-			return err
-		}
-		old := r.m.content[q.off : q.off+int64(len(got))]
-		for i := range got {
-			if got[i] != old[i] && got[i] != q.after[i] {
-				return fmt.Errorf("byte %d, in progress when the process died, is %d; it was %d, to become %d", q.off+int64(i), got[i], old[i], q.after[i])
-			}
-		}
-		copy(old, got)
 	}
+	got := make([]byte, len(r.m.content))
+	if err := im.ReadAt(context.Background(), got, 0, 0); err != nil {
+		return err
+	}
+	for i, b := range got {
+		if !r.allows(int64(i), b) {
+			return fmt.Errorf("byte %d (sector %d) is %d; it was %d, and no request wanted that", i, i/sector, b, r.m.content[i])
+		}
+	}
+	copy(r.m.content, got)
 	r.inside = nil
 	return nil
 }
 
-// do does one request, and takes account of it unless the process has died.
-func (r *model) do(o modelOp) error {
-	q := &modelRequest{off: o.off, after: make([]byte, o.n)}
-	r.moment.RLock()
-	size, dead := int64(len(r.m.content)), r.died.Load()
-	r.moment.RUnlock()
-	if dead || o.verb != "grow" && o.off+o.n > size {
-		return nil // the case was reduced
-	}
-	switch o.verb {
-	case "write", "now", "fua":
-		rng := testenv.Rand(o.data)
-		for i := range q.after {
-			q.after[i] = byte(rng.Uint32()) | 1
-		}
-	case "zero", "zerofua", "unmap", "discard":
-	case "grow":
-		r.growing.Lock()
-		defer r.growing.Unlock()
-		q = &modelRequest{grow: o.n}
-	default:
-		return r.look(o)
-	}
-	r.begin(q)
-	err := r.request(o, q)
-	r.end(q, err)
-	if r.died.Load() {
-		return nil
-	}
-	return err
-}
-
-func (r *model) begin(q *modelRequest) {
-	r.moment.Lock()
-	defer r.moment.Unlock()
-	if !r.died.Load() {
-		r.inside = append(r.inside, q)
-	}
-}
-
-func (r *model) end(q *modelRequest, err error) {
-	r.moment.Lock()
-	defer r.moment.Unlock()
-	if r.died.Load() {
-		return
-	}
-	r.inside = slices.DeleteFunc(r.inside, func(other *modelRequest) bool { return other == q })
-	if err != nil {
-		return
-	}
-	r.m.content = append(r.m.content, make([]byte, q.grow)...)
-	copy(r.m.content[q.off:], q.after)
-}
-
-func (r *model) request(o modelOp, q *modelRequest) error {
-	ctx := context.Background()
-	switch o.verb {
-	case "now":
-		if err := r.im.WriteAt(ctx, q.after, o.off, block.NoWait); !errors.Is(err, block.ErrWouldBlock) {
-			return err
-		}
-		return r.im.WriteAt(ctx, q.after, o.off, 0)
-	case "write":
-		return r.im.WriteAt(ctx, q.after, o.off, 0)
-	case "fua":
-		return r.im.WriteAt(ctx, q.after, o.off, block.FUA)
-	case "zero":
-		return r.im.WriteZeroes(ctx, o.off, o.n, 0)
-	case "zerofua":
-		return r.im.WriteZeroes(ctx, o.off, o.n, block.FUA)
-	case "unmap":
-		return r.im.WriteZeroes(ctx, o.off, o.n, block.MayUnmap)
-	case "grow":
-		return r.im.Grow(ctx, r.im.Info().Size+o.n)
-	}
-	if err := r.im.Discard(ctx, o.off, o.n, 0); err != nil {
-		return err
-	}
-	// What was there, or zeroes; from now on it is what is read now.
-	got := make([]byte, o.n)
-	if err := r.im.ReadAt(ctx, got, o.off, 0); err != nil {
-		return err
-	}
-	old := r.content(o)
-	for i := range got {
-		if got[i] != old[i] && got[i] != 0 {
-			return fmt.Errorf("byte %d reads %d behind a discard; it was %d", o.off+int64(i), got[i], old[i])
-		}
-	}
-	r.moment.Lock()
-	defer r.moment.Unlock()
-	copy(q.after, got)
-	return nil
-}
-
-// content is what the client's own bytes hold.
-func (r *model) content(o modelOp) []byte {
-	r.moment.RLock()
-	defer r.moment.RUnlock()
-	return slices.Clone(r.m.content[o.off : o.off+o.n])
-}
-
-// look does a request that changes nothing.
-func (r *model) look(o modelOp) error {
-	ctx := context.Background()
-	switch o.verb {
-	case "flush":
-		return r.im.Flush(ctx)
-	case "evict":
-		r.im.Evict()
-		return nil
-	case "extents":
-		extents, err := r.im.AppendExtents(ctx, nil, o.off, o.n)
-		want := r.content(o)
-		for _, e := range extents {
-			if e.State.Has(block.Zero) && len(want) > 0 && slices.Max(want[e.Off-o.off:e.End()-o.off]) != 0 {
-				return fmt.Errorf("%d bytes at %d are said to read zero", e.Len, e.Off)
-			}
-		}
-		return err
-	case "read":
-		got := make([]byte, o.n)
-		if err := r.im.ReadAt(ctx, got, o.off, 0); err != nil {
-			return err
-		}
-		return sameBytes(r.content(o), got, o.off, "read")
-	}
-	return fmt.Errorf("no such operation")
+// allows reports whether byte i may be b.
+func (r *model) allows(i int64, b byte) bool {
+	return r.m.content[i] == b || slices.ContainsFunc(r.inside, func(q *modelRequest) bool {
+		return i >= q.off && i < q.off+int64(len(q.after)) && q.after[i-q.off] == b
+	})
 }

@@ -48,6 +48,9 @@ func (im *Image) pushTables(commits bool) error {
 
 // pushTablesLocked needs tableIO.
 func (im *Image) pushTablesLocked(commits bool) error {
+	if err := im.poisoned.Load(); err != nil {
+		return *err // what is not dirty any more may be what could not be written
+	}
 	logged := im.logHead()
 	if mutant.On("ring-trimmed-early") {
 		im.trimLog(logged)

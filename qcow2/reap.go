@@ -3,6 +3,7 @@ package qcow2
 import (
 	"time"
 
+	"tidemark/internal/lockorder"
 	"tidemark/internal/mutant"
 	"tidemark/internal/steps"
 )
@@ -77,6 +78,7 @@ const reapPause = 20 * time.Millisecond
 // requests that take longer than reapPause, a read that the storage does not answer
 // say, it does not wait, except where the image must not become larger.
 func (im *Image) waitReaped() error {
+	lockorder.Waits("requests in progress")
 	im.mu.Lock()
 	reaped, full := im.reaped, im.alloc.end >= im.alloc.bound
 	im.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tidemark/internal/block"
+	"tidemark/internal/lockorder"
 	"tidemark/internal/mutant"
 	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
@@ -40,7 +41,7 @@ func (im *Image) reserve(f *fill) error {
 		if err := im.usable(true); err != nil {
 			return err
 		}
-		n, tight, seen := im.planBatch()
+		n, full, tight, seen := im.planBatch(f.fresh)
 		if !f.fresh || retried {
 			runs, err := im.findFree(n, tight && retried)
 			if err == nil && len(runs) == 0 && tight && im.hasGone() {
@@ -55,6 +56,9 @@ func (im *Image) reserve(f *fill) error {
 				steps.At("R1")
 				return im.recycle(runs)
 			}
+		}
+		if full && f.ahead {
+			return nil // nothing is taken ahead of use from what tables will need
 		}
 		err := im.reserveAtEnd(f, n, seen, retried || f.ahead)
 		if !errors.Is(err, errRetry) {
@@ -95,8 +99,10 @@ func (im *Image) nearBound() bool {
 // the file larger or the image larger than it ever needs to be: then free clusters
 // are looked for everywhere first. frees is the allocator's count of this moment.
 // The batch doubles while it is used up within half a second and halves when it
-// lasts.
-func (im *Image) planBatch() (n int64, tight bool, frees uint64) {
+// lasts. What is left below the bound for L2 tables that are still to come is not for
+// data: tables take fresh clusters only (rule 17).
+func (im *Image) planBatch(tables bool) (n int64, full, tight bool, frees uint64) {
+	toCome := im.tablesToCome()
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	a := &im.alloc
@@ -109,8 +115,40 @@ func (im *Image) planBatch() (n int64, tight bool, frees uint64) {
 	case idle > 5*time.Second:
 		a.batch = max(a.batch/2, least)
 	}
-	n = min(a.batch, max(a.bound-a.end, 2))
-	return n, (a.end+n)*cs > im.file.Size() || a.end+n > a.bound, a.frees
+	bound := a.bound - max(toCome-clusters(a.tables), 0) - im.blocksToComeLocked()
+	n = min(a.batch, max(bound-a.end, 1)) // 1: a table, or data that finds no other place
+	if tables {
+		bound = a.bound
+	}
+	full = a.end+n > bound
+	return n, full, full || (a.end+n)*cs > im.file.Size(), a.frees
+}
+
+// blocksToComeLocked is how many refcount blocks there are to be up to the bound. Its
+// caller holds mu.
+func (im *Image) blocksToComeLocked() (n int64) {
+	im.refs.mu.Lock()
+	defer im.refs.mu.Unlock()
+	per := im.geo.RefcountsPerBlock()
+	for c := im.alloc.end; c < im.alloc.bound; c = (c/per + 1) * per {
+		if !im.hasBlockLocked(c) {
+			n++
+		}
+	}
+	return n
+}
+
+// tablesToCome is how many L2 tables the disk does not have, or has to copy.
+func (im *Image) tablesToCome() int64 {
+	n := int64(0)
+	im.tab.mu.Lock()
+	defer im.tab.mu.Unlock()
+	for _, e := range im.tab.l1 {
+		if !e.Copied() {
+			n++
+		}
+	}
+	return n
 }
 
 // findFree looks for up to want clusters below the image's end whose count is
@@ -355,6 +393,7 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 	}
 	n = min(n, (b+1)*per-at-blockN)
 	steps.At("R1")
+	lockorder.Waits("a larger file")
 	size, err := im.file.Grow(ctx, (at+blockN+1)*cs, (at+blockN+n)*cs)
 	im.waited(f)
 	if err != nil {
@@ -387,15 +426,16 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 // tables: one, but where writes are scattered, so that tables run out, twice as
 // many as the last time.
 func (im *Image) tableShare(n int64, wanted bool) int64 {
+	toCome := im.tablesToCome()
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	a := &im.alloc
 	switch {
 	case wanted:
 		a.share = min(max(2*a.share, 1), 64)
-		return min(a.share, max(n/2, 1))
+		return min(a.share, max(n/2, 1), max(toCome-clusters(a.tables), 1))
 	case len(a.tables) == 0:
-		return min(1, n/2)
+		return min(1, n/2, toCome)
 	}
 	return 0
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"tidemark/internal/block"
+	"tidemark/internal/lockorder"
 	"tidemark/internal/mutant"
 	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
@@ -26,6 +27,7 @@ func (im *Image) Grow(ctx context.Context, size int64) error {
 	defer context.AfterFunc(im.ctx, cancel)() // closing ends the wait
 	for {
 		need := im.growNeed(size)
+		lockorder.Waits("a larger file")
 		if _, err := im.file.Grow(ctx, need, need); err != nil {
 			return fmt.Errorf("grow disk to %d bytes: space for the L1 table: %w", size, err)
 		}

@@ -90,6 +90,19 @@ func (s subject) bubble(t *testing.T, f func(*testing.T)) {
 	synctest.Test(t, f)
 }
 
+// someSubjects are all of them, or every third under -short.
+func someSubjects(size int64) []subject {
+	all := subjectsOf(size)
+	if !testing.Short() {
+		return all
+	}
+	var some []subject
+	for i := 2; i < len(all); i += 3 {
+		some = append(some, all[i])
+	}
+	return some
+}
+
 // A made subject is its image, and what must stay as it is.
 type made struct {
 	subject

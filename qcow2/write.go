@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tidemark/internal/block"
+	"tidemark/internal/lockorder"
 	"tidemark/internal/mutant"
 	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
@@ -125,6 +126,7 @@ const (
 
 // waitFor waits for what is missing.
 func (im *Image) waitFor(ctx context.Context, m missing) error {
+	lockorder.Waits("space")
 	if m == missingHost {
 		return im.waitHost(ctx)
 	}

@@ -18,7 +18,8 @@ type File interface {
 	io.WriterAt
 
 	// WriteAtSync writes p and returns when it is durable (FUA). Its error
-	// counts as a failed Sync.
+	// counts as a failed Sync, but for ErrNoSpace: then a part of p may be
+	// written, and nothing else is in doubt.
 	WriteAtSync(p []byte, off int64) (int, error)
 
 	// WriteZeroes makes n bytes at off read zero. It is durable with the next

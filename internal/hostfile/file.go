@@ -99,6 +99,14 @@ func (f *File) WriteAtSync(p []byte, off int64) (int, error) {
 		return 0, *err
 	}
 	n, err := f.writeDsync(p, off)
+	if errors.Is(err, unix.ENOSPC) {
+		// Was there no space for these bytes, or did a sync find none for others?
+		// Writing them alone tells: that they find no space loses nothing.
+		if m, err := f.durable.WriteAt(p, off); err != nil {
+			return m, f.failed("write durably", err)
+		}
+		n, err = len(p), control(f.durableRaw, unix.Fdatasync)
+	}
 	if err != nil {
 		return n, f.latch("write durably", err)
 	}

@@ -153,3 +153,23 @@ func TestCreate(t *testing.T) {
 	require.Error(t, err)
 	require.NoFileExists(t, absent, "what could not be made is removed")
 }
+
+// TestDurableWriteWithoutSpace: a durable write into a hole that finds no space is no
+// failed sync; when there is space the file goes on.
+func TestDurableWriteWithoutSpace(t *testing.T) {
+	dir := testenv.Tmpfs(t, 256<<10)
+	f, err := hostfile.Create(filepath.Join(dir, "disk"), 1<<20, hostfile.CreateOptions{})
+	require.NoError(t, err)
+	defer f.Close()
+	filler := filepath.Join(dir, "filler")
+	_ = os.WriteFile(filler, make([]byte, 1<<20), 0o600) // as much as there is space for
+	p := make([]byte, 16<<10)
+	_, err = f.WriteAtSync(p, 512<<10)
+	require.ErrorIs(t, err, block.ErrNoSpace)
+	require.NoError(t, f.Sync())
+	require.NoError(t, os.Remove(filler))
+	n, err := f.WriteAtSync(p, 512<<10)
+	require.NoError(t, err)
+	require.Len(t, p, n)
+	require.NoError(t, f.Sync())
+}

@@ -7,6 +7,9 @@
 // becomes a panic at every moment. In a normal build a Mutex is a sync.Mutex and
 // nothing else.
 //
+// Waits marks where a goroutine waits for what may take for ever, such as space: with
+// the tag it panics if a ranked lock is held.
+//
 // Two locks of one number must not be held together. TryLock cannot deadlock and
 // is not checked, but what it took counts for the locks behind it.
 package lockorder

@@ -32,8 +32,10 @@ func TestOrder(t *testing.T) {
 	if lockorder.Enabled {
 		require.Panics(t, outer.Lock)
 		require.Panics(t, inner.Lock)
+		require.Panics(t, func() { lockorder.Waits("space") })
 	}
 	inner.Unlock()
+	lockorder.Waits("space")
 }
 
 func nested(m *lockorder.Mutex) bool {

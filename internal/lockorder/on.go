@@ -50,6 +50,17 @@ func (m *Mutex) Unlock() {
 	m.mu.Unlock()
 }
 
+// Waits panics if the goroutine holds a ranked lock: it is about to wait for
+// something that others may need these locks for.
+func Waits(what string) {
+	id := goroutine()
+	mu.Lock()
+	defer mu.Unlock()
+	if len(held[id]) > 0 {
+		panic(fmt.Sprintf("lock order: waiting for %s while rank %d is held", what, held[id][0]))
+	}
+}
+
 var (
 	mu   sync.Mutex
 	held = map[uint64][]Rank{} // by goroutine
