@@ -97,13 +97,14 @@ func (s Shape) Random(rng *rand.Rand, n, clients int) []Request {
 			if failed = !r.Kind.alone() && rng.IntN(3) > 0; !failed {
 				r = Request{Kind: EvictReopen}
 			}
-		case r.Kind == FailSync:
+		case r.Kind.fails():
 			failed = true
 		case r.Kind == Resize:
 			size = r.N
 		}
 		if !r.Kind.alone() {
 			r.Client = rng.IntN(clients)
+			r.Slow = clients > 1 && r.Kind <= WriteFUA && rng.IntN(12) == 0
 		}
 		script = append(script, r)
 	}
@@ -134,6 +135,9 @@ func (s Shape) randomRequest(rng *rand.Rand, size int64) Request {
 	case k < 97:
 		return Request{Kind: Kill}
 	case k < 98:
+		if rng.IntN(2) == 0 {
+			return Request{Kind: FailWrite, N: 1 + rng.Int64N(6)}
+		}
 		return Request{Kind: FailSync}
 	case k < 99 && s.Amend:
 		return Request{Kind: Amend, N: 1 << (3 + rng.IntN(4))}

@@ -58,6 +58,7 @@ func (r *Recording) End() simdisk.State { return r.end }
 const (
 	stepMark  = "step "
 	evictMark = "the host's cache is dropped"
+	failMark  = "a write fails and does nothing"
 )
 
 // A runner is a script that runs.
@@ -67,6 +68,7 @@ type runner struct {
 	below *simdisk.Disk
 	file  *record.File
 	gate  *gate
+	holds *holder
 	disk  Disk
 	// beside is the directory whose files survive the process, "" for none.
 	beside string
@@ -92,7 +94,8 @@ func Run(ctx context.Context, setup Setup, script []Request) (*Recording, error)
 		r.beside = dir
 		o.Beside = func() any { return r.saveBeside() }
 	}
-	r.file = record.New(slowly(r.below, setup.Jitter), o)
+	r.holds = newHolder(slowly(r.below, setup.Jitter))
+	r.file = record.New(r.holds, o)
 	if err := r.open(); err != nil {
 		return nil, err
 	}
@@ -128,13 +131,27 @@ func (r *runner) runUntilAlone(script []Request) {
 		}
 		queues[q.Client] = append(queues[q.Client], q)
 	}
+	r.holds.start(len(queues))
 	var wg sync.WaitGroup
-	for _, queue := range queues {
-		wg.Go(func() {
-			for _, q := range queue {
-				r.request(q, len(queues) > 1)
+	for _, slow := range []bool{true, false} { // those that begin with a slow one first
+		for _, queue := range queues {
+			if queue[0].Slow != slow {
+				continue
 			}
-		})
+			begun := make(chan struct{})
+			wg.Go(func() {
+				defer r.holds.end()
+				for i, q := range queue {
+					r.request(q, len(queues) > 1)
+					if i == 0 {
+						close(begun)
+					}
+				}
+			})
+			if slow {
+				r.holds.wait(begun)
+			}
+		}
 	}
 	wg.Wait()
 }
@@ -169,6 +186,9 @@ func (r *runner) request(q Request, concurrent bool) {
 	case Write, WriteFUA:
 		p := make([]byte, n)
 		stamp(p, q.First, a.version)
+		if q.Slow {
+			r.holds.hold(a.version)
+		}
 		var f block.Flags
 		if q.Kind == WriteFUA {
 			f = block.FUA
@@ -231,6 +251,8 @@ func (r *runner) alone(q Request) {
 		r.reopen()
 	case FailSync:
 		r.below.FailSync(syscall.EIO)
+	case FailWrite:
+		r.gate.failing.Store(q.N)
 	case EvictReopen:
 		r.die()
 		_ = r.disk.Close()
@@ -288,7 +310,7 @@ func (r *runner) reopen() {
 }
 
 func (r *runner) open() error {
-	r.gate = newGate(r.file)
+	r.gate = newGate(r.file, func() { r.file.Mark(failMark) })
 	d, err := r.setup.Engine.Open(r.ctx, r.gate, r.beside)
 	if err != nil {
 		return asFault(err, 1, "open")
@@ -321,16 +343,11 @@ func (r *runner) end() error {
 }
 
 // expectsFailure reports whether the storage was made to fail and the image not
-// opened again since.
+// opened again past the host's cache since.
 func (r *runner) expectsFailure() bool {
 	armed := false
 	for _, a := range r.history.acts {
-		switch a.Kind {
-		case FailSync:
-			armed = true
-		case EvictReopen:
-			armed = false
-		}
+		armed = a.Kind.fails() || armed && a.Kind != EvictReopen
 	}
 	return armed
 }
