@@ -17,7 +17,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"tidemark/internal/crashlab"
 	"tidemark/internal/mutant"
 	"tidemark/internal/testenv"
 )
@@ -184,62 +183,6 @@ func runMutant(t *testing.T, limit time.Duration, binary, dir string, m mutant.M
 func lastLines(s string, n int) string {
 	lines := strings.Split(strings.TrimSpace(s), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
-}
-
-// labVar is how long the lab looks for the mistake of a mutant.
-const labVar = "TIDEMARK_MUTANT_LAB"
-
-// TestMutantLab is what TestMutants runs in the binary that has the mutants: it
-// judges a little of every kind of image, round after round, until a rule is
-// broken.
-func TestMutantLab(t *testing.T) {
-	limit, err := time.ParseDuration(os.Getenv(labVar))
-	if err != nil {
-		t.Skip("TestMutants runs it")
-	}
-	seed, rng := testenv.Seed(t)
-	c := quick(seed)
-	c.PerScript, c.Onward, c.Again, c.External = 250, 3, 12, 0
-	lab := crashlab.New(c, stateDir(t))
-	var subjects []subject
-	eachSubject(t, func(t *testing.T, s subject) {
-		if s.only == nil {
-			s.setup.Engine.External = nil
-			s.setup.BesideIn = "" // the subtest's directory goes with it
-			subjects = append(subjects, s)
-		}
-	})
-	began := time.Now()
-	for time.Since(began) < limit {
-		s := subjects[rng.IntN(len(subjects))]
-		if f := s.once(t, lab, rng); f != nil {
-			fmt.Printf("MUTANT KILLED by rule %d after %d states, %.1f s\n", f.Oracle, lab.Totals().Judged, time.Since(began).Seconds())
-			t.Logf("%v", f)
-			return
-		}
-	}
-	if mutant.Reached() == 0 {
-		fmt.Println("MUTANT NEVER REACHED")
-	}
-	t.Logf("%v", lab.Totals())
-}
-
-// once judges one script of any sort.
-func (s subject) once(t *testing.T, lab *crashlab.Lab, rng *rand.Rand) *crashlab.Failure {
-	if rng.IntN(2) == 0 {
-		s.setup.BesideIn = stateDir(t)
-	}
-	clients := 1
-	if rng.IntN(3) == 0 {
-		clients = 2 + rng.IntN(3)
-		s.setup.Jitter = rand.New(rand.NewPCG(rng.Uint64(), 0))
-	}
-	pairs, pair := s.shape.Sequences(2)
-	script := pair(rng.IntN(pairs))
-	if clients > 1 || rng.IntN(3) > 0 {
-		script = s.shape.Random(rng, 4+rng.IntN(16), clients)
-	}
-	return lab.Try(t.Context(), s.setup, script)
 }
 
 const (

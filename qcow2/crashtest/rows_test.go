@@ -117,6 +117,7 @@ type subject struct {
 	setup crashlab.Setup
 	shape crashlab.Shape
 	only  []string
+	ring  bool // there is to be a directory beside the image
 }
 
 // prepare makes the image of a row. The test is skipped, by the name of the
@@ -140,7 +141,7 @@ func (r row) prepare(t *testing.T, name string) subject {
 		require.NoError(t, qcow2.Create(t.Context(), d, r.geometry))
 		s.setup.Start = d.State()
 	}
-	if storages[name].ring {
+	if s.ring = storages[name].ring; s.ring {
 		s.setup.BesideIn = stateDir(t)
 	}
 	s.needsSupport(t)
