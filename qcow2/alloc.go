@@ -10,13 +10,8 @@ import (
 	"tidemark/qcow2/format"
 )
 
-// A run is n host clusters from at. fresh says that they lay behind the image's
-// end when it was opened, so that nothing but this process can have named them;
-// only such clusters become metadata (rule 17).
-type run struct {
-	at, n int64
-	fresh bool
-}
+// A run is n host clusters from at.
+type run struct{ at, n int64 }
 
 // An allocator hands out ready clusters: counted 1 and reading zero, both
 // durably. Image.mu guards it.
@@ -38,10 +33,18 @@ type allocator struct {
 	bound int64
 
 	ready []run
-	// tables are ready clusters for L2 tables: fresh ones that the storage has
-	// set space aside for, so that writing a table cannot fail for want of it
-	// (rule 14).
+	// tables are ready clusters for L2 tables. Nothing but this process can have
+	// named them: they lay behind the image's end when it was opened, or are
+	// proven to be free (rule 17). The storage has set space aside for them, so
+	// that writing a table cannot fail for want of it (rule 14).
 	tables []run
+	// spare is how many of them data leaves to zeroing and discards, which need
+	// tables where there is content behind the disk's own, and space for them when
+	// the pool is full (rule 18).
+	spare int64
+	// proven are clusters that no entry on disk named when they were settled, and
+	// that were not counted then; nil: none. It does not change.
+	proven *clusterSet
 	share  int64 // of the last reservation that was made for want of a table
 	batch  int64 // clusters of the next reservation
 	fill   *fill // the reservation in progress, nil if none
@@ -64,8 +67,23 @@ func clusters(runs []run) (n int64) {
 func (a *allocator) take(want int64) (at, n int64) { return takeFrom(&a.ready, want) }
 
 // takeTable removes a cluster that is ready for an L2 table; n is 0 if there is
-// none.
-func (a *allocator) takeTable() (at, n int64) { return takeFrom(&a.tables, 1) }
+// none, or none but the spare ones, which are for who frees.
+func (a *allocator) takeTable(toCome int64, frees bool) (at, n int64) {
+	if !frees && a.tablesForData(toCome) <= 0 {
+		return 0, 0
+	}
+	return takeFrom(&a.tables, 1)
+}
+
+// tablesForData is how many tables are ready but for the spare ones. Where there are
+// as many as can ever be needed, all are.
+func (a *allocator) tablesForData(toCome int64) int64 {
+	n := clusters(a.tables)
+	if n >= toCome {
+		return n
+	}
+	return n - a.spare
+}
 
 func takeFrom(runs *[]run, want int64) (at, n int64) {
 	if len(*runs) == 0 {
@@ -83,15 +101,25 @@ func takeFrom(runs *[]run, want int64) (at, n int64) {
 // putBack makes a cluster that was taken, and not written to, ready again.
 func (a *allocator) putBack(c int64) { a.ready = append(a.ready, run{at: c, n: 1}) }
 
-// has reports whether a cluster for data, and one for a table if that is asked
-// for, can be taken.
-func (a *allocator) has(table bool) bool {
-	return len(a.ready) > 0 && (!table || len(a.tables) > 0)
+// has reports whether what is missing can be taken.
+func (a *allocator) has(m missing, toCome int64) bool {
+	return (m == missingMark || len(a.ready) > 0) && !a.lacksTable(m, toCome)
+}
+
+// lacksTable reports whether a table is missing that cannot be taken.
+func (a *allocator) lacksTable(m missing, toCome int64) bool {
+	switch m {
+	case missingTable:
+		return a.tablesForData(toCome) <= 0
+	case missingMark:
+		return len(a.tables) == 0
+	}
+	return false
 }
 
 // A fill is one reservation in progress.
 type fill struct {
-	fresh bool // a cluster for a table is wanted: only fresh ones will do
+	table bool // a cluster for a table is wanted: not all will do
 	// ahead of use: it takes what can be had at once, and does not wait for a
 	// larger file. Others do, for as long as a request waits for them.
 	ahead bool
@@ -110,6 +138,10 @@ var (
 	errRetry  = errors.New("clusters may have become free")
 	errNobody = errors.New("no request waits any more")
 )
+
+// spareTables is how many L2 tables an image with content behind its own keeps for
+// zeroing and discards.
+const spareTables = 4
 
 // startAllocator finds the image's end. A file that ends inside the image's
 // last cluster is made longer, so that the whole cluster can be written; one
@@ -133,6 +165,9 @@ func (im *Image) startAllocator(ctx context.Context) error {
 	}
 	a.batch = max(2, min(minReserveBytes, im.opts.ReserveBytes)>>im.geo.ClusterBits)
 	a.bound = im.bound(im.header.Size)
+	if im.header.BackingFile != "" || len(im.snapshots) > 0 {
+		a.spare = spareTables
+	}
 	need := end << im.geo.ClusterBits
 	if size < need-im.geo.ClusterSize() {
 		return &format.CorruptError{What: "file (truncated? if it only leaks clusters, mend it with qemu-img check -r leaks)", Off: size,
@@ -147,12 +182,12 @@ func (im *Image) startAllocator(ctx context.Context) error {
 }
 
 // startFillLocked starts a reservation, or returns the one in progress.
-func (im *Image) startFillLocked(fresh, ahead bool) *fill {
+func (im *Image) startFillLocked(table, ahead bool) *fill {
 	a := &im.alloc
 	if a.fill != nil {
 		return a.fill
 	}
-	f := &fill{fresh: fresh, ahead: ahead, done: make(chan struct{})}
+	f := &fill{table: table, ahead: ahead, done: make(chan struct{})}
 	if !im.startTask() {
 		f.err = block.ErrClosed
 		close(f.done)
@@ -197,16 +232,17 @@ func (im *Image) prefetch() {
 // a slow sync.
 const holdGrace = 100 * time.Millisecond
 
-// waitReady waits until clusters can be taken, as long as ctx allows. It holds
+// waitReady waits until what is missing can be taken, as long as ctx allows. It holds
 // no lock. When it returns nil others may have been faster: look again.
-func (im *Image) waitReady(ctx context.Context, table bool) error {
+func (im *Image) waitReady(ctx context.Context, m missing) error {
 	for {
+		toCome := im.tab.toCome.Load()
 		im.mu.Lock()
-		if im.alloc.has(table) {
+		if im.alloc.has(m, toCome) {
 			im.mu.Unlock()
 			return nil
 		}
-		f := im.startFillLocked(table && len(im.alloc.tables) == 0, false)
+		f := im.startFillLocked(im.alloc.lacksTable(m, toCome), false)
 		f.waiters++
 		im.mu.Unlock()
 		err := im.waitFill(ctx, f)

@@ -190,3 +190,39 @@ func TestOpenGrowsNothing(t *testing.T) {
 		})
 	}
 }
+
+// TestChurnOutgrowsTheVolumeOfOneThatDies (Proxmox bug 6543, rule 15, 17, 18): as
+// TestChurnOutgrowsTheVolume, and the process dies now and then. What it had reserved
+// may become tables again, and what it had freed in memory only is given back.
+func TestChurnOutgrowsTheVolumeOfOneThatDies(t *testing.T) {
+	_, rng := testenv.Seed(t)
+	c := qcow2.CreateOptions{Size: 2<<20 + sector, ClusterSize: 4096}
+	o := qcow2.Options{CommitInterval: -1, RedoDir: t.TempDir()}
+	d, im := inItsBound(t, c, o)
+	ctx, want := t.Context(), make([]byte, c.Size)
+	for i := range 1200 {
+		if i%200 == 199 {
+			im.WaitIdle()
+			var err error
+			im, err = qcow2.Open(ctx, d, o)
+			require.NoError(t, err)
+			<-im.Settled()
+		}
+		off := rng.Int64N(c.Size)
+		n := min(1+rng.Int64N(c.Size/8), c.Size-off)
+		p := want[off : off+n]
+		var err error
+		switch rng.IntN(8) {
+		case 0, 1:
+			err = im.Discard(ctx, off, n, 0)
+			require.NoError(t, im.ReadAt(ctx, p, off, 0))
+		case 2:
+			err = im.Flush(ctx)
+		default:
+			p[0], p[len(p)-1] = byte(rng.Uint32()), byte(rng.Uint32())
+			err = im.WriteAt(ctx, p, off, 0)
+		}
+		require.NoError(t, err, "request %d", i)
+	}
+	require.NoError(t, im.WriteAt(ctx, want, 0, 0), "and all of it at last")
+}

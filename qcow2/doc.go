@@ -30,7 +30,8 @@
 // Reserve, ahead of use, by one goroutine at a time (reserve.go):
 //
 //	R1  choose clusters: counted 0 below the image's end, or a run at the end
-//	R2  File.Grow, durable when it returns; no lock is held
+//	R2  File.Grow, durable when it returns. Where that has to wait, nothing is
+//	    held meanwhile, and R1 begins again
 //	R3  where a refcount block is missing: the block, Sync, its entry in the
 //	    refcount table, Sync
 //	R4  zero what is not known to read zero; for L2 tables also what is, so that

@@ -174,6 +174,7 @@ func (im *Image) eraseSome(ctx context.Context, gc, end, limit int64, e erasure)
 	if err != nil {
 		return gc, nothingMissing, err
 	}
+	ch.frees = true
 	t, err := im.begin(true, "erase", gc<<im.geo.ClusterBits, 0)
 	if err != nil {
 		return gc, nothingMissing, err
@@ -227,7 +228,7 @@ func (im *Image) eraseInSlice(gc, end int64, e erasure, ch *change) (next int64,
 		return min((gc/per+1)*per, end), 0, p, nothingMissing, nil
 	}
 	if s, err = im.ownSlice(gc, ch); err != nil || s == nil {
-		return gc, 0, p, missingTable, err
+		return gc, 0, p, missingMark, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -176,3 +176,28 @@ func TestDiscardOverBackingInAFullPool(t *testing.T) {
 	})
 	m.judge(t, m.disk)
 }
+
+// TestZeroingOverBackingInAFullPool (design review 4.5, rule 18): the emergency reserve
+// for metadata. Zeroing needs tables for its marks, one that a snapshot shares and one
+// that does not exist, and has them when data finds no space.
+func TestZeroingOverBackingInAFullPool(t *testing.T) {
+	const cs, table = 1 << 10, 128 << 10
+	m := subject{name: "shared tables over backing, zeroed", size: 1 << 20, options: "cluster_size=1k", backing: 1 << 20,
+		script: []string{"write -P 1 0 20k", "write -P 2 128k 20k"}}.make(t)
+	m.snapshot(t, "last")
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		p := poolOf(m.disk)
+		p.raise(p.Size() + 64*cs)
+		im := m.open(t, p, qcow2.Options{CommitInterval: -1, RedoDir: dir})
+		m.put(t, im, bytes.Repeat([]byte{3}, 10*cs), 0)
+		m.fillUp(t, im, 20*cs, cs)
+		for _, off := range []int64{table + cs, 3 * table} { // a shared table, none
+			short, cancel := context.WithTimeout(t.Context(), time.Second)
+			err := im.WriteZeroes(short, off, cs, qcow2.MayUnmap)
+			cancel()
+			require.NoError(t, err, "at %d", off)
+		}
+		require.NoError(t, im.Close())
+	})
+}

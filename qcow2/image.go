@@ -152,10 +152,11 @@ type Image struct {
 	gone   []run // clusters that no entry in memory names any more; see reap.go
 	parted []parted
 	reaped chan struct{} // closed when the reaper has ended, nil if there is none
-	// listed is what the last list of reserved clusters had, without suspects:
-	// those are what it listed at open, nil when that is settled. See settle.go.
+	// listed is what the last list of reserved clusters had, without owed: that is
+	// what it had at open, until that is settled. See settle.go.
 	listed   []run
-	suspects *clusterSet
+	owed     []format.ClusterRange
+	suspects *clusterSet   // nil when they are settled
 	settled  chan struct{} // closed when settling has ended
 }
 

@@ -39,6 +39,8 @@ type change struct {
 	ring *redo.Ring // nil: there is none, so the tables are written instead
 	room int        // records that may still be stored
 	made bool       // something was changed
+	// frees: it takes no data, so it may have the tables that data leaves to it.
+	frees bool
 }
 
 const (

@@ -1,7 +1,6 @@
 package qcow2
 
 import (
-	"context"
 	"fmt"
 	"slices"
 
@@ -216,19 +215,19 @@ func (im *Image) countRun(r run, durable bool) error {
 // growRefcountTable makes room for block number b: new table, and blocks for
 // what is itself not covered, at the image's end; Sync; switch the header. The
 // caller holds allocating.
-func (im *Image) growRefcountTable(ctx context.Context, b int64) error {
+func (im *Image) growRefcountTable(b int64) error {
 	cs := im.geo.ClusterSize()
 	im.mu.Lock()
 	at := im.alloc.end
-	old := run{im.header.RefcountTableOffset / cs, int64(im.header.RefcountTableClusters), false}
+	old := run{im.header.RefcountTableOffset / cs, int64(im.header.RefcountTableClusters)}
 	im.mu.Unlock()
 	im.refs.mu.Lock()
 	table := slices.Clone(im.refs.table)
 	blocksN, tableN := im.planTableLocked(at, b)
 	im.refs.mu.Unlock()
 
-	area := run{at, blocksN + tableN, false}
-	if err := im.growFile(ctx, area); err != nil {
+	area := run{at, blocksN + tableN}
+	if err := im.growFile(area); err != nil {
 		return err
 	}
 	return im.fatalUnlessNoSpace(im.buildRefcountTable(table, old, at, blocksN, tableN))
@@ -238,7 +237,7 @@ func (im *Image) growRefcountTable(ctx context.Context, b int64) error {
 // the new blocks at cluster at, and switches to it.
 func (im *Image) buildRefcountTable(table []format.RefcountTableEntry, old run, at, blocksN, tableN int64) error {
 	per, cs := im.geo.RefcountsPerBlock(), im.geo.ClusterSize()
-	area := run{at, blocksN + tableN, false}
+	area := run{at, blocksN + tableN}
 	table = append(table, make([]format.RefcountTableEntry, tableN*cs/8-int64(len(table)))...)
 	blocks := map[int64][]byte{}
 	var counted []run // in blocks that exist

@@ -19,17 +19,37 @@ import (
 // at for free clusters while the file could still be used at its end.
 const scanSlices = 64
 
-// reserve makes clusters ready (R1 to R6).
+// reserve makes clusters ready (R1 to R6). Where the file must become larger for
+// that, and cannot at once, it waits with nothing held, and then looks at everything
+// again: somebody else may have taken what was there, or given some back.
 func (im *Image) reserve(f *fill) error {
 	if im.nearBound() {
 		// Leaks are settled before the image becomes larger than it must.
-		// Settling needs allocating, so this waits without it.
 		select {
 		case <-im.settled:
 		case <-im.ctx.Done():
 			return im.ctx.Err()
 		}
 	}
+	for thorough := false; ; thorough = true {
+		err := im.reserveNow(f, thorough)
+		var short *shortError
+		switch {
+		case errors.Is(err, errRetry):
+		case !errors.As(err, &short) || f.ahead:
+			return err
+		case thorough:
+			if err := im.waitLarger(f, short); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// reserveNow reserves what can be had without waiting for space, or returns a
+// [shortError]; errRetry: everything has moved. thorough: free clusters are looked
+// for everywhere before the file has to become larger.
+func (im *Image) reserveNow(f *fill, thorough bool) error {
 	if err := im.allocating.acquire(im.ctx); err != nil {
 		return err
 	}
@@ -37,34 +57,89 @@ func (im *Image) reserve(f *fill) error {
 	if err := im.startLog(); err != nil {
 		return err
 	}
-	for retried := false; ; retried = true {
-		if err := im.usable(true); err != nil {
+	if err := im.usable(true); err != nil {
+		return err
+	}
+	n, full, tight, seen := im.planBatch(f.table)
+	find := func() ([]run, error) { return im.findFree(n, tight && thorough) }
+	if f.table {
+		find = func() ([]run, error) { return im.findFreeTables(im.tableShare(n, true)) }
+	}
+	if !f.table || full || tight && thorough {
+		runs, err := find()
+		if err == nil && len(runs) == 0 && tight && im.hasGone() {
+			if seen, err = im.freeGone(); err == nil {
+				runs, err = find()
+			}
+		}
+		if err != nil {
 			return err
 		}
-		n, full, tight, seen := im.planBatch(f.fresh)
-		if !f.fresh || retried {
-			runs, err := im.findFree(n, tight && retried)
-			if err == nil && len(runs) == 0 && tight && im.hasGone() {
-				if seen, err = im.freeGone(); err == nil {
-					runs, err = im.findFree(n, tight && retried)
-				}
-			}
-			if err != nil {
-				return err
-			}
-			if len(runs) > 0 {
-				steps.At("R1")
-				return im.recycle(runs)
-			}
-		}
-		if full && f.ahead {
-			return nil // nothing is taken ahead of use from what tables will need
-		}
-		err := im.reserveAtEnd(f, n, seen, retried || f.ahead)
-		if !errors.Is(err, errRetry) {
-			return err
+		if len(runs) > 0 {
+			steps.At("R1")
+			return im.recycle(runs, f.table)
 		}
 	}
+	if full && f.ahead {
+		return nil // nothing is taken ahead of use from what tables will need
+	}
+	err := im.reserveAtEnd(f, n)
+	if short := new(shortError); errors.As(err, &short) {
+		short.frees = seen
+	}
+	return err
+}
+
+// A shortError says how long the file must be for what was to be done. frees is
+// the allocator's count of when free clusters were looked for in vain.
+type shortError struct {
+	need, want int64 // bytes
+	frees      uint64
+	err        error
+}
+
+func (e *shortError) Error() string { return e.err.Error() }
+func (e *shortError) Unwrap() error { return e.err }
+
+// growAtOnce makes the file at least need bytes long, and up to want if that can be
+// had, without waiting. If it cannot, the error is a shortError.
+func (im *Image) growAtOnce(need, want int64) (size int64, err error) {
+	ctx, cancel := context.WithDeadline(im.ctx, time.Now())
+	defer cancel()
+	size, err = im.file.Grow(ctx, need, want)
+	if errors.Is(err, block.ErrNoSpace) {
+		err = &shortError{need: need, want: want, err: err}
+	}
+	return size, err
+}
+
+// waitLarger waits until the file is long enough, as long as a request waits for f.
+// It returns early, without an error, if clusters become free.
+func (im *Image) waitLarger(f *fill, short *shortError) error {
+	lockorder.Waits("a larger file")
+	im.mu.Lock()
+	if im.alloc.frees != short.frees {
+		im.mu.Unlock()
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(im.ctx)
+	defer cancel(nil)
+	if f.waiters == 0 {
+		cancel(errNobody)
+	}
+	f.stop, f.waits = cancel, time.Now()
+	im.mu.Unlock()
+	_, err := im.file.Grow(ctx, short.need, short.want)
+	im.mu.Lock()
+	f.stop, f.waits = nil, time.Time{}
+	im.mu.Unlock()
+	switch cause := context.Cause(ctx); {
+	case err == nil || errors.Is(cause, errRetry):
+		return nil
+	case errors.Is(cause, errNobody):
+		return cause
+	}
+	return err
 }
 
 // freeGone makes what was discarded free: with a commit, and when the requests that
@@ -100,9 +175,9 @@ func (im *Image) nearBound() bool {
 // are looked for everywhere first. frees is the allocator's count of this moment.
 // The batch doubles while it is used up within half a second and halves when it
 // lasts. What is left below the bound for L2 tables that are still to come is not for
-// data: tables take fresh clusters only (rule 17).
+// data: not every cluster may become a table (rule 17).
 func (im *Image) planBatch(tables bool) (n int64, full, tight bool, frees uint64) {
-	toCome := im.tablesToCome()
+	toCome := im.tab.toCome.Load()
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	a := &im.alloc
@@ -132,19 +207,6 @@ func (im *Image) blocksToComeLocked() (n int64) {
 	per := im.geo.RefcountsPerBlock()
 	for c := im.alloc.end; c < im.alloc.bound; c = (c/per + 1) * per {
 		if !im.hasBlockLocked(c) {
-			n++
-		}
-	}
-	return n
-}
-
-// tablesToCome is how many L2 tables the disk does not have, or has to copy.
-func (im *Image) tablesToCome() int64 {
-	n := int64(0)
-	im.tab.mu.Lock()
-	defer im.tab.mu.Unlock()
-	for _, e := range im.tab.l1 {
-		if !e.Copied() {
 			n++
 		}
 	}
@@ -191,24 +253,59 @@ func (im *Image) findFreeNear(want int64) (runs []run, ended bool, err error) {
 	return runs, r.cursor >= end, nil
 }
 
+// findFreeTables looks for up to want clusters below the image's end that are counted
+// 0 and may become tables: no entry but ours can name them (rule 17).
+func (im *Image) findFreeTables(want int64) (runs []run, err error) {
+	im.mu.Lock()
+	from, end, proven := im.alloc.openEnd, im.alloc.end, im.alloc.proven
+	im.mu.Unlock()
+	try := func(c int64) error {
+		im.refs.mu.Lock()
+		defer im.refs.mu.Unlock()
+		n, err := im.refcountLocked(c)
+		if err == nil && n == 0 && im.hasBlockLocked(c) {
+			runs = appendRun(runs, run{at: c, n: 1})
+			want--
+		}
+		return err
+	}
+	if proven != nil {
+		for c := range proven.all() {
+			if want == 0 || err != nil {
+				return runs, err
+			}
+			err = try(c)
+		}
+	}
+	for c := from; c < end && want > 0 && err == nil; c++ {
+		err = try(c)
+	}
+	return runs, err
+}
+
 // appendRun appends r to runs, to the last one where they are neighbours.
 func appendRun(runs []run, r run) []run {
-	if i := len(runs) - 1; i >= 0 && runs[i].at+runs[i].n == r.at && runs[i].fresh == r.fresh {
+	if i := len(runs) - 1; i >= 0 && runs[i].at+runs[i].n == r.at {
 		runs[i].n += r.n
 		return runs
 	}
 	return append(runs, r)
 }
 
-// recycle makes free clusters below the image's end ready. One that is on the list
-// of a writer that died, which did not come to count it, is ours now.
-func (im *Image) recycle(runs []run) error {
+// recycle makes free clusters below the image's end ready, for data or for tables. One
+// that is on the list of a writer that died, which did not come to count it, is ours
+// now.
+func (im *Image) recycle(runs []run, forTables bool) error {
 	im.mu.Lock()
 	for _, r := range runs {
 		im.clearedLocked(r.at, r.n)
 	}
 	im.mu.Unlock()
-	if err := im.makeReady(runs, 0, mutant.On("recycled-without-zeroing")); err != nil {
+	tables := int64(0)
+	if forTables {
+		tables = clusters(runs)
+	}
+	if err := im.makeReady(runs, tables, mutant.On("recycled-without-zeroing")); err != nil {
 		im.refs.mu.Lock()
 		im.refs.cursor = min(im.refs.cursor, runs[0].at)
 		im.refs.mu.Unlock()
@@ -226,16 +323,19 @@ func (im *Image) makeReady(runs []run, tables int64, zero bool) error {
 	if err := im.listReserved(runs, zero); err != nil {
 		return im.fatalUnlessNoSpace(err)
 	}
+	forTables, forData := splitRuns(runs, tables)
 	// Tables are written out, whatever reads zero there: a storage that keeps
 	// zeroes as holes would set nothing aside for them.
-	if err := im.writeZeroTables(runs, tables, zero); err != nil {
-		return err
+	for _, r := range forTables {
+		if err := im.writeZeroTables(r, zero); err != nil {
+			return err
+		}
 	}
-	for _, r := range runs {
+	for _, r := range forData {
 		if zero {
 			break
 		}
-		if err := im.zeroRun(run{at: r.at + min(tables, r.n), n: r.n - min(tables, r.n)}); err != nil {
+		if err := im.zeroRun(r); err != nil {
 			return err
 		}
 	}
@@ -247,16 +347,30 @@ func (im *Image) makeReady(runs []run, tables int64, zero bool) error {
 	defer im.mu.Unlock()
 	for _, r := range runs {
 		im.alloc.end = max(im.alloc.end, r.at+r.n)
-		if n := min(tables, r.n); n > 0 {
-			im.alloc.tables = appendRun(im.alloc.tables, run{at: r.at, n: n, fresh: r.fresh})
-			r.at, r.n, tables = r.at+n, r.n-n, tables-n
-		}
-		if r.n > 0 {
-			im.alloc.ready = appendRun(im.alloc.ready, r)
-		}
+	}
+	for _, r := range forTables {
+		im.alloc.tables = appendRun(im.alloc.tables, r)
+	}
+	for _, r := range forData {
+		im.alloc.ready = appendRun(im.alloc.ready, r)
 	}
 	steps.At("R6")
 	return nil
+}
+
+// splitRuns parts runs into their first n clusters and the rest.
+func splitRuns(runs []run, n int64) (first, rest []run) {
+	for _, r := range runs {
+		k := min(n, r.n)
+		if k > 0 {
+			first = append(first, run{r.at, k})
+		}
+		if k < r.n {
+			rest = append(rest, run{r.at + k, r.n - k})
+		}
+		n -= k
+	}
+	return first, rest
 }
 
 // countReserved is R5. Where the clusters read zero durably already, only the
@@ -274,10 +388,10 @@ func (im *Image) countReserved(runs []run, zero bool) error {
 	return im.syncUnless(zero || mutant.On("reservation-unsynced"))
 }
 
-// writeZeroTables writes zeroes into the first n clusters of the first run.
-func (im *Image) writeZeroTables(runs []run, n int64, durable bool) error {
+// writeZeroTables writes zeroes into r.
+func (im *Image) writeZeroTables(r run, durable bool) error {
 	cs := im.geo.ClusterSize()
-	for off, end := runs[0].at*cs, (runs[0].at+n)*cs; off < end; off += int64(len(zeroes)) {
+	for off, end := r.at*cs, (r.at+r.n)*cs; off < end; off += int64(len(zeroes)) {
 		p := zeroes[:min(int64(len(zeroes)), end-off)]
 		_, err := im.file.WriteAt(p, off)
 		if err != nil {
@@ -359,14 +473,12 @@ func (e *hostFullError) Error() string { return e.err.Error() }
 func (e *hostFullError) Unwrap() error { return e.err }
 
 // reserveAtEnd reserves up to n clusters behind the image's end, all of them
-// counted by one refcount block, which it adds where it is missing. It gives up
-// with errRetry if clusters have become free since frees was read and waiting
-// for a larger file may be in vain. Without patient it does not wait at all, but
-// gives up likewise, so that free clusters are looked for everywhere first.
-func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) error {
+// counted by one refcount block, which it adds where it is missing.
+func (im *Image) reserveAtEnd(f *fill, n int64) error {
 	per, cs := im.geo.RefcountsPerBlock(), im.geo.ClusterSize()
 	im.mu.Lock()
 	at := im.alloc.end
+	im.mu.Unlock()
 	b := at / per
 	blockN := int64(1)
 	im.refs.mu.Lock()
@@ -375,34 +487,13 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 		blockN = 0
 	}
 	im.refs.mu.Unlock()
-	if im.alloc.frees != frees && (at+blockN+n)*cs > im.file.Size() {
-		im.mu.Unlock()
-		return errRetry
-	}
-	ctx, cancel := im.growContextLocked(f, patient)
-	defer cancel(nil)
-	im.mu.Unlock()
-
 	if full {
-		err := im.growRefcountTable(ctx, b)
-		im.waited(f)
-		if !patient && errors.Is(err, block.ErrNoSpace) {
-			return errRetry
-		}
-		return cmp.Or(err, errRetry) // everything has moved: choose again
+		return cmp.Or(im.growRefcountTable(b), errRetry) // choose again
 	}
 	n = min(n, (b+1)*per-at-blockN)
 	steps.At("R1")
-	lockorder.Waits("a larger file")
-	size, err := im.file.Grow(ctx, (at+blockN+1)*cs, (at+blockN+n)*cs)
-	im.waited(f)
+	size, err := im.growAtOnce((at+blockN+1)*cs, (at+blockN+n)*cs)
 	if err != nil {
-		if cause := context.Cause(ctx); errors.Is(cause, errRetry) || errors.Is(cause, errNobody) {
-			return cause
-		}
-		if !patient && errors.Is(err, block.ErrNoSpace) {
-			return errRetry
-		}
 		return err
 	}
 	steps.At("R2")
@@ -418,49 +509,27 @@ func (im *Image) reserveAtEnd(f *fill, n int64, frees uint64, patient bool) erro
 			return im.fatalUnlessNoSpace(err)
 		}
 	}
-	r := run{at: at + blockN, n: n, fresh: true}
-	return im.makeReady([]run{r}, im.tableShare(n, f.fresh), zero)
+	return im.makeReady([]run{{at: at + blockN, n: n}}, im.tableShare(n, f.table), zero)
 }
 
 // tableShare is how many of the n clusters of a reservation are set aside for L2
-// tables: one, but where writes are scattered, so that tables run out, twice as
-// many as the last time.
+// tables: one and the spare ones, but where writes are scattered, so that tables run
+// out, twice as many as the last time.
 func (im *Image) tableShare(n int64, wanted bool) int64 {
-	toCome := im.tablesToCome()
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	a := &im.alloc
+	have := clusters(a.tables)
+	toCome := im.tab.toCome.Load() - have
+	spare := max(a.spare-have, 0)
 	switch {
 	case wanted:
 		a.share = min(max(2*a.share, 1), 64)
-		return min(a.share, max(n/2, 1), max(toCome-clusters(a.tables), 1))
-	case len(a.tables) == 0:
-		return min(1, n/2, toCome)
+		return min(a.share+spare, max(n/2, 1), max(toCome, 1))
+	case have <= a.spare:
+		return max(min(1+spare, n/2, toCome), 0)
 	}
 	return 0
-}
-
-// growContextLocked is the context for f's wait for a larger file. Ahead of use
-// there is none: a deadline that has passed already asks for what is there.
-func (im *Image) growContextLocked(f *fill, patient bool) (context.Context, context.CancelCauseFunc) {
-	ctx := im.ctx
-	release := func() {}
-	if f.ahead || !patient {
-		ctx, release = context.WithDeadline(ctx, time.Now())
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	if f.waiters == 0 && !f.ahead {
-		cancel(errNobody)
-	}
-	f.stop, f.waits = cancel, time.Now()
-	return ctx, func(cause error) { cancel(cause); release() }
-}
-
-// waited notes that f waits for a larger file no more.
-func (im *Image) waited(f *fill) {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	f.stop, f.waits = nil, time.Time{}
 }
 
 // claimZero reports whether r reads zero, because nobody has written behind the
@@ -473,12 +542,11 @@ func (im *Image) claimZero(r run) bool {
 	return zero
 }
 
-// growFile makes the file reach to the end of r and zeroes r: metadata that is
-// written next to it must not stand beside somebody's old bytes.
-func (im *Image) growFile(ctx context.Context, r run) error {
-	cs := im.geo.ClusterSize()
-	need := (r.at + r.n) * cs
-	if _, err := im.file.Grow(ctx, need, need); err != nil {
+// growFile makes the file reach to the end of r, at once, and zeroes r: metadata that
+// is written next to it must not stand beside somebody's old bytes.
+func (im *Image) growFile(r run) error {
+	need := (r.at + r.n) * im.geo.ClusterSize()
+	if _, err := im.growAtOnce(need, need); err != nil {
 		return err
 	}
 	if im.claimZero(r) {

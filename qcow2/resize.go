@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"tidemark/internal/block"
 	"tidemark/internal/lockorder"
@@ -67,9 +66,7 @@ func (im *Image) growNow(ctx context.Context, size int64) error {
 		return fmt.Errorf("grow disk to %d bytes: the backing file has %d bytes, the disk %d, so content of it would show behind the disk's end: "+
 			"convert the disk to one without a backing file first", size, im.backingSize, old)
 	}
-	now, cancel := context.WithDeadline(ctx, time.Now())
-	defer cancel()
-	if err := im.growAllocating(now, size); err != nil {
+	if err := im.growAllocating(size); err != nil {
 		return fmt.Errorf("grow disk to %d bytes: %w", size, err)
 	}
 	im.mu.Lock()
@@ -79,7 +76,7 @@ func (im *Image) growNow(ctx context.Context, size int64) error {
 }
 
 // growAllocating does it. The caller holds allocating.
-func (im *Image) growAllocating(ctx context.Context, size int64) error {
+func (im *Image) growAllocating(size int64) error {
 	entries := im.geo.L1Entries(size)
 	im.mu.Lock()
 	have := int64(im.header.L1Size)
@@ -92,7 +89,7 @@ func (im *Image) growAllocating(ctx context.Context, size int64) error {
 			return err
 		}
 	}
-	at, err := im.reserveContiguous(ctx, im.geo.Clusters(entries*8))
+	at, err := im.reserveContiguous(im.geo.Clusters(entries * 8))
 	if err != nil {
 		return fmt.Errorf("space for the L1 table: %w", err)
 	}
@@ -139,6 +136,7 @@ func (im *Image) switchL1(at, entries, size int64) error {
 	// size. What was added since the copy is dirty.
 	im.tab.mu.Lock()
 	copy(table, im.tab.l1)
+	im.tab.toCome.Add(int64(len(table) - len(im.tab.l1)))
 	im.tab.l1 = table
 	im.tab.mu.Unlock()
 	err := im.switchHeader(func(h *format.Header) {
@@ -157,7 +155,7 @@ func (im *Image) switchL1(at, entries, size int64) error {
 
 // reserveContiguous counts n neighbouring clusters at the image's end, durably,
 // and returns the first. The caller holds allocating.
-func (im *Image) reserveContiguous(ctx context.Context, n int64) (int64, error) {
+func (im *Image) reserveContiguous(n int64) (int64, error) {
 	per := im.geo.RefcountsPerBlock()
 	for {
 		im.mu.Lock()
@@ -173,24 +171,24 @@ func (im *Image) reserveContiguous(ctx context.Context, n int64) (int64, error) 
 		im.refs.mu.Unlock()
 		switch {
 		case missing >= have:
-			if err := im.growRefcountTable(ctx, missing); err != nil {
+			if err := im.growRefcountTable(missing); err != nil {
 				return 0, err
 			}
 		case missing >= 0:
-			if err := im.growFile(ctx, run{at: at, n: 1}); err != nil {
+			if err := im.growFile(run{at: at, n: 1}); err != nil {
 				return 0, err
 			}
 			if err := im.addBlock(missing, at); err != nil {
 				return 0, im.fatalUnlessNoSpace(err)
 			}
 		default:
-			return at, im.countAtEnd(ctx, run{at: at, n: n})
+			return at, im.countAtEnd(run{at: at, n: n})
 		}
 	}
 }
 
-func (im *Image) countAtEnd(ctx context.Context, r run) error {
-	if err := im.growFile(ctx, r); err != nil {
+func (im *Image) countAtEnd(r run) error {
+	if err := im.growFile(r); err != nil {
 		return err
 	}
 	if err := im.countRun(r, false); err != nil {

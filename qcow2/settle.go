@@ -9,10 +9,12 @@ import (
 	"tidemark/qcow2/format"
 )
 
-// Settling gives back what a writer that died had reserved. The clusters are
-// listed in the image (format.ExtReserved), in ranges that may be too wide or
-// torn: a cluster of them is a suspect, and it is innocent as soon as anything
-// refers to it. Open serves at once; the tables are read in the background:
+// Settling gives back what a writer that died has left counted and nobody refers to:
+// what it had reserved, what it had unlinked and not freed. That a writer died is
+// seen from the list of what it had reserved (format.ExtReserved), which a clean end
+// empties, and from its ring. Every cluster is a suspect then, and it is innocent as
+// soon as anything refers to it. Open serves at once; the tables are read in the
+// background:
 //
 //	S1  innocent from the start: metadata at open
 //	S2  read every L2 table; what an entry names is innocent. So is what a
@@ -20,94 +22,29 @@ import (
 //	    business; and what is counted 0 and chosen (R1)
 //	S3  Sync: what was read is durable, or an entry that only the host's cache
 //	    had lost could come back after the cluster was reused (I4)
-//	S4  holding allocating, count 0 the suspects that are left and counted 1
+//	S4  holding allocating, count 0 the suspects that are left and counted 1.
+//	    They are proven to be free: no entry, right or wrong, names them, so
+//	    that they may become tables (rule 17). As many as there are tables to
+//	    come that find no place at the image's end become ready for that
 //
 // Nobody can begin to refer to a suspect: while it is counted it is not chosen,
 // and it is not ready. A process that ends before S4 keeps the list.
+//
+// Where somebody unknown may own clusters, an extension or a feature, only what the
+// list has is suspect: it is ours (rule 15). An image whose tables to come have no
+// room at its end is settled too, whoever wrote it: it must be proven what they may
+// have (rule 18).
 
-// A clusterSet is a set of host clusters within a few ranges.
-type clusterSet struct {
-	ranges []format.ClusterRange // sorted, apart
-	in     [][]bool              // for each cluster of each range
-}
+// maxSuspects bounds the memory for suspects: 32 MiB.
+const maxSuspects = 1 << 28
 
-func newClusterSet(ranges []format.ClusterRange) *clusterSet {
-	s := &clusterSet{ranges: mergeRanges(ranges, len(ranges))}
-	for _, r := range s.ranges {
-		in := make([]bool, r.N)
-		for i := range in {
-			in[i] = true
-		}
-		s.in = append(s.in, in)
-	}
-	return s
-}
-
-// remove takes cluster c out, if it is in.
-func (s *clusterSet) remove(c int64) {
-	for i, r := range s.ranges {
-		if c >= r.At && c < r.At+r.N {
-			s.in[i][c-r.At] = false
-		}
-	}
-}
-
-// each calls f for every cluster that is in.
-func (s *clusterSet) each(f func(c int64) error) error {
-	for i, r := range s.ranges {
-		for j, in := range s.in[i] {
-			if !in {
-				continue
-			}
-			if err := f(r.At + int64(j)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// mergeRanges sorts ranges, joins those that touch, and then those with the
-// smallest gaps until at most n are left.
-func mergeRanges(ranges []format.ClusterRange, n int) []format.ClusterRange {
-	sorted := slices.Clone(ranges)
-	slices.SortFunc(sorted, func(a, b format.ClusterRange) int { return int(min(max(a.At-b.At, -1), 1)) })
-	join := func(i int) { // i with the one behind it
-		end := max(sorted[i].At+sorted[i].N, sorted[i+1].At+sorted[i+1].N)
-		sorted[i].N = end - sorted[i].At
-		sorted = slices.Delete(sorted, i+1, i+2)
-	}
-	gap := func(i int) int64 { return sorted[i+1].At - sorted[i].At - sorted[i].N }
-	for i := 0; i+1 < len(sorted); {
-		if gap(i) <= 0 {
-			join(i)
-		} else {
-			i++
-		}
-	}
-	for len(sorted) > n {
-		least := 0
-		for i := 1; i+1 < len(sorted); i++ {
-			if gap(i) < gap(least) {
-				least = i
-			}
-		}
-		join(least)
-	}
-	return sorted
-}
-
-// findSuspects reads what the image lists as reserved. A list that cannot be read
-// is none: leaks do no harm.
+// findSuspects decides who is suspect (S1).
 func (im *Image) findSuspects() {
-	e, ok := im.header.FindExtension(format.ExtReserved)
-	if !ok {
-		return
-	}
-	ranges, err := format.DecodeReserved(e.Data, im.alloc.openEnd)
-	if err != nil {
-		im.log.Warn("list of reserved clusters cannot be used; what a writer that died had reserved stays leaked until it is checked", "error", err)
-		return
+	im.owed = im.readListed()
+	ranges := im.owed
+	died := len(im.owed) > 0 || im.header.Autoclear&format.AutoclearRedo != 0
+	if (died || im.lacksRoom()) && !im.unknownOwners() && im.alloc.openEnd <= maxSuspects {
+		ranges = []format.ClusterRange{{At: 1, N: im.alloc.openEnd - 1}}
 	}
 	if len(ranges) == 0 {
 		return
@@ -117,6 +54,43 @@ func (im *Image) findSuspects() {
 		im.suspects.remove(c)
 	}
 	steps.At("S1")
+}
+
+// readListed reads what the image lists as reserved. A list that cannot be read is
+// none: leaks do no harm.
+func (im *Image) readListed() []format.ClusterRange {
+	e, ok := im.header.FindExtension(format.ExtReserved)
+	if !ok {
+		return nil
+	}
+	ranges, err := format.DecodeReserved(e.Data, im.alloc.openEnd)
+	if err != nil {
+		im.log.Warn("list of reserved clusters cannot be used; what a writer that died had reserved may stay leaked until it is checked", "error", err)
+		return nil
+	}
+	return ranges
+}
+
+// lacksRoom reports whether the tables that are to come, and the refcount blocks, may
+// find no room between the image's end and its bound.
+func (im *Image) lacksRoom() bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.alloc.end+im.tab.toCome.Load()+im.blocksToComeLocked() > im.alloc.bound
+}
+
+// unknownOwners reports whether something that is unknown here may own clusters.
+func (im *Image) unknownOwners() bool {
+	known := []format.ExtensionType{format.ExtBackingFormat, format.ExtFeatureNames, format.ExtReserved, format.ExtRedo}
+	if im.header.Compatible&^format.CompatLazyRefcounts != 0 {
+		return true
+	}
+	for _, e := range im.header.Extensions {
+		if !slices.Contains(known, e.Type) {
+			return true
+		}
+	}
+	return false
 }
 
 // startSettling begins to settle what findSuspects has found.
@@ -209,8 +183,17 @@ func (im *Image) clearedLocked(c, n int64) {
 	}
 }
 
+// acquitAtOnce bounds for how many entries mu is held.
+const acquitAtOnce = 4096
+
 // acquit takes what entries name out of the suspects.
 func (im *Image) acquit(entries []format.L2Pair) {
+	for some := range slices.Chunk(entries, acquitAtOnce) {
+		im.acquitSome(some)
+	}
+}
+
+func (im *Image) acquitSome(entries []format.L2Pair) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	bits := im.geo.ClusterBits
@@ -229,47 +212,75 @@ func (im *Image) acquit(entries []format.L2Pair) {
 // convict is S4.
 func (im *Image) convict() error {
 	im.mu.Lock()
-	var guilty []int64
-	_ = im.suspects.each(func(c int64) error {
-		guilty = append(guilty, c)
-		return nil
-	})
-	im.suspects = nil
+	guilty := im.suspects
+	im.suspects, im.owed = nil, nil
 	im.mu.Unlock()
 	freed, err := im.uncountLeaks(guilty)
 	if err != nil {
 		return im.poison(err)
 	}
+	im.mu.Lock()
+	im.alloc.proven = guilty
+	im.mu.Unlock()
+	kept, err := im.keepTables()
+	if err != nil {
+		return err
+	}
 	steps.At("S4")
 	im.mu.Lock()
 	im.freedLocked()
 	im.mu.Unlock()
-	im.log.Info("gave back what a writer that died had reserved", "bytes", freed<<im.geo.ClusterBits)
+	im.log.Info("gave back what a writer that died had left", "bytes", freed<<im.geo.ClusterBits, "kept", kept<<im.geo.ClusterBits)
 	if err := im.writeRefcounts(false); err != nil {
 		return im.fatalUnlessNoSpace(err)
 	}
 	return im.fatalUnlessNoSpace(im.listReserved(nil, false))
 }
 
-// uncountLeaks counts those of the clusters 0 that are counted once.
-func (im *Image) uncountLeaks(clusters []int64) (freed int64, err error) {
-	im.refs.mu.Lock()
-	defer im.refs.mu.Unlock()
-	for _, c := range clusters {
-		n, err := im.refcountLocked(c)
-		if err != nil {
+// uncountLeaks counts those of the clusters 0 that are counted once. What is counted
+// more often stays, and leaves the set: who knows why.
+func (im *Image) uncountLeaks(guilty *clusterSet) (freed int64, err error) {
+	for c := range guilty.all() {
+		n, err := im.uncountLeak(c)
+		switch {
+		case err != nil:
 			return freed, err
+		case n == 1:
+			freed++
+		case n > 1:
+			guilty.remove(c)
 		}
-		if n != 1 {
-			continue
-		}
-		if err := im.setRefcountsLocked(run{at: c, n: 1}, 0); err != nil {
-			return freed, err
-		}
-		freed++
-		im.refs.cursor = min(im.refs.cursor, c)
 	}
 	return freed, nil
+}
+
+// uncountLeak counts cluster c 0 if it is counted once, and returns its count before.
+func (im *Image) uncountLeak(c int64) (uint64, error) {
+	im.refs.mu.Lock()
+	defer im.refs.mu.Unlock()
+	n, err := im.refcountLocked(c)
+	if err != nil || n != 1 {
+		return n, err
+	}
+	im.refs.cursor = min(im.refs.cursor, c)
+	return n, im.setRefcountsLocked(run{at: c, n: 1}, 0)
+}
+
+// keepTables makes as many clusters ready for tables as are to come and have no room
+// at the image's end: data could take them otherwise.
+func (im *Image) keepTables() (int64, error) {
+	im.mu.Lock()
+	n := im.tab.toCome.Load() - clusters(im.alloc.tables) + im.blocksToComeLocked() - max(im.alloc.bound-im.alloc.end, 0)
+	im.mu.Unlock()
+	if n <= 0 {
+		return 0, nil
+	}
+	runs, err := im.findFreeTables(n)
+	if err != nil || len(runs) == 0 {
+		return 0, err
+	}
+	n = clusters(runs)
+	return n, im.makeReady(runs, n, false)
 }
 
 // listReserved writes the list of what is reserved, together with more, into the
@@ -286,7 +297,7 @@ func (im *Image) listReserved(more []run, durable bool) error {
 	}
 	im.listed = now
 	if im.suspects != nil {
-		ranges = append(ranges, im.suspects.ranges...)
+		ranges = append(ranges, im.owed...)
 	}
 	im.mu.Unlock()
 	_, err := im.putExtension(format.ExtReserved, format.EncodeReserved(mergeRanges(ranges, format.MaxReservedRanges)), durable)

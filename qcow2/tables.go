@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"tidemark/internal/lockorder"
 	"tidemark/internal/mutant"
@@ -18,6 +19,8 @@ const maxSliceBytes = 4 << 10
 // tables are the L1 table and the cache of L2 slices.
 type tables struct {
 	dir directory // lock-free lookup of what is in cache
+	// toCome is how many L2 tables the disk does not have, or has to copy.
+	toCome atomic.Int64
 
 	mu      lockorder.Mutex // guards what follows
 	l1      []format.L1Entry
@@ -66,6 +69,11 @@ func (im *Image) inTable(n int64) int64 {
 func (im *Image) loadL1() error {
 	l1, err := im.readL1(im.header.L1Offset, int64(im.header.L1Size))
 	im.tab.l1 = l1
+	for _, e := range l1 {
+		if !e.Copied() {
+			im.tab.toCome.Add(1)
+		}
+	}
 	return err
 }
 
@@ -320,7 +328,7 @@ func (im *Image) addTable(gc int64, ch *change) bool {
 		return true
 	}
 	im.mu.Lock()
-	c, n := im.alloc.takeTable()
+	c, n := im.alloc.takeTable(im.tab.toCome.Load(), ch.frees)
 	im.mu.Unlock()
 	if n == 0 {
 		return false
@@ -339,6 +347,9 @@ func (im *Image) addTable(gc int64, ch *change) bool {
 
 // setL1Locked makes cluster c the L2 table of L1 entry i.
 func (im *Image) setL1Locked(i, c int64) {
+	if !im.tab.l1[i].Copied() {
+		im.tab.toCome.Add(-1)
+	}
 	im.tab.l1[i] = format.NewL1Entry(c << im.geo.ClusterBits)
 	im.tab.l1Dirty[int(i*8/format.SectorSize)] = struct{}{}
 }
@@ -369,7 +380,7 @@ func (im *Image) copyTable(i, c int64, ch *change) (bool, error) {
 	}
 	if c == 0 {
 		im.mu.Lock()
-		at, n := im.alloc.takeTable()
+		at, n := im.alloc.takeTable(im.tab.toCome.Load(), ch.frees)
 		im.mu.Unlock()
 		if n == 0 {
 			return false, nil

@@ -121,6 +121,7 @@ const (
 	nothingMissing missing = iota
 	missingCluster
 	missingTable // and a cluster
+	missingMark  // a table for marks, which takes no data
 	missingHost  // space in the storage itself
 )
 
@@ -130,7 +131,7 @@ func (im *Image) waitFor(ctx context.Context, m missing) error {
 	if m == missingHost {
 		return im.waitHost(ctx)
 	}
-	return im.waitReady(ctx, m == missingTable)
+	return im.waitReady(ctx, m)
 }
 
 // hostPause is how long a write waits before it tries again to write into
