@@ -89,7 +89,8 @@ func (im *Image) commitOnce() error {
 	upTo := im.completed.Load()
 	steps.At("C1")
 	if mutant.On("discard-before-unlink") {
-		im.discard(gone)
+		last, _ := im.countedOnce(gone)
+		im.discard(last)
 	}
 	if mutant.On("decrement-before-unlink") {
 		im.part(gone)

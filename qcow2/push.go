@@ -90,7 +90,9 @@ func (im *Image) stage(commits bool) *push {
 		w := staged{s.off, s.encodeLocked(im.geo)}
 		if mutant.On("dirty-cleared-after-copy") {
 			s.mu.Unlock()
-			runtime.Gosched()
+			for range 100 {
+				runtime.Gosched()
+			}
 			s.mu.Lock()
 		}
 		if s.whole {

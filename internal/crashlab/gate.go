@@ -130,6 +130,12 @@ func (s *slow) WriteZeroes(off, n int64) error {
 	return s.File.WriteZeroes(off, n)
 }
 
+func (s *slow) Discard(off, n int64) error {
+	s.yield()
+	defer s.yield()
+	return s.File.Discard(off, n)
+}
+
 func (s *slow) Sync() error {
 	s.yield()
 	defer s.yield()
