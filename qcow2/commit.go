@@ -88,7 +88,7 @@ func (im *Image) commitOnce() error {
 	im.mu.Unlock()
 	upTo := im.completed.Load()
 	steps.At("C1")
-	if mutant.On("discard-before-unlink") {
+	if mutant.On("discard-before-unlink") && im.grace.idle() {
 		last, _ := im.countedOnce(gone)
 		im.discard(last)
 	}

@@ -20,10 +20,6 @@ type parted struct {
 // and has marked the entry's slice dirty.
 func (im *Image) unlinkedLocked(c, n int64) {
 	for ; n > 0; c, n = c+1, n-1 {
-		if mutant.On("unlinked-reused-at-once") {
-			im.alloc.putBack(c)
-			continue
-		}
 		im.gone = appendRun(im.gone, run{at: c, n: 1})
 		im.clearedLocked(c, 1)
 	}

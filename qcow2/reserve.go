@@ -145,7 +145,13 @@ func (im *Image) waitLarger(f *fill, short *shortError) error {
 // freeGone makes what was discarded free: with a commit, and when the requests that
 // may know it have ended. It returns the allocator's count of frees of then.
 func (im *Image) freeGone() (frees uint64, err error) {
-	if err := im.commit(); err != nil {
+	if mutant.On("unlinked-reused-at-once") {
+		im.mu.Lock()
+		gone := im.gone
+		im.gone = nil
+		im.mu.Unlock()
+		im.part(gone)
+	} else if err := im.commit(); err != nil {
 		return 0, err
 	}
 	if err := im.waitReaped(); err != nil {

@@ -104,7 +104,7 @@ func (s Shape) Random(rng *rand.Rand, n, clients int) []Request {
 		}
 		if !r.Kind.alone() {
 			r.Client = rng.IntN(clients)
-			r.Slow = clients > 1 && r.Kind <= WriteFUA && rng.IntN(12) == 0
+			r.Slow = clients > 1 && r.Kind != Zero && rng.IntN(12) == 0
 		}
 		script = append(script, r)
 	}
@@ -128,8 +128,10 @@ func (s Shape) randomRequest(rng *rand.Rand, size int64) Request {
 		r.Kind = ZeroUnmap
 	case k < 75:
 		r.Kind = Discard
-	case k < 92:
+	case k < 91:
 		return Request{Kind: Flush}
+	case k < 92:
+		return Request{Kind: Wait}
 	case k < 94:
 		return Request{Kind: Reopen}
 	case k < 97:

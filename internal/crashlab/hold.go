@@ -8,22 +8,24 @@ import (
 	"tidemark/internal/block"
 )
 
-// holdMost is how long a slow write is held if the other clients do not end: they may
-// wait for it, as those do who copy the same cluster.
+// holdMost is how long something slow is held if the clients do not end: they may wait
+// for it, as those do who copy the same cluster.
 const holdMost = 200 * time.Millisecond
 
-// A holder is a File that holds writes of some versions, as a slow disk does, until
-// nobody else has anything to do.
+// A holder is a File that holds chosen operations, as a slow disk does, until nobody
+// has anything else to do.
 type holder struct {
 	block.File
 	mu sync.Mutex // guards what follows
-	// versions are to be held, active is how many clients are neither held nor at
-	// their end, and free is closed, once, when there are none.
-	versions map[version]bool
-	active   int
-	freed    bool
-	free     chan struct{}
-	holds    chan struct{} // is told of every write that is held
+	// What is to be held: writes of versions, and how many syncs and discards.
+	versions        map[version]bool
+	syncs, discards int
+	// active is how many clients are neither held nor at their end, and free is
+	// closed, once, when there are none.
+	active int
+	freed  bool
+	free   chan struct{}
+	holds  chan struct{} // is told of what is held
 }
 
 func newHolder(f block.File) *holder { return &holder{File: f} }
@@ -32,15 +34,24 @@ func newHolder(f block.File) *holder { return &holder{File: f} }
 func (h *holder) start(clients int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.versions, h.active, h.freed = map[version]bool{}, clients, false
+	h.versions, h.syncs, h.discards = map[version]bool{}, 0, 0
+	h.active, h.freed = clients, false
 	h.free, h.holds = make(chan struct{}), make(chan struct{}, clients)
 }
 
-// hold asks for the next write of a version to be held.
-func (h *holder) hold(v version) {
+// hold asks for what a request of some kind has the File do to be held: of a write,
+// what has its version.
+func (h *holder) hold(k Kind, v version) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.versions[v] = true
+	switch k {
+	case Write, WriteFUA:
+		h.versions[v] = true
+	case Flush:
+		h.syncs++
+	case ZeroUnmap, Discard:
+		h.discards++
+	}
 }
 
 // end notes that a client has nothing more to do.
@@ -57,7 +68,7 @@ func (h *holder) lessLocked() {
 	}
 }
 
-// wait waits until a write is held, or none is going to be.
+// wait waits until something is held, or the request that asks for it has ended.
 func (h *holder) wait(ended <-chan struct{}) {
 	select {
 	case <-h.holds:
@@ -65,20 +76,16 @@ func (h *holder) wait(ended <-chan struct{}) {
 	}
 }
 
-// pass holds a write if it is of a version that is to be held.
-func (h *holder) pass(p []byte) {
+// pass holds an operation if wanted says so; a client waits for it, or nobody.
+func (h *holder) pass(client bool, wanted func() bool) {
 	h.mu.Lock()
-	found := false
-	for i := 0; i+sector <= len(p) && len(h.versions) > 0 && !found; i += sector {
-		v := version(binary.BigEndian.Uint32(p[i:]))
-		found = h.versions[v]
-		delete(h.versions, v)
-	}
-	if !found || h.freed {
+	if h.freed || !wanted() {
 		h.mu.Unlock()
 		return
 	}
-	h.lessLocked()
+	if client {
+		h.lessLocked()
+	}
 	free := h.free
 	h.mu.Unlock()
 	select {
@@ -89,19 +96,56 @@ func (h *holder) pass(p []byte) {
 	case <-free:
 	case <-time.After(holdMost):
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.active++
+	if client {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.active++
+	}
+}
+
+func (h *holder) passWrite(p []byte) {
+	h.pass(true, func() (found bool) {
+		for i := 0; i+sector <= len(p) && len(h.versions) > 0 && !found; i += sector {
+			v := version(binary.BigEndian.Uint32(p[i:]))
+			found = h.versions[v]
+			delete(h.versions, v)
+		}
+		return found
+	})
 }
 
 // WriteAt is described at block.File.
 func (h *holder) WriteAt(p []byte, off int64) (int, error) {
-	h.pass(p)
+	h.passWrite(p)
 	return h.File.WriteAt(p, off)
 }
 
 // WriteAtSync is described at block.File.
 func (h *holder) WriteAtSync(p []byte, off int64) (int, error) {
-	h.pass(p)
+	h.passWrite(p)
 	return h.File.WriteAtSync(p, off)
+}
+
+// Sync is described at block.File.
+func (h *holder) Sync() error {
+	h.pass(true, func() bool {
+		if h.syncs == 0 {
+			return false
+		}
+		h.syncs--
+		return true
+	})
+	return h.File.Sync()
+}
+
+// Discard is described at block.File.
+func (h *holder) Discard(off, n int64) error {
+	h.pass(false, func() bool {
+		if h.discards == 0 {
+			return false
+		}
+		h.discards--
+		return true
+	})
+	return h.File.Discard(off, n)
 }

@@ -13,7 +13,7 @@ func TestSlowWriteEndsLast(t *testing.T) {
 	d := simdisk.New(4*sector, simdisk.Options{})
 	h := newHolder(d)
 	h.start(2)
-	h.hold(7)
+	h.hold(Write, 7)
 	write := func(v version) {
 		p := make([]byte, sector)
 		stamp(p, 0, v)

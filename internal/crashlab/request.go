@@ -16,6 +16,7 @@ const (
 	ZeroUnmap        // zeroes, giving the space back
 	Discard          // what is read afterwards is read, and must stay so
 	Flush            //
+	Wait             // until everything that was asked for has ended
 	Resize           // the disk becomes N sectors large
 	Reopen           // close, open again: everything is durable
 	Amend            // close, make the reference counts N bits wide, open again
@@ -26,13 +27,13 @@ const (
 	kindEnd
 )
 
-var kindNames = [kindEnd]string{"", "write", "fua", "zero", "unmap", "discard", "flush", "resize", "reopen", "amend", "kill", "failsync", "failwrite", "evict"}
+var kindNames = [kindEnd]string{"", "write", "fua", "zero", "unmap", "discard", "flush", "wait", "resize", "reopen", "amend", "kill", "failsync", "failwrite", "evict"}
 
 func (k Kind) String() string { return kindNames[k] }
 
 // alone says that a request is done when nothing else is.
 func (k Kind) alone() bool {
-	return k >= Resize
+	return k >= Wait
 }
 
 // counts says that a request has a number, and no range.
@@ -49,8 +50,9 @@ type Request struct {
 	// Client says who asks. The requests of one client follow each other; those
 	// of several overlap in time, between two requests that are done alone.
 	Client int
-	// Slow: a write's bytes are on their way to the File until all other clients
-	// are done. It is submitted before what they begin with.
+	// Slow: what it has the File do, a write of its bytes, a sync or a discard, is on
+	// its way there until all clients are done, but for those that wait for such.
+	// It is submitted before what the other clients begin with.
 	Slow bool
 }
 

@@ -180,15 +180,15 @@ func (r *runner) ack(a *act, err error) {
 
 func (r *runner) request(q Request, concurrent bool) {
 	a := r.begin(q)
+	if q.Slow {
+		r.holds.hold(q.Kind, a.version)
+	}
 	var err error
 	off, n := q.First*sector, q.N*sector
 	switch q.Kind {
 	case Write, WriteFUA:
 		p := make([]byte, n)
 		stamp(p, q.First, a.version)
-		if q.Slow {
-			r.holds.hold(a.version)
-		}
 		var f block.Flags
 		if q.Kind == WriteFUA {
 			f = block.FUA

@@ -21,14 +21,12 @@ func Table() []Mutant {
 		{"old-table-freed-before-switch", "the old L1 table is freed before the header names the new one", "I4"},
 		{"size-before-table", "the disk is larger in the header before there is an L1 table for that", "big changes switch in one sector"},
 
-		{"copy-published-before-write", "X3 comes before X2", "I3"},
 		{"copy-without-barrier", "X3 does not raise the barrier", "I3"},
 		{"barrier-skipped", "C2 does not sync where the barrier is raised", "I3"},
 		{"copied-table-as-new", "a copied L2 table is written together with the L1 entry that names it", "a copied table is not a new one"},
 		{"copied-table-unsynced", "C2 does not sync between a copied L2 table and the L1 entry that names it", "a copied table is not a new one"},
-		{"unlinked-reused-at-once", "what an entry named becomes ready when the entry is changed in memory", "I4"},
+		{"unlinked-reused-at-once", "what an entry named is reused without a commit, when space is short", "I4"},
 
-		{"dirty-cleared-after-copy", "a slice is clean although it was changed after it was copied for writing", "C2"},
 		{"completed-counted-early", "a request counts as completed when it begins", "I5, durability is a comparison of what had completed"},
 		{"completed-read-late", "C4 counts what completed during the commit as durable", "I5"},
 		{"unlinked-taken-late", "C4 frees what was unlinked during the commit", "I4"},

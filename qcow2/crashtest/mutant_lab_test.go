@@ -28,7 +28,7 @@ func TestMutantLab(t *testing.T) {
 	}
 	seed, rng := testenv.Seed(t)
 	c := quick(seed)
-	c.PerScript, c.Onward, c.Again, c.External = 600, 3, 12, 0
+	c.PerScript, c.Onward, c.Again, c.External = 250, 3, 12, 0
 	lab := crashlab.New(c, stateDir(t))
 	end := time.Now().Add(limit)
 	f, by := tryKillers(t, lab, rng, os.Getenv(mutant.Var), end)
