@@ -291,9 +291,6 @@ func (im *Image) keepTables() (int64, error) {
 func (im *Image) listReserved(more []run, durable bool) error {
 	im.mu.Lock()
 	now := slices.Concat(im.alloc.ready, im.alloc.tables, more)
-	if mutant.On("reserved-unlisted") {
-		now = nil
-	}
 	var ranges []format.ClusterRange
 	for _, r := range slices.Concat(now, im.listed) {
 		ranges = append(ranges, format.ClusterRange{At: r.at, N: r.n})

@@ -8,7 +8,6 @@ func Table() []Mutant {
 		{"file-tail-taken-for-zero", "what lies between the image's end and the file's end when it is opened counts as zero", "I3, zero is known and never inferred"},
 		{"zeroes-unsynced", "R5 makes the counts durable, and not the zeroes of R4", "I3"},
 		{"zeroed-after-sync", "R4 comes behind the Sync of R5", "I3"},
-		{"reserved-unlisted", "R5 does not list what is reserved", "what a crash leaves behind is given back"},
 		{"counts-left-to-commit", "R5 leaves the counts to the next commit", "I1"},
 		{"reservation-unsynced", "R5 does not sync before clusters are ready", "I1, I3"},
 		{"refcount-block-unsynced", "R3 does not sync between a refcount block and the entry that names it", "R3"},

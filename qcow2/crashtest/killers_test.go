@@ -9,7 +9,6 @@ var killers = map[string][]killer{
 	"file-tail-taken-for-zero":         {{"4k on a file", "write 0+24; unmap 0+24; kill; flush; flush; reopen; write 40+1; flush; reopen; write 80+1"}},
 	"zeroes-unsynced":                  {{"4k on a volume", "write 3+1; flush"}},
 	"zeroed-after-sync":                {{"4k on a volume", "write 3+1; flush"}},
-	"reserved-unlisted":                {{"512 on a file", "write 0+1; kill; write 20+1; kill; write 40+1; kill; write 60+1; kill; write 80+1; kill; write 100+1; kill; write 0+193; flush"}},
 	"counts-left-to-commit":            {{"4k on a file", "write 0+8; flush"}},
 	"reservation-unsynced":             {{"4k on a file", "write 0+8; flush"}},
 	"refcount-block-unsynced":          {{"512 refcounts 64 on a file", "write 62+4"}},

@@ -352,7 +352,7 @@ func holes(t *testing.T, img, dir string) built {
 	raw := filepath.Join(dir, "raw")
 	rawFile(t, raw, madeSize)
 	testenv.Run(t, img, "convert", "-S", "0", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=2k", raw, b.path)
-	args := []string{"-f", "qcow2"}
+	args := []string{"-t", "unsafe", "-f", "qcow2"}
 	for at := 2; at < madeSize>>10; at += 4 {
 		args = append(args, "-c", fmt.Sprintf("discard %dk 2k", at))
 	}
