@@ -18,6 +18,7 @@ ACCEPTANCE ?= ./cmd/... ./fusefs ./lvm
 # and -short, which makes the long ones short.
 LONG       ?= ./qcow2
 TEST_FLAGS ?=
+BENCH_FLAGS ?=
 
 # What runs once more in a build that checks the order of locks, and the builds
 # that must go on to compile although nothing ships with them.
@@ -39,7 +40,7 @@ GOTESTSUM := $(TOOLS)/gotestsum
 GOLANGCI  := $(TOOLS)/golangci-lint
 BENCHSTAT := $(TOOLS)/benchstat
 
-.PHONY: build run demo test soak lint fmt deps bench clean help need
+.PHONY: build run demo test soak lint fmt deps bench bench-full bench-engine clean help need
 
 # Without cgo the program is static, and can tell the kernel something for all of
 # its threads (fusefs.SetIOFlusher).
@@ -91,17 +92,24 @@ fmt: ## gofmt everything
 deps: ## install the Debian packages that tests and demonstrations use (as root), or name them
 	@tools/deps
 
-bench: need $(BENCHSTAT) ## benchmarks of the hot write path
-	@if [ ! -d bench ]; then echo "there are no benchmarks yet"; exit 0; fi
+# What is compared with the peers, in bench/compare: a quarter of an hour, or until it
+# is known well. bench-full goes on where it was stopped.
+bench: build deps ## compare with QEMU and nbdkit: 3 rounds, a quarter of an hour
+	$(GO) run ./bench/compare -rounds 3 -time 1s -out .cache/bench $(BENCH_FLAGS)
+
+bench-full: build deps ## the same with 10 rounds of 5 s, resumable
+	$(GO) run ./bench/compare -rounds 10 -time 5s -out .cache/bench-full -seed 1 -resume $(BENCH_FLAGS)
+
+bench-engine: need $(BENCHSTAT) ## benchmarks of the engine by itself
 	mkdir -p .cache
-	$(GO) test -run '^$$' -bench . -count 6 ./bench/... | tee .cache/bench.txt
+	$(GO) test -run '^$$' -bench . -count 6 ./bench | tee .cache/bench.txt
 	$(BENCHSTAT) .cache/bench.txt
 
 clean: ## remove what was built; the pool under .tidemark/ stays
 	rm -rf bin .cache
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 need:
 	@tools/need

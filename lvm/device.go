@@ -28,6 +28,7 @@ type device struct {
 	pv      string // the UUID it must have; "" for a logical volume
 	block   int    // logical block size, bytes
 	zeroing bool   // it zeroes by itself
+	number  uint64 // of the device, as in /dev
 
 	noZero, noDiscard atomic.Bool // learned from EOPNOTSUPP
 }
@@ -72,6 +73,7 @@ func (d *device) look(sys fs.FS) (err error) {
 		return fmt.Errorf("its logical block is %d bytes, expected a power of two from %d to %d", d.block, tearUnit, maxBlock)
 	}
 	if s, ok := st.Sys().(*syscall.Stat_t); ok {
+		d.number = s.Rdev
 		d.zeroing = zeroesByItself(sys, s.Rdev)
 	}
 	return d.verify()

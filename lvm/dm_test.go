@@ -67,7 +67,7 @@ func TestDeviceMapperFileConformance(t *testing.T) {
 func openEmpty() block.File {
 	f := newFile("empty", false, nil)
 	f.at.Store(&layout{})
-	f.describe()
+	f.describe("")
 	return f
 }
 

@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"tidemark/internal/block"
 )
 
@@ -57,7 +59,7 @@ func OpenSegments(m Map, o SegmentOptions) (*File, error) {
 	if err := f.adoptLocked(m, o.Sys); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", o.Name, err), f.Close())
 	}
-	f.describe()
+	f.describe("volume " + m.LV)
 	return f, nil
 }
 
@@ -178,7 +180,7 @@ func OpenDevice(path string, o DeviceOptions) (*File, error) {
 	if err := f.measureLocked(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	f.describe()
+	f.describe(fmt.Sprintf("device %d:%d", unix.Major(d.number), unix.Minor(d.number)))
 	return f, nil
 }
 
@@ -203,12 +205,12 @@ func newFile(name string, readOnly bool, alarm func(error)) *File {
 
 // describe fixes what Info says, once the devices are open. A device that comes
 // later and does not zero by itself makes zeroing slower, and nothing wrong.
-func (f *File) describe() {
+func (f *File) describe(id string) {
 	f.unit = tearUnit
 	cheap := true
 	for _, d := range f.devices {
 		f.unit = d.block
 		cheap = cheap && d.zeroing
 	}
-	f.info = block.FileInfo{Align: 1, TearUnit: tearUnit, ZeroCheap: cheap, Direct: true, ReadOnly: f.readOnly}
+	f.info = block.FileInfo{ID: id, Align: 1, TearUnit: tearUnit, ZeroCheap: cheap, Direct: true, ReadOnly: f.readOnly}
 }

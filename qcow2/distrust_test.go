@@ -1,6 +1,8 @@
 package qcow2_test
 
 import (
+	"bytes"
+	"fmt"
 	"syscall"
 	"testing"
 
@@ -44,4 +46,41 @@ func TestFailedSyncIsRemembered(t *testing.T) {
 	require.NoError(t, im.WriteAt(ctx, []byte{3}, 1<<17, block.FUA))
 	require.NoError(t, im.Close())
 	requireClean(t, d)
+}
+
+// TestFailedSyncIsRememberedWithoutARing (design review 2.12): as
+// TestCacheLiesAfterAFailedSync, where no cluster was reserved in this process, so that
+// there is no ring to mark. Engine: poison() marks im.ring only; startLog runs in
+// reserve().
+func TestFailedSyncIsRememberedWithoutARing(t *testing.T) {
+	for _, version := range []int{2, 3} {
+		t.Run(fmt.Sprint("version ", version), func(t *testing.T) {
+			ctx := t.Context()
+			d := newDisk(t, qcow2.CreateOptions{Size: 1 << 20, Version: version})
+			im, err := qcow2.Open(ctx, d, qcow2.Options{})
+			require.NoError(t, err)
+			require.NoError(t, im.WriteAt(ctx, bytes.Repeat([]byte{1}, 65536), 0, 0))
+			require.NoError(t, im.Close())
+			o := qcow2.Options{RedoDir: t.TempDir()}
+			im, err = qcow2.Open(ctx, d, o)
+			require.NoError(t, err)
+			require.NoError(t, im.WriteAt(ctx, bytes.Repeat([]byte{2}, 65536), 0, 0)) // in place
+			d.FailSync(syscall.EIO)
+			require.ErrorIs(t, im.Flush(ctx), syscall.EIO)
+			require.Error(t, im.Close())
+			var distrust *qcow2.DistrustError
+			_, err = qcow2.Open(ctx, d, o)
+			require.ErrorAs(t, err, &distrust)
+			d.Evict()
+			o.DropRedo = true
+			im, err = qcow2.Open(ctx, d, o)
+			require.NoError(t, err)
+			requireRead(t, im, bytes.Repeat([]byte{1}, 65536), 0)
+			require.NoError(t, im.Close())
+			o.DropRedo = false
+			im, err = qcow2.Open(ctx, d, o)
+			require.NoError(t, err, "it is mended")
+			require.NoError(t, im.Close())
+		})
+	}
 }

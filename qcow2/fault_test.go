@@ -248,10 +248,22 @@ func (o *ordeal) judgeImage(im *qcow2.Image, legal *history, where string) {
 	require.NoError(o.t, legal.judge(got, o.fault.Short > 0), o.what(where))
 }
 
+// named is a disk under the name of another one.
+type named struct {
+	*simdisk.Disk
+	id string
+}
+
+func (d named) Info() block.FileInfo {
+	info := d.Disk.Info()
+	info.ID = d.id
+	return info
+}
+
 // judgeReplay opens the image as the next process does: with the ring that is left.
 func (o *ordeal) judgeReplay(dir string, poisoned error) {
 	d := o.disk.Crash(simdisk.KeepAll)
-	im, err := o.s.m.tryOpen(o.t, d, o.s.options(dir))
+	im, err := o.s.m.tryOpen(o.t, named{d, o.disk.Info().ID}, o.s.options(dir))
 	var distrust *qcow2.DistrustError
 	if errors.As(err, &distrust) {
 		require.NotZero(o.t, o.hit().Kind&(faultfile.Read|faultfile.Mutations|faultfile.Sync), o.what("distrusted"))

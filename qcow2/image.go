@@ -28,8 +28,9 @@ type Options struct {
 	// writes survive the death of the process; "" means none: then the tables
 	// that a write changes are written before it completes, which is slower.
 	RedoDir string
-	// DropRedo removes a ring that was left behind instead of replaying it; after
-	// a [DistrustError], when the host's cache of the file has been dropped.
+	// DropRedo removes a ring that was left behind instead of replaying it, and
+	// forgets that the file was not to be trusted; after a [DistrustError], when the
+	// host's cache of the file has been dropped.
 	DropRedo bool
 	// RedoSlots is how many changed entries the ring holds between two commits;
 	// 0 means 16,384, which is 512 KiB.
@@ -227,6 +228,9 @@ func (im *Image) open2(ctx context.Context) error {
 	if err := im.startAllocator(ctx); err != nil {
 		return err
 	}
+	if err := im.mayTrust(); err != nil {
+		return err
+	}
 	im.findSuspects()
 	redone, err := im.redoLog()
 	if err != nil {
@@ -254,9 +258,7 @@ func (im *Image) poison(err error) error {
 	}
 	if im.poisoned.CompareAndSwap(nil, &err) {
 		im.log.Error("image stopped accepting writes; what was not flushed may be lost: check the storage, then open the image again", "cause", err)
-		if r := im.ring.Load(); r != nil {
-			r.Distrust()
-		}
+		im.distrust()
 	}
 	return *im.poisoned.Load()
 }

@@ -208,15 +208,6 @@ func (im *Image) endLog() error {
 	return nil
 }
 
-// A DistrustError says that the process which had the image open before saw a
-// failed sync in this boot: what reads return may not be on the disk.
-type DistrustError struct{}
-
-func (*DistrustError) Error() string {
-	return "a sync of this image failed since the host was booted, so the host's cache may hold what the disk does not: " +
-		"drop the cache (or reboot), check the image, then open it"
-}
-
 // redoLog replays the ring that a process has left behind, and commits that. It
 // reports whether the ring goes on to be used.
 func (im *Image) redoLog() (bool, error) {

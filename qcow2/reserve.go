@@ -68,7 +68,7 @@ func (im *Image) reserveNow(f *fill, thorough bool) error {
 	if !f.table || full || tight && thorough {
 		runs, err := find()
 		if err == nil && len(runs) == 0 && tight && im.hasGone() {
-			if seen, err = im.freeGone(); err == nil {
+			if err = im.freeGone(); err == nil {
 				runs, err = find()
 			}
 		}
@@ -143,8 +143,8 @@ func (im *Image) waitLarger(f *fill, short *shortError) error {
 }
 
 // freeGone makes what was discarded free: with a commit, and when the requests that
-// may know it have ended. It returns the allocator's count of frees of then.
-func (im *Image) freeGone() (frees uint64, err error) {
+// may know it have ended.
+func (im *Image) freeGone() error {
 	if mutant.On("unlinked-reused-at-once") {
 		im.mu.Lock()
 		gone := im.gone
@@ -152,14 +152,9 @@ func (im *Image) freeGone() (frees uint64, err error) {
 		im.mu.Unlock()
 		im.part(gone)
 	} else if err := im.commit(); err != nil {
-		return 0, err
+		return err
 	}
-	if err := im.waitReaped(); err != nil {
-		return 0, err
-	}
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	return im.alloc.frees, nil
+	return im.waitReaped()
 }
 
 func (im *Image) hasGone() bool {

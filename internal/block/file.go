@@ -65,6 +65,9 @@ type File interface {
 
 // FileInfo describes the storage below a File.
 type FileInfo struct {
+	// ID names the storage among all that this host has, whoever opens it and when,
+	// for as long as the host is up; empty: there is no such name.
+	ID string
 	// Align is the alignment in bytes that offset, length and memory of every
 	// read and write must have; 1 means none.
 	Align int

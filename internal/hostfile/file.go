@@ -40,7 +40,8 @@ type File struct {
 	durableRaw syscall.RawConn
 	durableMu  sync.Mutex // one durable write at a time
 
-	zeroCheap bool // fixed at open
+	zeroCheap bool   // fixed at open
+	id        string // fixed at open
 }
 
 var _ block.File = (*File)(nil)
@@ -183,6 +184,7 @@ func (f *File) latch(op string, err error) error {
 // Info is described at block.File.
 func (f *File) Info() block.FileInfo {
 	return block.FileInfo{
+		ID:        f.id,
 		Align:     1,
 		TearUnit:  tearUnit,
 		FreshZero: true,

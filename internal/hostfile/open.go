@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -122,6 +123,9 @@ func newFile(osf *os.File, path string, o Options) (*File, error) {
 		return nil, err
 	}
 	f.size.Store(st.Size())
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		f.id = fmt.Sprintf("file %d:%d", sys.Dev, sys.Ino)
+	}
 	f.probeZeroes()
 	return f, f.openDurable()
 }

@@ -26,6 +26,12 @@
 // sequence number is stored last, so a record that the death of the process cut
 // short is not there.
 //
+// # Marks
+//
+// Beside the rings are marks: DIR/distrust-HASH says that storage of that name is not
+// to be trusted before the host's cache of it is dropped, for images that have no
+// ring. It holds the boot id; a mark of another boot is none.
+//
 // # Concurrency
 //
 // Append may be called by many goroutines; each reserves room first, so it never

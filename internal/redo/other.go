@@ -37,3 +37,12 @@ func (r *Ring) Distrust()        {}
 func (r *Ring) Distrusted() bool { return false }
 func (r *Ring) Close() error     { return nil }
 func (r *Ring) Remove() error    { return nil }
+
+// Mark fails.
+func Mark(string, string) error { return errSystem }
+
+// Marked finds none.
+func Marked(string, string) (bool, error) { return false, nil }
+
+// Unmark has nothing to do.
+func Unmark(string, string) error { return nil }

@@ -119,3 +119,28 @@ func TestConcurrentAppend(t *testing.T) {
 	require.True(t, r.Reserve(64))
 	require.NoError(t, r.Remove())
 }
+
+// TestMark: it lasts as long as the host is up, for the storage that it names.
+func TestMark(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "rings")
+	marked := func(name string) bool {
+		found, err := redo.Marked(dir, name)
+		require.NoError(t, err)
+		return found
+	}
+	require.False(t, marked("file 1:2"))
+	require.NoError(t, redo.Mark(dir, "file 1:2"))
+	require.NoError(t, redo.Mark(dir, "file 1:2"))
+	require.True(t, marked("file 1:2"))
+	require.False(t, marked("file 1:3"))
+	require.NoError(t, redo.Unmark(dir, "file 1:2"))
+	require.NoError(t, redo.Unmark(dir, "file 1:2"))
+	require.False(t, marked("file 1:2"))
+
+	require.NoError(t, redo.Mark(dir, "file 1:2"))
+	marks, err := filepath.Glob(filepath.Join(dir, "distrust-*"))
+	require.NoError(t, err)
+	require.Len(t, marks, 1)
+	require.NoError(t, os.WriteFile(marks[0], make([]byte, 16), 0o600))
+	require.False(t, marked("file 1:2"), "it is of another boot")
+}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"tidemark/internal/block"
@@ -29,6 +30,8 @@ type Options struct {
 
 // A Disk is a simulated disk, a block.File.
 type Disk struct {
+	id string
+
 	mu      sync.Mutex // guards everything below
 	m       *Model
 	maxSize int64
@@ -39,13 +42,17 @@ type Disk struct {
 
 var _ block.File = (*Disk)(nil)
 
+// disks counts the disks of this process: each has a name of its own, also after a
+// power cut, when the host has forgotten the old one.
+var disks atomic.Int64
+
 // New returns a disk of size bytes that read zero, durably.
 func New(size int64, o Options) *Disk { return NewDisk(State{newImage(), size}, o) }
 
 // NewDisk returns a disk that holds s, durably.
 func NewDisk(s State, o Options) *Disk {
 	o.Align = max(o.Align, 1)
-	return &Disk{m: NewModel(s, o), maxSize: o.MaxSize}
+	return &Disk{id: fmt.Sprintf("simdisk %d", disks.Add(1)), m: NewModel(s, o), maxSize: o.MaxSize}
 }
 
 // ReadAt is described at block.File.
@@ -188,7 +195,7 @@ func (d *Disk) failLocked() error {
 
 // Info is described at block.File.
 func (d *Disk) Info() block.FileInfo {
-	return block.FileInfo{Align: d.m.opts.Align, TearUnit: SectorSize, FreshZero: !d.m.opts.Foreign, ZeroCheap: true, Direct: d.m.opts.Align > 1}
+	return block.FileInfo{ID: d.id, Align: d.m.opts.Align, TearUnit: SectorSize, FreshZero: !d.m.opts.Foreign, ZeroCheap: true, Direct: d.m.opts.Align > 1}
 }
 
 // Close closes the disk. Its content remains and can be looked at with Crash.

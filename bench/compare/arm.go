@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// An arm is a server with its options.
+type arm struct {
+	name string
+	qemu bool
+	raw  bool // it serves a raw file, without a format
+	args func(b bed) []string
+}
+
+// A bed is where a server finds its image and puts its socket.
+type bed struct{ image, backing, socket string }
+
+// arms are the servers that there are here; missing says which are not, and why.
+func arms(tidemark string) (list []arm, missing []string) {
+	all := []arm{
+		{name: "tidemark", args: func(b bed) []string {
+			args := []string{tidemark, "nbd", "-f", "qcow2", "-t", "-e", "8", "-k", b.socket}
+			if b.backing != "" {
+				args = append(args, "--backing", "raw:"+b.backing)
+			}
+			return append(args, b.image)
+		}},
+		qemuNBD("threads"), qemuNBD("io_uring"),
+		{name: "qemu-storage-daemon", qemu: true, args: func(b bed) []string {
+			return []string{"qemu-storage-daemon",
+				"--blockdev", "driver=file,node-name=f,filename=" + b.image + ",discard=unmap,aio=io_uring",
+				"--blockdev", "driver=qcow2,node-name=q,file=f,discard=unmap",
+				"--nbd-server", "addr.type=unix,addr.path=" + b.socket + ",max-connections=8",
+				"--export", "type=nbd,id=e,node-name=q,name=,writable=on"}
+		}},
+		nbdkitFile(1), nbdkitFile(4), nbdkitFile(16),
+	}
+	for _, a := range all {
+		program := a.args(bed{})[0]
+		if _, err := exec.LookPath(program); err != nil {
+			missing = append(missing, fmt.Sprintf("%s: %v", a.name, err))
+			continue
+		}
+		list = append(list, a)
+	}
+	return list, missing
+}
+
+func qemuNBD(aio string) arm {
+	return arm{name: "qemu-nbd, " + aio, qemu: true, args: func(b bed) []string {
+		return []string{"qemu-nbd", "-f", "qcow2", "-t", "-e", "8", "--aio", aio, "--cache", "writeback", "--discard", "unmap", "-k", b.socket, b.image}
+	}}
+}
+
+func nbdkitFile(threads int) arm {
+	return arm{name: fmt.Sprintf("nbdkit, raw file, %d threads", threads), raw: true, args: func(b bed) []string {
+		return []string{"nbdkit", "-f", "-t", strconv.Itoa(threads), "-U", b.socket, "file", b.image}
+	}}
+}
+
+// peer is the name under which targets speak of an arm; "" for none.
+func (a arm) peer() string {
+	switch {
+	case a.qemu:
+		return bestQEMU
+	case a.raw:
+		return nbdkit
+	}
+	return ""
+}
+
+// A server is an arm that runs.
+type server struct {
+	cmd *exec.Cmd
+	log strings.Builder
+}
+
+// start starts a server and waits for its socket.
+func (a arm) start(ctx context.Context, b bed) (*server, error) {
+	args := a.args(b)
+	s := &server{cmd: exec.CommandContext(ctx, args[0], args[1:]...)}
+	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
+	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(syscall.SIGTERM) }
+	s.cmd.WaitDelay = 10 * time.Second
+	if err := s.cmd.Start(); err != nil {
+		return nil, err
+	}
+	for range 1000 {
+		if _, err := os.Stat(b.socket); err == nil {
+			return s, nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return nil, errors.Join(fmt.Errorf("%s did not make its socket in 10 s", a.name), s.stop(a))
+}
+
+// stop ends a server and waits for it.
+func (s *server) stop(a arm) error {
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	err := s.cmd.Wait()
+	if s.cmd.ProcessState != nil && s.cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled() || err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w: %s", a.name, err, s.log.String())
+}
+
+// cpu is the processor time that a server and its children have had.
+func (s *server) cpu() time.Duration {
+	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(s.cmd.Process.Pid), "stat"))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	fields := strings.Fields(rest)
+	ticks := int64(0)
+	for _, i := range []int{11, 12, 13, 14} { // utime, stime, cutime, cstime: proc(5)
+		if i < len(fields) {
+			n, _ := strconv.ParseInt(fields[i], 10, 64)
+			ticks += n
+		}
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"time"
+
+	"tidemark/bench/load"
+)
+
+// A cell is a kind of load.
+type cell struct {
+	name string
+	job  load.Job
+	// image is what the servers begin with.
+	image imageKind
+	// fio: the load comes from fio's NBD engine, and not from our own client.
+	fio bool
+	// against says for each peer how many times its speed is wanted at least.
+	against map[string]float64
+}
+
+// An imageKind is an image that cells begin with.
+type imageKind struct {
+	size     int64
+	full     int64 // bytes from the begin that are allocated
+	backing  bool  // over a raw file that is full
+	extended bool  // extended L2 entries, for all QCOW2 arms
+}
+
+const (
+	kib = int64(1) << 10
+	mib = int64(1) << 20
+	gib = int64(1) << 30
+)
+
+// The peers that a target speaks of: the best arm of QEMU, nbdkit on a raw file.
+const (
+	bestQEMU = "best QEMU"
+	nbdkit   = "nbdkit, raw file"
+)
+
+// cells are those of the engine's and the NBD server's targets.
+func cells() []cell {
+	small := func(j load.Job) load.Job {
+		j.Block, j.Conns = int(4*kib), max(j.Conns, 1)
+		return j
+	}
+	over := imageKind{size: gib, full: gib}
+	hot := imageKind{size: gib, full: 16 * mib}
+	empty := imageKind{size: 64 * gib}
+	return []cell{
+		{name: "4K overwrite, QD32, 1 GiB", image: over, job: small(load.Job{Set: gib, Depth: 32}),
+			against: map[string]float64{bestQEMU: 2.0, nbdkit: 1.5}},
+		{name: "4K overwrite, QD32, 16 MiB", image: hot, job: small(load.Job{Set: 16 * mib, Depth: 32}),
+			against: map[string]float64{bestQEMU: 1.4, nbdkit: 0.95}},
+		{name: "4K overwrite, QD1, fio", fio: true, image: over, job: small(load.Job{Set: gib, Depth: 1}),
+			against: map[string]float64{bestQEMU: 1.1}},
+		{name: "4K overwrite, QD1", image: over, job: small(load.Job{Set: gib, Depth: 1}),
+			against: map[string]float64{bestQEMU: 1.2}},
+		{name: "4K overwrite, QD32, 4 connections, 1 GiB", image: over, job: small(load.Job{Set: gib, Depth: 32, Conns: 4}),
+			against: map[string]float64{bestQEMU: 1.8}},
+		{name: "4K allocating, QD32", image: empty, job: small(load.Job{Set: 64 * gib, Stride: 64 * kib, Depth: 32, Once: true}),
+			against: map[string]float64{bestQEMU: 3.0}},
+		{name: "4K allocating, QD1", image: empty, job: small(load.Job{Set: 64 * gib, Stride: 64 * kib, Depth: 1, Once: true}),
+			against: map[string]float64{bestQEMU: 1.8}},
+		{name: "4K allocating + flush, QD1", image: empty, job: small(load.Job{Set: 64 * gib, Stride: 64 * kib, Depth: 1, Once: true, FlushEach: true}),
+			against: map[string]float64{bestQEMU: 1.8}},
+		{name: "4K overwrite + flush, QD1", image: over, job: small(load.Job{Set: gib, Depth: 1, FlushEach: true}),
+			against: map[string]float64{bestQEMU: 1.1}},
+		{name: "64K sequential allocating, QD16", image: empty, job: load.Job{Block: int(64 * kib), Set: 16 * gib, Depth: 16, Sequential: true, Once: true},
+			against: map[string]float64{bestQEMU: 1.4}},
+		{name: "1M sequential allocating, QD4", image: empty, job: load.Job{Block: int(mib), Set: 16 * gib, Depth: 4, Sequential: true, Once: true},
+			against: map[string]float64{bestQEMU: 1.3}},
+		{name: "4K over a backing file, extended L2, QD32", image: imageKind{size: 4 * gib, backing: true, extended: true},
+			job:     small(load.Job{Set: 4 * gib, Stride: 64 * kib, Depth: 32, Once: true}),
+			against: map[string]float64{bestQEMU: 1.5}},
+		{name: "4K random read, QD32", image: over, job: small(load.Job{Op: load.Read, Set: gib, Depth: 32}),
+			against: map[string]float64{bestQEMU: 1.2}},
+		{name: "1M sequential read, QD4", image: over, job: load.Job{Op: load.Read, Block: int(mib), Set: gib, Depth: 4, Sequential: true},
+			against: map[string]float64{bestQEMU: 1.4}},
+	}
+}
+
+// withTime gives a cell's job its time and its seed.
+func (c cell) withTime(d time.Duration, seed uint64) load.Job {
+	j := c.job
+	j.Duration, j.Seed = d, seed
+	return j
+}

@@ -1,0 +1,17 @@
+// Compare measures Tidemark beside its peers: qemu-nbd, qemu-storage-daemon and
+// nbdkit on a raw file, over NBD and over FUSE.
+//
+// A cell is a kind of load, an arm a server. One run is several rounds; in each of
+// them every arm of a cell has its turn, in a shuffled order, with a fresh copy of the
+// same image, the same cache mode, and the same time. What is reported is the median of
+// the ratios of the rounds, with an interval that has it in 95 of 100 cases: the speed
+// of the machine, which others use too, is not in it.
+//
+// A cell that writes ends with a FLUSH and the end of the connections, which is part
+// of the time that counts. It counts only if qemu-img check finds no error and a sample
+// of the blocks holds what was written there. The client's own ceiling, against a
+// server that does nothing, is a line beside the table, and so is a plain loop of
+// pwrite on a raw file.
+//
+//	go run ./bench/compare -rounds 3 -cells 'overwrite|allocate' -out .cache/bench
+package main

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+)
+
+// A stable makes the images that cells begin with, once, and copies them.
+type stable struct{ dir string }
+
+func (s stable) path(k imageKind, raw bool) string {
+	format := "qcow2"
+	if raw {
+		format = "raw"
+	}
+	return filepath.Join(s.dir, fmt.Sprintf("%d-%d-%t-%t.%s", k.size, k.full, k.backing, k.extended, format))
+}
+
+func (s stable) backing() string { return filepath.Join(s.dir, "backing.raw") }
+
+// fresh makes a copy of the image at path.
+func (s stable) fresh(ctx context.Context, k imageKind, raw bool, path string) error {
+	from := s.path(k, raw)
+	if _, err := os.Stat(from); err != nil {
+		if err := s.make(ctx, k, raw, from); err != nil {
+			return fmt.Errorf("make %s: %w", from, err)
+		}
+	}
+	return run(ctx, "cp", "--sparse=auto", from, path)
+}
+
+func (s stable) make(ctx context.Context, k imageKind, raw bool, path string) error {
+	size := strconv.FormatInt(k.size, 10)
+	if raw {
+		if err := run(ctx, "truncate", "-s", size, path); err != nil || k.full == 0 {
+			return err
+		}
+		return run(ctx, "qemu-io", "-f", "raw", "-c", fmt.Sprintf("write -P 1 0 %d", k.full), path)
+	}
+	args := []string{"create", "-q", "-f", "qcow2"}
+	if k.extended {
+		args = append(args, "-o", "extended_l2=on")
+	}
+	if k.backing {
+		if err := s.makeBacking(ctx, k); err != nil {
+			return err
+		}
+		args = append(args, "-b", s.backing(), "-F", "raw")
+	}
+	if err := run(ctx, "qemu-img", append(args, path, size)...); err != nil {
+		return err
+	}
+	for off := int64(0); off < k.full; off += 64 * mib {
+		if err := run(ctx, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P 1 %d %d", off, min(64*mib, k.full-off)), path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s stable) makeBacking(ctx context.Context, k imageKind) error {
+	if _, err := os.Stat(s.backing()); err == nil {
+		return nil
+	}
+	if err := run(ctx, "truncate", "-s", strconv.FormatInt(k.size, 10), s.backing()); err != nil {
+		return err
+	}
+	for off := int64(0); off < k.size; off += gib {
+		if err := run(ctx, "qemu-io", "-f", "raw", "-c", fmt.Sprintf("write -P 2 %d %d", off, min(gib, k.size-off)), s.backing()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run runs a program, whose output is part of its error.
+func run(ctx context.Context, name string, args ...string) error {
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %q: %w: %s", name, args, err, out)
+	}
+	return nil
+}
