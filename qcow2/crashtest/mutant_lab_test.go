@@ -72,7 +72,7 @@ func tryKillers(t *testing.T, lab *crashlab.Lab, rng *rand.Rand, name string, en
 			})
 		}
 	}
-	return f, "its script"
+	return f, listedScript
 }
 
 // tryAtRandom judges random scripts on every kind of image, and returns the first
