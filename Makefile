@@ -40,7 +40,7 @@ GOTESTSUM := $(TOOLS)/gotestsum
 GOLANGCI  := $(TOOLS)/golangci-lint
 BENCHSTAT := $(TOOLS)/benchstat
 
-.PHONY: build run demo test soak lint fmt deps bench bench-full bench-engine clean help need
+.PHONY: build run demo test soak mutants lint fmt deps bench bench-full bench-engine clean help need
 
 # Without cgo the program is static, and can tell the kernel something for all of
 # its threads (fusefs.SetIOFlusher).
@@ -69,6 +69,9 @@ test: need deps $(GOTESTSUM) ## all tests; what had to be skipped is named at th
 
 soak: need ## the crash lab for as long as SOAK says (10m)
 	TIDEMARK_SOAK=$(SOAK) $(GO) test -tags crashlab -count=1 -timeout 0 -v -run '^TestSoak$$' $(LAB)
+
+mutants: need ## engines with a mistake each: every test and the crash lab; writes docs/reliability.md
+	TIDEMARK_MUTANTS=all $(GO) test -count=1 -timeout 2h -v -run '^TestMutants$$' $(LAB) -update
 
 lint: need $(GOLANGCI) ## format, vet (other systems and tags too), import law, go.mod
 	@rc=0

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/mutant"
 )
 
 // TestNamedBugs: every test that the table of named bugs names exists, in the package
@@ -31,6 +33,32 @@ func TestNamedBugs(t *testing.T) {
 		}
 	}
 	require.Greater(t, rows, 30)
+}
+
+// TestMutants: the table of mutants has the mutants that there are, with what each does,
+// and says of each by which rule it was killed.
+func TestMutants(t *testing.T) {
+	text, err := os.ReadFile("reliability.md")
+	require.NoError(t, err)
+	_, section, ok := strings.Cut(string(text), "## Mutants\n")
+	require.True(t, ok)
+	var rows [][]string
+	for line := range strings.Lines(section) {
+		if cells := strings.Split(strings.TrimSpace(line), " | "); strings.HasPrefix(line, "| `") {
+			require.Len(t, cells, 4, line)
+			rows = append(rows, cells)
+		}
+	}
+	const again = "make mutants writes the table"
+	all := mutant.Table()
+	require.GreaterOrEqual(t, len(all), 40)
+	require.Len(t, rows, len(all), again)
+	for i, m := range all {
+		require.Equal(t, "| `"+m.Name+"`", rows[i][0], again)
+		require.Equal(t, m.Breaks, rows[i][1], again)
+		require.Equal(t, m.Rule, rows[i][2], again)
+		require.Regexp(t, `^[1-6]: .* \|$`, rows[i][3], again)
+	}
 }
 
 // testsOf is the text of the tests of a package.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"tidemark/internal/block"
+	"tidemark/internal/mutant"
 	"tidemark/qcow2/format"
 )
 
@@ -162,6 +163,9 @@ func (im *Image) startAllocator(ctx context.Context) error {
 	a.zeroFrom = 1<<63 - 1
 	if im.file.Info().FreshZero {
 		a.zeroFrom = max(end, im.geo.Clusters(size))
+		if mutant.On("file-tail-taken-for-zero") {
+			a.zeroFrom = end
+		}
 	}
 	a.batch = max(2, min(minReserveBytes, im.opts.ReserveBytes)>>im.geo.ClusterBits)
 	a.bound = im.bound(im.header.Size)

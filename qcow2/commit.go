@@ -88,8 +88,9 @@ func (im *Image) commitOnce() error {
 	im.mu.Unlock()
 	upTo := im.completed.Load()
 	steps.At("C1")
-	if mutant.On("discard-before-unlink") {
-		im.discard(gone)
+	if mutant.On("discard-before-unlink") && im.grace.idle() {
+		last, _ := im.countedOnce(gone)
+		im.discard(last)
 	}
 	if mutant.On("decrement-before-unlink") {
 		im.part(gone)

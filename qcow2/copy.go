@@ -106,11 +106,6 @@ func (im *Image) copyClaimed(ctx context.Context, p []byte, off int64, ch *chang
 		im.prefetch()
 	}
 	steps.At("X1")
-	if mutant.On("copy-published-before-write") && im.publishCopy(s, gc, old, to.pair, ch) {
-		im.barrier.Store(false)
-		m, err := im.writeMerged(ctx, p, off, old, to)
-		return int64(len(p)), m, err
-	}
 	m, err := im.writeMerged(ctx, p, off, old, to)
 	if err == nil && m == nothingMissing {
 		steps.At("X2")

@@ -279,6 +279,9 @@ func (im *Image) exit() { im.requests.RUnlock() }
 func (im *Image) begin(mutates bool, verb string, off, n int64) (ticket, error) {
 	t := im.grace.enter(off)
 	err := im.usable(mutates)
+	if mutates && mutant.On("completed-counted-early") {
+		im.completed.Add(1)
+	}
 	if err == nil {
 		if err = block.CheckRange(off, n, im.size()); err == nil {
 			return t, nil
@@ -355,9 +358,12 @@ func (im *Image) shut() error {
 	if err := im.poisoned.Load(); err != nil {
 		return *err
 	}
-	if mutant.On("closed-without-commit") {
-		im.part(im.gone)
-	} else if err := im.commit(); err != nil {
+	if mutant.On("freed-before-last-commit") {
+		im.parted = append(im.parted, parted{runs: im.gone})
+		im.gone = nil
+		_ = im.reapNow()
+	}
+	if err := im.commit(); err != nil {
 		return err
 	}
 	if err := im.reapNow(); err != nil {

@@ -18,6 +18,10 @@ import (
 // run instead of random ones.
 const modelVar = "TIDEMARK_MODEL"
 
+// aliveVar is the environment variable that, set, lets no process die in TestModel:
+// then it is one of the tests that a mutant passes (package mutant).
+const aliveVar = "TIDEMARK_MODEL_ALIVE"
+
 // modelSize is small, so that clients meet.
 const modelSize = 160<<10 + 3*sector
 
@@ -39,6 +43,9 @@ func TestModel(t *testing.T) {
 		m := s.make(t)
 		rng := testenv.Rand(seed + uint64(i))
 		c := newModelCase(rng, s)
+		if os.Getenv(aliveVar) != "" {
+			c.alive()
+		}
 		operations += len(c.ops)
 		if err := c.runIn(t, m); err != nil {
 			t.Fatalf("seed %d, sequence %d: %v\nreduced; to run it again put it in a file and name that in %s:\n%s",
@@ -49,6 +56,15 @@ func TestModel(t *testing.T) {
 		}
 	}
 	t.Logf("%d operations", operations)
+}
+
+// alive lets the case close the image where its process would die.
+func (c *modelCase) alive() {
+	for i, o := range c.ops {
+		if o.verb == "kill" {
+			c.ops[i] = modelOp{verb: "reopen"}
+		}
+	}
 }
 
 // runIn runs the case in a directory that it removes. m has the disk and the content

@@ -3,7 +3,6 @@ package qcow2
 import (
 	"cmp"
 	"fmt"
-	"runtime"
 	"slices"
 
 	"tidemark/internal/mutant"
@@ -88,11 +87,6 @@ func (im *Image) stage(commits bool) *push {
 	for _, s := range p.slices {
 		s.mu.Lock()
 		w := staged{s.off, s.encodeLocked(im.geo)}
-		if mutant.On("dirty-cleared-after-copy") {
-			s.mu.Unlock()
-			runtime.Gosched()
-			s.mu.Lock()
-		}
 		if s.whole {
 			p.whole = append(p.whole, w)
 		} else {

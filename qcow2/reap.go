@@ -20,10 +20,6 @@ type parted struct {
 // and has marked the entry's slice dirty.
 func (im *Image) unlinkedLocked(c, n int64) {
 	for ; n > 0; c, n = c+1, n-1 {
-		if mutant.On("unlinked-reused-at-once") {
-			im.alloc.putBack(c)
-			continue
-		}
 		im.gone = appendRun(im.gone, run{at: c, n: 1})
 		im.clearedLocked(c, 1)
 	}
@@ -128,15 +124,13 @@ func (im *Image) reapNow() error {
 // knows any more. One that is counted once loses its bytes first (F1): when its
 // count is 0 it may be chosen again.
 func (im *Image) free(runs []run) error {
-	if mutant.On("discard-after-free") {
-		if err := im.lowerCounts(runs); err != nil {
-			return err
-		}
-		im.discard(runs)
-		return nil
-	}
 	last, err := im.countedOnce(runs)
 	if err != nil {
+		return err
+	}
+	if mutant.On("discard-after-free") {
+		err := im.lowerCounts(runs)
+		im.discard(last)
 		return err
 	}
 	im.discard(last)

@@ -145,7 +145,13 @@ func (im *Image) waitLarger(f *fill, short *shortError) error {
 // freeGone makes what was discarded free: with a commit, and when the requests that
 // may know it have ended.
 func (im *Image) freeGone() error {
-	if err := im.commit(); err != nil {
+	if mutant.On("unlinked-reused-at-once") {
+		im.mu.Lock()
+		gone := im.gone
+		im.gone = nil
+		im.mu.Unlock()
+		im.part(gone)
+	} else if err := im.commit(); err != nil {
 		return err
 	}
 	return im.waitReaped()
@@ -300,7 +306,7 @@ func (im *Image) recycle(runs []run, forTables bool) error {
 	if forTables {
 		tables = clusters(runs)
 	}
-	if err := im.makeReady(runs, tables, mutant.On("recycled-without-zeroing")); err != nil {
+	if err := im.makeReady(runs, tables, false); err != nil {
 		im.refs.mu.Lock()
 		im.refs.cursor = min(im.refs.cursor, runs[0].at)
 		im.refs.mu.Unlock()
@@ -319,24 +325,19 @@ func (im *Image) makeReady(runs []run, tables int64, zero bool) error {
 		return im.fatalUnlessNoSpace(err)
 	}
 	forTables, forData := splitRuns(runs, tables)
-	// Tables are written out, whatever reads zero there: a storage that keeps
-	// zeroes as holes would set nothing aside for them.
-	for _, r := range forTables {
-		if err := im.writeZeroTables(r, zero); err != nil {
-			return err
-		}
-	}
-	for _, r := range forData {
-		if zero {
-			break
-		}
-		if err := im.zeroRun(r); err != nil {
+	if !mutant.On("zeroed-after-sync") {
+		if err := im.zeroReserved(forTables, forData, zero); err != nil {
 			return err
 		}
 	}
 	steps.At("R4")
-	if err := im.countReserved(runs, zero); err != nil {
+	if err := im.countReserved(runs, zero || mutant.On("zeroes-unsynced")); err != nil {
 		return err
+	}
+	if mutant.On("zeroed-after-sync") {
+		if err := im.zeroReserved(forTables, forData, zero); err != nil {
+			return err
+		}
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
@@ -350,6 +351,26 @@ func (im *Image) makeReady(runs []run, tables int64, zero bool) error {
 		im.alloc.ready = appendRun(im.alloc.ready, r)
 	}
 	steps.At("R6")
+	return nil
+}
+
+// zeroReserved is R4: zero says that the clusters read zero already. Tables are
+// written out, whatever reads zero there: a storage that keeps zeroes as holes would
+// set nothing aside for them.
+func (im *Image) zeroReserved(forTables, forData []run, zero bool) error {
+	for _, r := range forTables {
+		if err := im.writeZeroTables(r, zero); err != nil {
+			return err
+		}
+	}
+	for _, r := range forData {
+		if zero {
+			break
+		}
+		if err := im.zeroRun(r); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -372,8 +393,11 @@ func splitRuns(runs []run, n int64) (first, rest []run) {
 // counts need a sync, and not all that is dirty in the file.
 func (im *Image) countReserved(runs []run, zero bool) error {
 	for i, r := range runs {
-		if mutant.On("reserved-uncounted") {
-			break
+		if mutant.On("counts-left-to-commit") {
+			im.refs.mu.Lock()
+			_ = im.setRefcountsLocked(r, 1)
+			im.refs.mu.Unlock()
+			continue
 		}
 		if err := im.countRun(r, zero && !mutant.On("reservation-unsynced")); err != nil {
 			return im.fatalUnlessNoSpace(im.uncount(runs[:i], err))
@@ -437,7 +461,7 @@ func (im *Image) uncount(runs []run, err error) error {
 }
 
 func (im *Image) zeroRun(r run) error {
-	if r.n == 0 || mutant.On("reserved-without-zeroing") {
+	if r.n == 0 {
 		return nil
 	}
 	cs := im.geo.ClusterSize()
@@ -532,7 +556,7 @@ func (im *Image) tableShare(n int64, wanted bool) int64 {
 func (im *Image) claimZero(r run) bool {
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	zero := r.at >= im.alloc.zeroFrom || mutant.On("fresh-space-taken-for-zero")
+	zero := r.at >= im.alloc.zeroFrom
 	im.alloc.zeroFrom = max(im.alloc.zeroFrom, r.at+r.n)
 	return zero
 }

@@ -146,7 +146,7 @@ func (im *Image) switchL1(at, entries, size int64) error {
 		return err
 	}
 	im.mu.Lock()
-	if old.n > 0 {
+	if old.n > 0 && !mutant.On("old-table-freed-before-switch") {
 		im.gone = append(im.gone, old)
 	}
 	im.mu.Unlock()

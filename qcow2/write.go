@@ -60,7 +60,7 @@ func (im *Image) writeThrough(p []byte, off int64) (bool, error) {
 	if errors.Is(err, block.ErrNoSpace) {
 		return false, nil
 	}
-	if err != nil {
+	if err != nil && !mutant.On("failed-fua-forgotten") {
 		err = im.poison(fmt.Errorf("durable write at %d: %w", off, err))
 	}
 	im.completed.Add(1)
@@ -74,7 +74,9 @@ func (im *Image) complete(err error, f block.Flags) error {
 	if serr := im.survive(); err == nil {
 		err = serr
 	}
-	im.completed.Add(1) // also after an error: part of it may be done
+	if !mutant.On("completed-counted-early") {
+		im.completed.Add(1) // also after an error: part of it may be done
+	}
 	steps.At("W4")
 	im.commitLater()
 	if err == nil && f.Has(block.FUA) && !mutant.On("fua-ignored") {

@@ -14,6 +14,9 @@ type Engine struct {
 	// disk does not close f. What it keeps in the directory beside survives the
 	// death of the process, and no power cut; "" means that there is none.
 	Open func(ctx context.Context, f block.File, beside string) (Disk, error)
+	// Amend, if not nil, gives the image in f, which is not open, reference counts of
+	// another width, in bits.
+	Amend func(ctx context.Context, f block.File, bits int) error
 	// Check is the engine's own check of the image in f, which is not open. With
 	// mend, leaks are mended.
 	Check func(ctx context.Context, f block.File, mend bool) (Finding, error)

@@ -3,9 +3,12 @@ package crashlab
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
+	"syscall"
 
 	"tidemark/internal/block"
 )
@@ -16,11 +19,16 @@ type gate struct {
 	block.File
 	mu     sync.RWMutex // held shared by every operation
 	closed bool
+	// failing counts down to the write that fails; then is called.
+	failing atomic.Int64
+	then    func()
 }
 
 var errDead = errors.New("the process is dead")
 
-func newGate(f block.File) *gate { return &gate{File: f} }
+// newGate returns a gate that is open. then is called when a write fails that was
+// to fail.
+func newGate(f block.File, then func()) *gate { return &gate{File: f, then: then} }
 
 // shut calls then in the moment of death.
 func (g *gate) shut(then func()) {
@@ -45,7 +53,14 @@ func (g *gate) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 func (g *gate) WriteAt(p []byte, off int64) (n int, err error) {
-	err = g.pass(func() error { n, err = g.File.WriteAt(p, off); return err })
+	err = g.pass(func() error {
+		if g.failing.Load() > 0 && g.failing.Add(-1) == 0 {
+			g.then()
+			return fmt.Errorf("write %d bytes at %d: %w", len(p), off, syscall.EIO)
+		}
+		n, err = g.File.WriteAt(p, off)
+		return err
+	})
 	return n, err
 }
 
@@ -113,6 +128,12 @@ func (s *slow) WriteZeroes(off, n int64) error {
 	s.yield()
 	defer s.yield()
 	return s.File.WriteZeroes(off, n)
+}
+
+func (s *slow) Discard(off, n int64) error {
+	s.yield()
+	defer s.yield()
+	return s.File.Discard(off, n)
 }
 
 func (s *slow) Sync() error {

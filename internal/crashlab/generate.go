@@ -11,6 +11,7 @@ type Shape struct {
 	Size    int64 // of the disk
 	Cluster int64
 	Table   int64 // what one L2 table maps
+	Amend   bool  // its reference counts may get another width
 }
 
 // A place is a range of the disk.
@@ -51,6 +52,9 @@ func (s Shape) Requests() []Request {
 		for _, p := range s.places() {
 			list = append(list, Request{Kind: k, First: p.first, N: p.n})
 		}
+	}
+	if s.Amend {
+		list = append(list, Request{Kind: Amend, N: 8}, Request{Kind: Amend, N: 64})
 	}
 	return append(list,
 		Request{Kind: Flush}, Request{Kind: Reopen}, Request{Kind: Kill},
@@ -93,13 +97,14 @@ func (s Shape) Random(rng *rand.Rand, n, clients int) []Request {
 			if failed = !r.Kind.alone() && rng.IntN(3) > 0; !failed {
 				r = Request{Kind: EvictReopen}
 			}
-		case r.Kind == FailSync:
+		case r.Kind.fails():
 			failed = true
 		case r.Kind == Resize:
 			size = r.N
 		}
 		if !r.Kind.alone() {
 			r.Client = rng.IntN(clients)
+			r.Slow = clients > 1 && r.Kind != Zero && rng.IntN(12) == 0
 		}
 		script = append(script, r)
 	}
@@ -123,14 +128,21 @@ func (s Shape) randomRequest(rng *rand.Rand, size int64) Request {
 		r.Kind = ZeroUnmap
 	case k < 75:
 		r.Kind = Discard
-	case k < 92:
+	case k < 91:
 		return Request{Kind: Flush}
+	case k < 92:
+		return Request{Kind: Wait}
 	case k < 94:
 		return Request{Kind: Reopen}
 	case k < 97:
 		return Request{Kind: Kill}
 	case k < 98:
+		if rng.IntN(2) == 0 {
+			return Request{Kind: FailWrite, N: 1 + rng.Int64N(6)}
+		}
 		return Request{Kind: FailSync}
+	case k < 99 && s.Amend:
+		return Request{Kind: Amend, N: 1 << (3 + rng.IntN(4))}
 	default:
 		if size >= s.Size+2*s.Table || size >= 2*s.Size {
 			return Request{Kind: Flush}

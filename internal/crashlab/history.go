@@ -59,7 +59,7 @@ func (h *history) durableBy(n int, died bool) []bool {
 		if died && !h.lost(a, n) || a.Kind == WriteFUA || a.Kind == Resize {
 			durable[i] = true
 		}
-		if a.Kind != Flush && a.Kind != Reopen {
+		if a.Kind != Flush && a.Kind != Reopen && a.Kind != Amend {
 			continue
 		}
 		for j, b := range h.acts {

@@ -108,3 +108,18 @@ func TestOrdinaryMistake(t *testing.T) {
 	require.ErrorContains(t, err, "without any power cut")
 	require.ErrorContains(t, err, "oracle 2")
 }
+
+// TestFailedWrite: an engine that forgets it is found.
+func TestFailedWrite(t *testing.T) {
+	script, err := Parse("write 0+1; failwrite 1; write 5+1; write 5+1; flush; evict; write 6+1; flush")
+	require.NoError(t, err)
+	for mistake, rule := range map[string]int{"": 0, "going on after a failed write": 2} {
+		f := New(toyConfig(1), t.TempDir()).Try(t.Context(), toySetup(t, mistake), script)
+		if rule == 0 {
+			require.Nil(t, f, "%v", f)
+			continue
+		}
+		require.NotNil(t, f)
+		require.Equal(t, rule, f.Oracle, "%v", f)
+	}
+}

@@ -11,7 +11,7 @@ import (
 
 func TestScriptsAreReadAsWritten(t *testing.T) {
 	_, rng := testenv.Seed(t)
-	s := Shape{Size: 100, Cluster: 8, Table: 32}
+	s := Shape{Size: 100, Cluster: 8, Table: 32, Amend: true}
 	for range 50 {
 		script := s.Random(rng, 30, 3)
 		again, err := Parse(Format(script))
@@ -27,7 +27,7 @@ func TestScriptsAreReadAsWritten(t *testing.T) {
 // TestRandomScriptsAreInRange: also of a disk that grows in the meantime.
 func TestRandomScriptsAreInRange(t *testing.T) {
 	_, rng := testenv.Seed(t)
-	s := Shape{Size: 100, Cluster: 8, Table: 32}
+	s := Shape{Size: 100, Cluster: 8, Table: 32, Amend: true}
 	seen := map[Kind]bool{}
 	for range 200 {
 		size := s.Size

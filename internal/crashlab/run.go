@@ -2,6 +2,7 @@ package crashlab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"math/rand/v2"
@@ -57,6 +58,7 @@ func (r *Recording) End() simdisk.State { return r.end }
 const (
 	stepMark  = "step "
 	evictMark = "the host's cache is dropped"
+	failMark  = "a write fails and does nothing"
 )
 
 // A runner is a script that runs.
@@ -66,6 +68,7 @@ type runner struct {
 	below *simdisk.Disk
 	file  *record.File
 	gate  *gate
+	holds *holder
 	disk  Disk
 	// beside is the directory whose files survive the process, "" for none.
 	beside string
@@ -91,7 +94,8 @@ func Run(ctx context.Context, setup Setup, script []Request) (*Recording, error)
 		r.beside = dir
 		o.Beside = func() any { return r.saveBeside() }
 	}
-	r.file = record.New(slowly(r.below, setup.Jitter), o)
+	r.holds = newHolder(slowly(r.below, setup.Jitter))
+	r.file = record.New(r.holds, o)
 	if err := r.open(); err != nil {
 		return nil, err
 	}
@@ -127,13 +131,27 @@ func (r *runner) runUntilAlone(script []Request) {
 		}
 		queues[q.Client] = append(queues[q.Client], q)
 	}
+	r.holds.start(len(queues))
 	var wg sync.WaitGroup
-	for _, queue := range queues {
-		wg.Go(func() {
-			for _, q := range queue {
-				r.request(q, len(queues) > 1)
+	for _, slow := range []bool{true, false} { // those that begin with a slow one first
+		for _, queue := range queues {
+			if queue[0].Slow != slow {
+				continue
 			}
-		})
+			begun := make(chan struct{})
+			wg.Go(func() {
+				defer r.holds.end()
+				for i, q := range queue {
+					r.request(q, len(queues) > 1)
+					if i == 0 {
+						close(begun)
+					}
+				}
+			})
+			if slow {
+				r.holds.wait(begun)
+			}
+		}
 	}
 	wg.Wait()
 }
@@ -162,6 +180,9 @@ func (r *runner) ack(a *act, err error) {
 
 func (r *runner) request(q Request, concurrent bool) {
 	a := r.begin(q)
+	if q.Slow {
+		r.holds.hold(q.Kind, a.version)
+	}
 	var err error
 	off, n := q.First*sector, q.N*sector
 	switch q.Kind {
@@ -218,6 +239,11 @@ func (r *runner) alone(q Request) {
 		r.ack(a, err)
 		r.reopen()
 		return
+	case Amend:
+		err = r.amend(int(q.N))
+		r.ack(a, err)
+		r.reopen()
+		return
 	case Kill:
 		left := r.die()
 		_ = r.disk.Close() // whatever it says and does: the process is dead
@@ -225,6 +251,8 @@ func (r *runner) alone(q Request) {
 		r.reopen()
 	case FailSync:
 		r.below.FailSync(syscall.EIO)
+	case FailWrite:
+		r.gate.failing.Store(q.N)
 	case EvictReopen:
 		r.die()
 		_ = r.disk.Close()
@@ -236,6 +264,17 @@ func (r *runner) alone(q Request) {
 		r.reopen()
 	}
 	r.ack(a, err)
+}
+
+// amend closes the image and changes the width of its reference counts.
+func (r *runner) amend(bits int) error {
+	if err := r.disk.Close(); err != nil {
+		return err
+	}
+	if r.setup.Engine.Amend == nil {
+		return errors.ErrUnsupported
+	}
+	return r.setup.Engine.Amend(r.ctx, r.gate, bits)
 }
 
 // die cuts the process off from its File, and returns what it leaves beside it.
@@ -271,7 +310,7 @@ func (r *runner) reopen() {
 }
 
 func (r *runner) open() error {
-	r.gate = newGate(r.file)
+	r.gate = newGate(r.file, func() { r.file.Mark(failMark) })
 	d, err := r.setup.Engine.Open(r.ctx, r.gate, r.beside)
 	if err != nil {
 		return asFault(err, 1, "open")
@@ -304,16 +343,11 @@ func (r *runner) end() error {
 }
 
 // expectsFailure reports whether the storage was made to fail and the image not
-// opened again since.
+// opened again past the host's cache since.
 func (r *runner) expectsFailure() bool {
 	armed := false
 	for _, a := range r.history.acts {
-		switch a.Kind {
-		case FailSync:
-			armed = true
-		case EvictReopen:
-			armed = false
-		}
+		armed = a.Kind.fails() || armed && a.Kind != EvictReopen
 	}
 	return armed
 }

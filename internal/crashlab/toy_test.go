@@ -192,7 +192,9 @@ func (d *toyDisk) useLocked(ctx context.Context, end int64) error {
 	if err != nil && m != "going on after a failed sync" {
 		return err
 	}
-	err = errors.Join(err, header())
+	if err = errors.Join(err, header()); err != nil && m != "going on after a failed write" {
+		d.failed = err
+	}
 	if m != "the header is not synced" {
 		err = errors.Join(err, d.syncLocked())
 	}

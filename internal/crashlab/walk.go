@@ -9,7 +9,7 @@ import (
 type walk struct {
 	model   *simdisk.Model
 	options simdisk.Options
-	failed  bool                // a sync has failed, and the host's cache has not been dropped since
+	failed  bool                // a sync has failed, or a write, and the host's cache has not been dropped since
 	evict   []eviction          // to come
 	ops     map[int]*simdisk.Op // by the number in the log, in flight
 	syncs   map[int]int         // syncs in flight: when they began
@@ -44,6 +44,7 @@ func (w *walk) step(e record.Event) change {
 			w.evict, w.failed = w.evict[1:], false
 			return change{ground: true}
 		}
+		w.failed = w.failed || e.Label == failMark
 		return change{}
 	case e.Kind == record.Sync && !e.Done:
 		w.syncs[e.ID] = w.model.BeginSync()

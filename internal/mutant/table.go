@@ -5,10 +5,10 @@ package mutant
 // hold on disk at every moment.
 func Table() []Mutant {
 	return []Mutant{
-		{"fresh-space-taken-for-zero", "space behind the file's old end counts as zero whatever the storage says", "I3, zero is known and never inferred"},
-		{"reserved-without-zeroing", "R4 zeroes nothing", "I3"},
-		{"recycled-without-zeroing", "R4 does not zero clusters that were in use before", "I3"},
-		{"reserved-uncounted", "R5 writes no counts", "I1"},
+		{"file-tail-taken-for-zero", "what lies between the image's end and the file's end when it is opened counts as zero", "I3, zero is known and never inferred"},
+		{"zeroes-unsynced", "R5 makes the counts durable, and not the zeroes of R4", "I3"},
+		{"zeroed-after-sync", "R4 comes behind the Sync of R5", "I3"},
+		{"counts-left-to-commit", "R5 leaves the counts to the next commit", "I1"},
 		{"reservation-unsynced", "R5 does not sync before clusters are ready", "I1, I3"},
 		{"refcount-block-unsynced", "R3 does not sync between a refcount block and the entry that names it", "R3"},
 		{"refcount-entry-unsynced", "R3 does not sync before a new refcount block is used", "R3"},
@@ -20,14 +20,13 @@ func Table() []Mutant {
 		{"old-table-freed-before-switch", "the old L1 table is freed before the header names the new one", "I4"},
 		{"size-before-table", "the disk is larger in the header before there is an L1 table for that", "big changes switch in one sector"},
 
-		{"copy-published-before-write", "X3 comes before X2", "I3"},
 		{"copy-without-barrier", "X3 does not raise the barrier", "I3"},
 		{"barrier-skipped", "C2 does not sync where the barrier is raised", "I3"},
 		{"copied-table-as-new", "a copied L2 table is written together with the L1 entry that names it", "a copied table is not a new one"},
 		{"copied-table-unsynced", "C2 does not sync between a copied L2 table and the L1 entry that names it", "a copied table is not a new one"},
-		{"unlinked-reused-at-once", "what an entry named becomes ready when the entry is changed in memory", "I4"},
+		{"unlinked-reused-at-once", "what an entry named is reused without a commit, when space is short", "I4"},
 
-		{"dirty-cleared-after-copy", "a slice is clean although it was changed after it was copied for writing", "C2"},
+		{"completed-counted-early", "a request counts as completed when it begins", "I5, durability is a comparison of what had completed"},
 		{"completed-read-late", "C4 counts what completed during the commit as durable", "I5"},
 		{"unlinked-taken-late", "C4 frees what was unlinked during the commit", "I4"},
 		{"decrement-before-unlink", "counts fall before the entry is gone on disk", "I4"},
@@ -36,11 +35,14 @@ func Table() []Mutant {
 		{"reused-under-readers", "clusters are freed under requests that know them", "I4, readers hold their region"},
 		{"commit-unsynced", "C4 does not sync", "I5"},
 		{"commit-joined-late", "a flush joins a commit that has begun", "I5"},
+		{"tables-left-to-commit", "without a ring, W4 and D2 do not write the tables", "completed writes survive the process"},
+		{"replayed-uncommitted", "a ring is emptied when it is replayed in memory", "completed writes survive the process"},
 		{"replayed-without-barrier", "what a ring says is written before what the dead process had copied is durable", "I3"},
 		{"ring-trimmed-early", "the ring forgets what is not written yet", "completed writes survive the process"},
 		{"table-write-error-ignored", "a failed write of tables does not poison", "poison"},
 		{"failed-sync-ignored", "a failed sync counts as done", "poison"},
 		{"failed-sync-tried-again", "a failed sync is tried again, and believed", "poison"},
+		{"failed-fua-forgotten", "a FUA write that fails does not poison", "poison: a durable write counts as a Sync"},
 		{"poison-not-latched", "an error that is final is forgotten", "poison"},
 
 		{"fua-ignored", "FUA does nothing", "I5"},
@@ -48,7 +50,7 @@ func Table() []Mutant {
 		{"fua-without-metadata", "FUA in place under entries that are not durable", "durability is a comparison of epochs"},
 		{"fua-epoch-off-by-one", "an entry counts as durable one commit too early", "durability is a comparison of epochs"},
 
-		{"closed-without-commit", "Close does not commit before it frees", "I4"},
+		{"freed-before-last-commit", "Close frees what is unlinked before it commits", "I4"},
 		{"shrunk-before-counts", "Close shrinks the file before the counts say so", "I2"},
 		{"shrunk-unsynced", "Close shrinks the file before the counts are durable", "I2"},
 		{"settled-unsynced", "S3 does not sync", "I4"},

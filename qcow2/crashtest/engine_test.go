@@ -21,7 +21,7 @@ const redoSlots = 64
 
 // engine is package qcow2 as the lab sees it.
 func engine() crashlab.Engine {
-	return crashlab.Engine{Open: openOn(nil), Check: check, Audit: audit(nil), Limit: limit}
+	return crashlab.Engine{Open: openOn(nil), Amend: qcow2.SetRefcountBits, Check: check, Audit: audit(nil), Limit: limit}
 }
 
 // openOn opens images on a backing file, nil for none.
@@ -62,16 +62,18 @@ func check(ctx context.Context, f block.File, mend bool) (crashlab.Finding, erro
 }
 
 // limit is the bound of an image without snapshots. A reservation takes at least
-// two clusters, bound or not; and each power cut may strand one reservation whose
-// counts have landed while the list of what is reserved, which is written beside
-// them, has not.
+// two clusters, bound or not; each power cut may strand one reservation whose counts
+// have landed while the list of what is reserved, which is written beside them, has
+// not; and counts of another width are built beside the old ones.
 func limit(f block.File, cuts int) (int64, error) {
 	h, err := qcow2.ReadHeader(f)
 	if err != nil {
 		return 0, err
 	}
 	least := 2 * h.ClusterSize()
-	return qcow2.Bound(h.Geometry, h.Size) + least + int64(cuts)*max(reserveBytes, least), nil
+	bound := qcow2.Bound(h.Geometry, h.Size)
+	counts := 2 * (bound/h.ClusterSize()/h.RefcountsPerBlock() + 2) * h.ClusterSize()
+	return bound + least + counts + int64(cuts)*max(reserveBytes, least), nil
 }
 
 // qemuCheck is the check of qemu-img at path.

@@ -3,12 +3,14 @@ package crashtest
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -85,10 +87,12 @@ func rows() []row {
 		{name: "on raw", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "raw")},
 		{name: "on raw, shorter", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "raw 100k")},
 		{name: "on raw, extended", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 16 << 10}, table: 1 << 10, made: chain("extended_l2=on,cluster_size=16k", "raw")},
+		{name: "on raw, a long name", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: longName},
 		{name: "on qcow2", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "qcow2")},
 		{name: "on qcow2, longer", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "qcow2 400k")},
 		{name: "chain of four", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "qcow2", "qcow2 160k", "raw")},
 		{name: "snapshots", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: snapshots("cluster_size=4k", 2)},
+		{name: "snapshots with holes", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 2048}, made: holes},
 		{name: "snapshots refcounts 64", geometry: qcow2.CreateOptions{Size: kib(96), ClusterSize: 512, RefcountBits: 64}, made: snapshots("cluster_size=512,refcount_bits=64", 1)},
 		{name: "compressed", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: compressed("cluster_size=4k")},
 		{name: "compressed zstd", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: compressed("cluster_size=4k,compression_type=zstd")},
@@ -117,6 +121,7 @@ type subject struct {
 	setup crashlab.Setup
 	shape crashlab.Shape
 	only  []string
+	ring  bool // there is to be a directory beside the image
 }
 
 // prepare makes the image of a row. The test is skipped, by the name of the
@@ -128,7 +133,7 @@ func (r row) prepare(t *testing.T, name string) subject {
 	s := subject{
 		setup: crashlab.Setup{Name: r.name + " on a " + name, Engine: engine(), Options: o},
 		only:  r.only,
-		shape: crashlab.Shape{Size: r.geometry.Size / 512, Cluster: g.ClusterSize() / 512, Table: r.table * g.ClusterSize() / 512},
+		shape: crashlab.Shape{Size: r.geometry.Size / 512, Cluster: g.ClusterSize() / 512, Table: r.table * g.ClusterSize() / 512, Amend: true},
 	}
 	if r.table == 0 {
 		s.shape.Table = g.ClusterSize() / 8 * g.ClusterSize() / 512
@@ -140,7 +145,7 @@ func (r row) prepare(t *testing.T, name string) subject {
 		require.NoError(t, qcow2.Create(t.Context(), d, r.geometry))
 		s.setup.Start = d.State()
 	}
-	if storages[name].ring {
+	if s.ring = storages[name].ring; s.ring {
 		s.setup.BesideIn = stateDir(t)
 	}
 	s.needsSupport(t)
@@ -339,6 +344,56 @@ func snapshots(options string, n int) func(*testing.T, string, string) built {
 		}
 		return b
 	}
+}
+
+// holes creates an image with a snapshot, between whose clusters there are free ones.
+func holes(t *testing.T, img, dir string) built {
+	b := built{path: filepath.Join(dir, "image")}
+	raw := filepath.Join(dir, "raw")
+	rawFile(t, raw, madeSize)
+	testenv.Run(t, img, "convert", "-S", "0", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=2k", raw, b.path)
+	args := []string{"-t", "unsafe", "-f", "qcow2"}
+	for at := 2; at < madeSize>>10; at += 4 {
+		args = append(args, "-c", fmt.Sprintf("discard %dk 2k", at))
+	}
+	testenv.Run(t, testenv.Tool(t, "qemu-io"), append(args, b.path)...)
+	testenv.Run(t, img, "snapshot", "-c", "s", b.path)
+	testenv.Run(t, img, "convert", "-f", "qcow2", "-l", "s", "-O", "raw", b.path, raw)
+	p, err := os.ReadFile(raw)
+	require.NoError(t, err)
+	b.sums = append(b.sums, sha256.Sum256(p))
+	return b
+}
+
+// longName creates an image on a raw one whose name is so long, and begins so near
+// the end of a sector, that an extension which takes the name's place is in two
+// sectors, and more of the name behind it.
+func longName(t *testing.T, img, dir string) built {
+	for range 3 {
+		dir = filepath.Join(dir, strings.Repeat("x", 120))
+	}
+	require.NoError(t, os.MkdirAll(dir, 0o700))
+	b := chain("cluster_size=4k", "raw")(t, img, dir)
+	f, err := os.OpenFile(b.path, os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer f.Close() //nolint:errcheck // what was written is read again
+	first := make([]byte, 4096)
+	_, err = f.ReadAt(first, 0)
+	require.NoError(t, err)
+	const to = 1024 // the name's new place
+	at, n := int(binary.BigEndian.Uint64(first[8:])), int(binary.BigEndian.Uint32(first[16:]))
+	name := slices.Clone(first[at : at+n])
+	end := at - 8 // the mark behind the extensions
+	require.Equal(t, make([]byte, 8), first[end:at])
+	require.Less(t, end+16, to)
+	clear(first[end : at+n])
+	binary.BigEndian.PutUint32(first[end:], 0x66696c6c) // an extension that nobody knows
+	binary.BigEndian.PutUint32(first[end+4:], uint32(to-16-end))
+	copy(first[to:], name)
+	binary.BigEndian.PutUint64(first[8:], to)
+	_, err = f.WriteAt(first, 0)
+	require.NoError(t, err)
+	return b
 }
 
 // compressed creates an image whose clusters are compressed.

@@ -32,7 +32,7 @@ func TestSoak(t *testing.T) {
 	lab := crashlab.New(c, stateDir(t))
 	told := time.Now()
 	for end := time.Now().Add(limit); time.Now().Before(end) && !t.Failed(); {
-		eachSubject(t, func(t *testing.T, s subject) {
+		eachSubject(t, "", func(t *testing.T, s subject) {
 			if time.Now().After(end) {
 				return
 			}

@@ -1,0 +1,62 @@
+package crashtest
+
+// A killer is a script that kills a mutant, and the image that it runs on.
+type killer struct{ row, script string }
+
+// killers are found by the lab itself, at random, and reduced; or they are made for
+// what random scripts reach too seldom.
+var killers = map[string][]killer{
+	"file-tail-taken-for-zero":         {{"4k on a file", "write 0+24; unmap 0+24; kill; flush; flush; reopen; write 40+1; flush; reopen; write 80+1"}},
+	"zeroes-unsynced":                  {{"4k on a volume", "write 3+1; flush"}},
+	"zeroed-after-sync":                {{"4k on a volume", "write 3+1; flush"}},
+	"counts-left-to-commit":            {{"4k on a file", "write 0+8; flush"}},
+	"reservation-unsynced":             {{"4k on a file", "write 0+8; flush"}},
+	"refcount-block-unsynced":          {{"512 refcounts 64 on a file", "write 62+4"}},
+	"refcount-entry-unsynced":          {{"512 refcounts 64 on a file", "write 62+4"}},
+	"refcount-table-switched-unsynced": {{"512 refcounts 64, the refcount table grows on a file", "write 3700+190; flush; write 3890+200; flush"}},
+	"l1-switched-unsynced":             {{"512 on a file", "write 0+4; write 100+2; flush; resize 321; flush"}},
+	"width-switched-unsynced":          {{"512 refcounts 64 on a file", "write 0+4; amend 16"}},
+	"header-switched-unsynced":         {{"512 on a file", "resize 321"}},
+	"old-name-uncleared": {
+		{"on raw, a long name on a volume", "write 0+8; flush"},
+		{"on raw, a long name on a file", "write 0+8; flush"},
+	},
+	"old-table-freed-before-switch": {{"512 on a file", "write 0+4; flush; resize 321; flush"}},
+	"size-before-table":             {{"512 on a file", "resize 321"}},
+	"copy-without-barrier":          {{"on raw on a file", "write 3+1; flush"}},
+	"barrier-skipped":               {{"on raw on a file", "write 3+1; flush"}},
+	"copied-table-as-new":           {{"snapshots refcounts 64 on a file", "unmap 181+1; flush"}},
+	"copied-table-unsynced":         {{"snapshots refcounts 64 on a file", "unmap 181+1; flush"}},
+	"unlinked-reused-at-once":       {{"4k on a volume", "write 0+64; flush; unmap 0+64; write 100+200"}},
+	"completed-counted-early":       {{"4k on a file", "write 0+8; flush; wait; write 0+8@1~; flush@2; wait; flush"}},
+	"completed-read-late":           {{"4k on a volume", "write 100+1; wait; flush@2~; write 0+8@1; wait; flush"}},
+	"unlinked-taken-late":           {{"4k on a volume", "write 0+64; flush; write 100+1; wait; flush@2~; unmap 0+64@1; wait; write 200+1"}},
+	"decrement-before-unlink":       {{"4k on a file", "write 0+8; flush; unmap 0+8; flush"}},
+	"discard-before-unlink":         {{"4k on a volume", "write 0+64; flush; unmap 0+64; flush"}},
+	"discard-after-free":            {{"4k on a file", "write 0+64; flush; wait; unmap 0+64@1~; flush@1; flush@1; write 100+32@1; write 132+32@1; write 164+32@1; write 200+60@1"}},
+	"reused-under-readers":          {{"512 on a file", "write 0+1; flush; wait; write 0+1@1~; unmap 0+1@2; flush@2; flush@2; flush@2; write 8+60@2; flush@2; write 80+60@2; flush@2; write 140+50@2; flush@2"}},
+	"commit-unsynced":               {{"4k on a file", "write 0+8; flush"}},
+	"commit-joined-late":            {{"4k on a volume", "write 100+1; wait; flush@2~; write 0+8@1; flush@1; wait; write 200+1"}},
+	"tables-left-to-commit":         {{"4k on a file", "write 0+8"}},
+	"replayed-uncommitted":          {{"4k on a volume", "write 0+8; kill; kill"}},
+	"replayed-without-barrier":      {{"on raw on a volume", "write 31+2; kill; flush"}},
+	"ring-trimmed-early":            {{"4k on a volume", "write 0+8; flush; write 8+8; flush"}},
+	"table-write-error-ignored":     {{"4k on a file", "write 0+8; flush; failwrite 2; write 16+8; flush; evict"}},
+	"failed-sync-ignored":           {{"4k on a file", "write 0+8; failsync; flush; evict"}},
+	"failed-sync-tried-again":       {{"4k on a file", "write 0+8; failsync; flush; evict"}},
+	"failed-fua-forgotten":          {{"4k on a file", "write 0+8; flush; write 2+1; failsync; fua 0+1; flush; evict"}},
+	"poison-not-latched":            {{"4k on a file", "write 0+8; failsync; flush; flush; evict"}},
+	"fua-ignored":                   {{"4k on a file", "fua 0+8"}},
+	"fua-in-place-unsynced":         {{"4k on a file", "write 0+8; flush; fua 0+8"}},
+	"fua-without-metadata":          {{"4k on a file", "write 0+8; fua 0+8"}},
+	"fua-epoch-off-by-one":          {{"4k on a file", "write 0+8; flush; write 16+8; fua 16+8"}},
+	"freed-before-last-commit":      {{"4k on a file", "write 0+8; flush; unmap 0+8; reopen"}},
+	"shrunk-before-counts":          {{"4k on a file", "write 0+8; flush; unmap 0+8; flush; reopen"}},
+	"shrunk-unsynced":               {{"4k on a file", "write 0+8; flush; unmap 0+8; flush; reopen"}},
+	"settled-unsynced": {
+		{"4k on a file", "write 0+8; flush; unmap 0+8; kill; kill; kill"},
+		{"4k on a file", "write 0+8; flush; unmap 0+8; kill; write 100+1"},
+	},
+	"settle-acquits-nobody":    {{"4k on a file", "write 0+8; flush; kill; flush"}},
+	"settle-forgets-snapshots": {{"snapshots with holes on a file", "write 0+128; write 128+128; write 256+64; flush; kill; flush"}},
+}
