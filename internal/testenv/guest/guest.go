@@ -1,0 +1,196 @@
+package guest
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"tidemark/internal/testenv"
+	"tidemark/internal/testenv/guest/wire"
+)
+
+// Options say what a guest has.
+type Options struct {
+	// Modules of the kernel, beside those for its disks.
+	Modules []string
+	// Programs of the host, found in PATH; each lies at the same path in the guest.
+	Programs []string
+	// Files of the host, by their path in the guest.
+	Files map[string]string
+	// Memory in MiB. Default: 512.
+	Memory int
+	// Args are more arguments of QEMU: disks and networks.
+	Args []string
+	// Deadline is when the guest is killed. Default: two minutes.
+	Deadline time.Duration
+}
+
+// A Guest is one that runs.
+type Guest struct {
+	t       testing.TB
+	proc    *testenv.Process
+	conn    net.Conn
+	replies chan wire.Reply // closed when the guest has ended
+	began   time.Time
+}
+
+// Start boots a guest and returns when it does what it is asked for. A host that
+// has no QEMU or no kernel for it skips the test.
+func Start(t testing.TB, o Options) *Guest {
+	t.Helper()
+	if runtime.GOARCH != "amd64" {
+		testenv.Missing(t, "a host of the architecture amd64, whose programs the guest runs; this is %s", runtime.GOARCH)
+	}
+	qemu, k := testenv.Tool(t, "qemu-system-x86_64"), findKernel(t)
+	o = o.withDefaults()
+	dir, err := os.MkdirTemp("", "guest-") // a short path, for the socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	makeInitramfs(t, filepath.Join(dir, "initramfs"), k, o)
+	l, err := net.Listen("unix", filepath.Join(dir, "agent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+
+	cmd := testenv.Command(t, qemu, append([]string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-machine", "q35,accel=tcg", "-cpu", "max", // max has RDRAND; without it the guest waits for entropy
+		"-m", strconv.Itoa(o.Memory),
+		"-kernel", k.image, "-initrd", filepath.Join(dir, "initramfs"),
+		"-append", "console=ttyS0 panic=-1 quiet",
+		"-serial", "stdio",
+		"-chardev", "socket,id=agent,path=" + filepath.Join(dir, "agent"), "-serial", "chardev:agent",
+	}, o.Args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	g := &Guest{t: t, replies: make(chan wire.Reply), began: time.Now()}
+	g.proc = testenv.Start(t, cmd)
+	kill := time.AfterFunc(o.Deadline, g.proc.Kill)
+	t.Cleanup(func() { kill.Stop() })
+	g.accept(l)
+	g.await("boot", nil)
+	return g
+}
+
+func (o Options) withDefaults() Options {
+	o.Modules = append([]string{"virtio_pci", "virtio_blk"}, o.Modules...)
+	if o.Memory == 0 {
+		o.Memory = 512
+	}
+	if o.Deadline == 0 {
+		o.Deadline = 2 * time.Minute
+	}
+	return o
+}
+
+// accept takes QEMU's connection, and reads it until it ends.
+func (g *Guest) accept(l net.Listener) {
+	g.t.Helper()
+	go func() {
+		<-g.proc.Done()
+		_ = l.Close() // nobody will connect any more
+	}()
+	var err error
+	if g.conn, err = l.Accept(); err != nil {
+		g.t.Fatalf("QEMU has ended before it connected (%v)\n%s", err, g.proc.Output())
+	}
+	g.t.Cleanup(func() { _ = g.conn.Close() })
+	go func() {
+		defer close(g.replies)
+		in := json.NewDecoder(bufio.NewReader(g.conn))
+		for {
+			var r wire.Reply
+			if in.Decode(&r) != nil {
+				return
+			}
+			select {
+			case g.replies <- r:
+			case <-g.proc.Done():
+				return
+			}
+		}
+	}()
+}
+
+// Run runs a program in the guest to its end and returns its output. A program
+// that fails fails the test.
+func (g *Guest) Run(program string, args ...string) string {
+	g.t.Helper()
+	return g.Do(wire.Run, append([]string{program}, args...)...)
+}
+
+// Do asks the agent for one thing and returns its output.
+func (g *Guest) Do(op string, args ...string) string {
+	g.t.Helper()
+	return g.Watch(nil, op, args...)
+}
+
+// Fill writes a tree of files below a directory of the guest. watch, which may be
+// nil, is told how many are written, and the guest goes on meanwhile.
+func (g *Guest) Fill(dir string, tree wire.Tree, watch func(files int)) {
+	g.t.Helper()
+	b, err := json.Marshal(tree)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.Watch(watch, wire.Fill, dir, string(b))
+}
+
+// Remove removes a file or directory of the guest.
+func (g *Guest) Remove(path string) {
+	g.t.Helper()
+	g.Do(wire.Remove, path)
+}
+
+// Watch is Do with somebody who is told how far it is.
+func (g *Guest) Watch(watch func(int), op string, args ...string) string {
+	g.t.Helper()
+	if err := json.NewEncoder(g.conn).Encode(wire.Request{Op: op, Args: args}); err != nil {
+		g.t.Fatalf("ask the guest for %s: %v\n%s", op, err, g.proc.Output())
+	}
+	return g.await(fmt.Sprint(op, " ", args), watch)
+}
+
+func (g *Guest) await(what string, watch func(int)) string {
+	g.t.Helper()
+	began := time.Now()
+	for r := range g.replies {
+		switch {
+		case !r.Done:
+			if watch != nil {
+				watch(r.Progress)
+			}
+		case r.Error != "":
+			g.t.Fatalf("guest: %s: %s\n%s\n--- console\n%s", what, r.Error, r.Output, g.proc.Output())
+		default:
+			g.t.Logf("guest: %s: %v", what, time.Since(began).Round(10*time.Millisecond))
+			return r.Output
+		}
+	}
+	g.t.Fatalf("guest: %s: it ended, or its deadline was over, after %v\n--- console\n%s", what, time.Since(g.began).Round(time.Second), g.proc.Output())
+	return ""
+}
+
+// PowerOff switches the guest off and waits until it is.
+func (g *Guest) PowerOff() {
+	g.t.Helper()
+	if err := json.NewEncoder(g.conn).Encode(wire.Request{Op: wire.PowerOff}); err != nil {
+		g.t.Fatalf("switch the guest off: %v\n%s", err, g.proc.Output())
+	}
+	if err := g.proc.Wait(g.t, 30*time.Second); err != nil {
+		g.t.Fatalf("QEMU at the end of the guest: %v\n%s", err, g.proc.Output())
+	}
+}
+
+// Console is what the kernel and the guest's programs have printed.
+func (g *Guest) Console() string { return g.proc.Output() }
