@@ -1,0 +1,156 @@
+//go:build linux
+
+package main_test
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"tidemark/internal/block"
+	"tidemark/internal/testenv"
+	"tidemark/internal/testenv/guest"
+	"tidemark/internal/testenv/guest/wire"
+	"tidemark/nbd"
+)
+
+// What a guest writes on its disk: 1,000 files, 256 MiB in all, every tenth with
+// an fsync.
+func guestTree(t *testing.T) wire.Tree {
+	t.Helper()
+	seed, _ := testenv.Seed(t)
+	return wire.Tree{Seed: seed, Files: 1000, Bytes: 256 * mib, Sync: 10}
+}
+
+// guestPrograms are what a guest needs to use a disk.
+var guestPrograms = []string{"mkfs.ext4", "fstrim", "mount", "umount"}
+
+// A guest whose disk is a volume of a pool makes a file system, fills it, trims it
+// and switches off; the volume grows under it, and whoever mounts the volume on the
+// host finds a clean file system with the files that the seed says.
+func TestGuestOnVolume(t *testing.T) {
+	dir := workspace(t)
+	needMountedFiles(t)
+	tree := guestTree(t)
+	p := newPool(t, filepath.Join(dir, "pool"), 4*gib)
+	before := p.create("disk", 2*gib)
+	s := p.serve("disk")
+
+	g := guest.Start(t, guest.Options{Programs: guestPrograms, Args: virtioDisk(s.sock)})
+	g.Run("mkfs.ext4", "-q", "/dev/vda")
+	g.Run("mount", "/dev/vda", "/mnt")
+	g.Fill("/mnt", tree, nil)
+	trimAfterRemoving(t, g, s)
+	g.Run("umount", "/mnt")
+	g.PowerOff()
+
+	after := p.volume("disk")
+	t.Logf("the volume grew from %d to %d MiB", before.Granted/mib, after.Granted/mib)
+	require.Greater(t, after.Granted, before.Granted, "granted")
+	require.Positive(t, p.info().Extensions)
+	s.stop()
+	p.requireSum()
+	requireClean(t, after.Path)
+	requireFiles(t, tree, "--spm", p.socket, "disk")
+}
+
+// virtioDisk is QEMU's side of a disk that is served on a unix socket. A server
+// that is away for half a minute is waited for.
+func virtioDisk(socket string) []string {
+	return []string{
+		"-blockdev", "driver=nbd,node-name=disk,server.type=unix,server.path=" + socket +
+			",reconnect-delay=30,discard=unmap,cache.direct=on",
+		"-device", "virtio-blk-pci,drive=disk",
+	}
+}
+
+// trimAfterRemoving writes a file more and removes it, and requires that fstrim
+// gives its space back to the image.
+func trimAfterRemoving(t *testing.T, g *guest.Guest, s *server) {
+	t.Helper()
+	const size = 32 * mib
+	g.Fill("/mnt/more", wire.Tree{Seed: 1, Files: 1, Bytes: size, Sync: 1}, nil)
+	c := s.dial()
+	with := dataOf(t, c)
+	g.Remove("/mnt/more")
+	g.Run("fstrim", "/mnt")
+	require.NoError(t, c.Flush(t.Context()))
+	without := dataOf(t, c)
+	require.NoError(t, c.Close())
+	require.LessOrEqual(t, without, with-size*3/4, "bytes with data before and after fstrim")
+}
+
+// dataOf is how many bytes of a disk have data.
+func dataOf(t *testing.T, c *nbd.Client) int64 {
+	t.Helper()
+	extents, err := c.AppendExtents(t.Context(), nil, 0, c.Info().Size)
+	require.NoError(t, err)
+	var sum int64
+	for _, e := range extents {
+		if e.State.Has(block.Data) {
+			sum += e.Len
+		}
+	}
+	return sum
+}
+
+// needMountedFiles skips where requireFiles could not look.
+func needMountedFiles(t *testing.T) {
+	t.Helper()
+	testenv.Need(t, "root")
+	testenv.Need(t, "fuse")
+	testenv.Need(t, "loop")
+	for _, program := range []string{"e2fsck", "losetup", "mount", "umount"} {
+		testenv.Tool(t, program)
+	}
+}
+
+// requireFiles shows a disk as a file with tidemark mount, and requires that the
+// file system in it is clean and has the tree in it.
+func requireFiles(t *testing.T, tree wire.Tree, image ...string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "disk.raw")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	t.Cleanup(func() { _ = unix.Unmount(file, unix.MNT_DETACH) })
+	p := testenv.Start(t, program(t, append(append([]string{"mount", "--read-only"}, image...), file)...))
+	testenv.Eventually(t, startLimit, "the file is there", func() bool { return strings.Contains(p.Output(), "file is ready") })
+	testenv.Run(t, "e2fsck", "-fn", file)
+
+	dir := t.TempDir()
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // before the file is taken away
+	testenv.Run(t, "mount", "-o", "loop,ro", file, dir)
+	requireTree(t, dir, tree)
+	testenv.Run(t, "umount", dir)
+	testenv.Run(t, "umount", file)
+	require.NoError(t, p.Wait(t, stopLimit), p.Output())
+}
+
+// requireTree compares the files' sums with those of what the seed says.
+func requireTree(t *testing.T, dir string, tree wire.Tree) {
+	t.Helper()
+	for i, size := range tree.Sizes() {
+		want := sum(t, io.LimitReader(tree.Content(i), size))
+		f, err := os.Open(filepath.Join(dir, tree.Name(i)))
+		require.NoError(t, err)
+		require.Equal(t, want, sum(t, f), "SHA-256 of %s", tree.Name(i))
+		require.NoError(t, f.Close())
+	}
+	names, err := filepath.Glob(filepath.Join(dir, "d*", "*"))
+	require.NoError(t, err)
+	require.Len(t, names, tree.Files)
+}
+
+func sum(t *testing.T, r io.Reader) string {
+	t.Helper()
+	h := sha256.New()
+	_, err := io.Copy(h, r)
+	require.NoError(t, err)
+	return fmt.Sprintf("%x", h.Sum(nil))
+}
