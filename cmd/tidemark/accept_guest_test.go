@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -58,6 +59,40 @@ func TestGuestOnVolume(t *testing.T) {
 	s.stop()
 	p.requireSum()
 	requireClean(t, after.Path)
+	requireFiles(t, tree, "--spm", p.socket, "disk")
+}
+
+// The server of the guest's disk is killed and started again while the guest
+// writes: the guest waits and goes on, and knows nothing of it.
+func TestGuestServerKilled(t *testing.T) {
+	dir := workspace(t)
+	needMountedFiles(t)
+	tree := guestTree(t)
+	p := newPool(t, filepath.Join(dir, "pool"), 4*gib)
+	disk := p.create("disk", 2*gib)
+	s := p.serve("disk")
+
+	g := guest.Start(t, guest.Options{Programs: guestPrograms, Args: virtioDisk(s.sock)})
+	g.Run("mkfs.ext4", "-q", "/dev/vda")
+	g.Run("mount", "/dev/vda", "/mnt")
+	rng := testenv.Rand(tree.Seed)
+	g.Fill("/mnt", tree, func(files int) {
+		if files%300 == 299 { // three times, about when the next file is fsynced
+			time.Sleep(time.Duration(rng.IntN(60)) * time.Millisecond) // any moment will do
+			s.proc.Kill()
+			r := imageState(t, disk.Path)
+			require.Contains(t, []int{0, 3}, r.ExitCode, "clean or leaks at worst: %s", r)
+			s.start()
+		}
+	})
+	trimAfterRemoving(t, g, s)
+	g.Run("umount", "/mnt")
+	g.PowerOff()
+	require.NotContains(t, g.Console(), "error", "the guest's console")
+
+	s.stop()
+	p.requireSum()
+	require.Contains(t, []int{0, 3}, imageState(t, disk.Path).ExitCode, "clean or leaks at worst")
 	requireFiles(t, tree, "--spm", p.socket, "disk")
 }
 

@@ -24,11 +24,10 @@ const port = "/dev/ttyS1"
 
 func main() {
 	// A first program that ends is a panic of the kernel, which ends the guest.
-	if err := serve(); err != nil {
-		fmt.Println("agent:", err)
-	}
+	fmt.Println("agent:", serve())
 }
 
+// serve returns only what went wrong.
 func serve() error {
 	if err := prepare(); err != nil {
 		return err

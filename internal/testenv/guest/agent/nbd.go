@@ -165,6 +165,10 @@ func handshake(network, address, export string) (*os.File, nbdExport, error) {
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, nbdExport{}, err
 	}
-	f, err := conn.(interface{ File() (*os.File, error) }).File()
+	filer, ok := conn.(interface{ File() (*os.File, error) })
+	if !ok {
+		return nil, nbdExport{}, fmt.Errorf("a connection of network %s has no descriptor", network)
+	}
+	f, err := filer.File()
 	return f, nbdExport{binary.BigEndian.Uint64(b), binary.BigEndian.Uint16(b[8:])}, err
 }
