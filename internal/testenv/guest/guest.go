@@ -3,12 +3,12 @@ package guest
 import (
 	"bufio"
 	"encoding/json"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -129,6 +129,28 @@ func (g *Guest) Run(program string, args ...string) string {
 	return g.Do(wire.Run, append([]string{program}, args...)...)
 }
 
+// Start starts a program that goes on beside what is asked for next, and returns
+// its process number.
+func (g *Guest) Start(program string, args ...string) string {
+	g.t.Helper()
+	return g.Do(wire.Start, append([]string{program}, args...)...)
+}
+
+// Stop asks a program that was started to end, with SIGTERM, and waits for it. It
+// must say that all is well.
+func (g *Guest) Stop(pid string) {
+	g.t.Helper()
+	g.Do(wire.Stop, pid, strconv.Itoa(int(syscall.SIGTERM)))
+}
+
+// Try runs a program that may fail, and returns its output and what went wrong.
+func (g *Guest) Try(program string, args ...string) (output, failed string) {
+	g.t.Helper()
+	g.ask(wire.Run, append([]string{program}, args...))
+	r := g.answer(program, nil)
+	return r.Output, r.Error
+}
+
 // Do asks the agent for one thing and returns its output.
 func (g *Guest) Do(op string, args ...string) string {
 	g.t.Helper()
@@ -155,38 +177,49 @@ func (g *Guest) Remove(path string) {
 // Watch is Do with somebody who is told how far it is.
 func (g *Guest) Watch(watch func(int), op string, args ...string) string {
 	g.t.Helper()
+	g.ask(op, args)
+	return g.await(strings.Join(append([]string{op}, args[:min(len(args), 2)]...), " "), watch)
+}
+
+func (g *Guest) ask(op string, args []string) {
+	g.t.Helper()
 	if err := json.NewEncoder(g.conn).Encode(wire.Request{Op: op, Args: args}); err != nil {
 		g.t.Fatalf("ask the guest for %s: %v\n%s", op, err, g.proc.Output())
 	}
-	return g.await(fmt.Sprint(op, " ", args), watch)
 }
 
+// await is the output of what was asked for, which must have succeeded.
 func (g *Guest) await(what string, watch func(int)) string {
 	g.t.Helper()
 	began := time.Now()
+	r := g.answer(what, watch)
+	if r.Error != "" {
+		g.t.Fatalf("guest: %s: %s\n%s\n--- console\n%s", what, r.Error, r.Output, g.proc.Output())
+	}
+	g.t.Logf("guest: %s: %v", what, time.Since(began).Round(10*time.Millisecond))
+	return r.Output
+}
+
+// answer waits for the end of what was asked for.
+func (g *Guest) answer(what string, watch func(int)) wire.Reply {
+	g.t.Helper()
 	for r := range g.replies {
-		switch {
-		case !r.Done:
-			if watch != nil {
-				watch(r.Progress)
-			}
-		case r.Error != "":
-			g.t.Fatalf("guest: %s: %s\n%s\n--- console\n%s", what, r.Error, r.Output, g.proc.Output())
-		default:
-			g.t.Logf("guest: %s: %v", what, time.Since(began).Round(10*time.Millisecond))
-			return r.Output
+		if r.Done {
+			return r
+		}
+		if watch != nil {
+			watch(r.Progress)
 		}
 	}
-	g.t.Fatalf("guest: %s: it ended, or its deadline was over, after %v\n--- console\n%s", what, time.Since(g.began).Round(time.Second), g.proc.Output())
-	return ""
+	g.t.Fatalf("guest: %s: it ended, or its deadline was over, after %v\n--- console\n%s",
+		what, time.Since(g.began).Round(time.Second), g.proc.Output())
+	return wire.Reply{}
 }
 
 // PowerOff switches the guest off and waits until it is.
 func (g *Guest) PowerOff() {
 	g.t.Helper()
-	if err := json.NewEncoder(g.conn).Encode(wire.Request{Op: wire.PowerOff}); err != nil {
-		g.t.Fatalf("switch the guest off: %v\n%s", err, g.proc.Output())
-	}
+	g.ask(wire.PowerOff, nil)
 	if err := g.proc.Wait(g.t, 30*time.Second); err != nil {
 		g.t.Fatalf("QEMU at the end of the guest: %v\n%s", err, g.proc.Output())
 	}

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +37,7 @@ func serve() error {
 	if err != nil {
 		return err
 	}
-	a := &agent{out: json.NewEncoder(line), started: map[string]*background{}}
+	a := &agent{out: json.NewEncoder(line), started: map[string]*exec.Cmd{}}
 	if err := a.out.Encode(wire.Reply{Done: true}); err != nil {
 		return err
 	}
@@ -118,7 +119,7 @@ func openPort() (*os.File, error) {
 // An agent does what it is asked for.
 type agent struct {
 	out     *json.Encoder
-	started map[string]*background // by process number
+	started map[string]*exec.Cmd // by process number, those that were not stopped
 }
 
 // do does one thing and says how it ended.
@@ -130,6 +131,7 @@ func (a *agent) do(r wire.Request) wire.Reply {
 		wire.Run:        {1, run},
 		wire.Start:      {1, a.start},
 		wire.Stop:       {2, a.stop},
+		wire.Await:      {1, await},
 		wire.Fill:       {2, a.fill},
 		wire.Remove:     {1, remove},
 		wire.Network:    {1, network},

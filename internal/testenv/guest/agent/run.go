@@ -6,16 +6,12 @@ import (
 	"os/exec"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 func run(args []string) (string, error) {
 	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
 	return string(out), err
-}
-
-// A background is a program that was started and not stopped.
-type background struct {
-	cmd *exec.Cmd
 }
 
 func (a *agent) start(args []string) (string, error) {
@@ -25,22 +21,33 @@ func (a *agent) start(args []string) (string, error) {
 		return "", err
 	}
 	pid := strconv.Itoa(cmd.Process.Pid)
-	a.started[pid] = &background{cmd}
+	a.started[pid] = cmd
 	return pid, nil
 }
 
 func (a *agent) stop(args []string) (string, error) {
-	b := a.started[args[0]]
-	if b == nil {
+	cmd := a.started[args[0]]
+	if cmd == nil {
 		return "", fmt.Errorf("nothing was started as process %s", args[0])
 	}
 	signal, err := strconv.Atoi(args[1])
 	if err != nil {
 		return "", err
 	}
-	if err := b.cmd.Process.Signal(syscall.Signal(signal)); err != nil {
+	if err := cmd.Process.Signal(syscall.Signal(signal)); err != nil {
 		return "", err
 	}
 	delete(a.started, args[0])
-	return "", b.cmd.Wait()
+	return "", cmd.Wait()
+}
+
+// await waits for a file that another process makes.
+func await(args []string) (string, error) {
+	const limit = 30 * time.Second
+	for end := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
+		_, err := os.Stat(args[0])
+		if err == nil || time.Now().After(end) {
+			return "", err
+		}
+	}
 }

@@ -23,6 +23,8 @@ const (
 	Start = "start"
 	// Stop asks such a program to end and waits for it: PID SIGNAL.
 	Stop = "stop"
+	// Await waits until a file is there: PATH.
+	Await = "await"
 	// Fill writes a [Tree] below a directory: DIR TREE, the tree as JSON. It tells
 	// the number of files that are written.
 	Fill = "fill"
