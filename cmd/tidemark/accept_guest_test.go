@@ -8,7 +8,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,6 +22,7 @@ import (
 	"tidemark/internal/testenv/guest"
 	"tidemark/internal/testenv/guest/wire"
 	"tidemark/nbd"
+	"tidemark/spm"
 )
 
 // What a guest writes on its disk: 1,000 files, 256 MiB in all, every tenth with
@@ -45,21 +48,81 @@ func TestGuestOnVolume(t *testing.T) {
 	s := p.serve("disk")
 
 	g := guest.Start(t, guest.Options{Programs: guestPrograms, Args: virtioDisk(s.sock)})
-	g.Run("mkfs.ext4", "-q", "/dev/vda")
-	g.Run("mount", "/dev/vda", "/mnt")
-	g.Fill("/mnt", tree, nil)
-	trimAfterRemoving(t, g, s)
-	g.Run("umount", "/mnt")
+	fillAndTrim(t, g, "/dev/vda", tree, s.dial())
 	g.PowerOff()
+	s.stop()
+	requireGrown(t, p, before)
+	requireFiles(t, tree, "--spm", p.socket, "disk")
+}
 
-	after := p.volume("disk")
+// The same with the NBD client of the guest's kernel, over TCP and with four
+// connections.
+func TestGuestKernelClient(t *testing.T) {
+	dir := workspace(t)
+	needMountedFiles(t)
+	tree := guestTree(t)
+	p := newPool(t, filepath.Join(dir, "pool"), 4*gib)
+	before := p.create("disk", 2*gib)
+	s, port := serveTCP(t, "--spm", p.socket, "disk")
+	c, err := nbd.Dial(t.Context(), "tcp", "127.0.0.1:"+port, nbd.ClientOptions{})
+	require.NoError(t, err)
+
+	g := guest.Start(t, guest.Options{
+		Modules: []string{"virtio_net", "nbd"}, Programs: guestPrograms,
+		Args: []string{"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="},
+	})
+	g.Do(wire.Network, "10.0.2.15")
+	const connections = "4"
+	export := g.Do(wire.Connect, "/dev/nbd0", "tcp", "10.0.2.2:"+port, "", connections) // QEMU's name for this host
+	t.Log(export)
+	fillAndTrim(t, g, "/dev/nbd0", tree, c)
+	g.Do(wire.Disconnect, "/dev/nbd0")
+	g.PowerOff()
+	require.NoError(t, s.Signal(syscall.SIGTERM))
+	require.NoError(t, s.Wait(t, stopLimit), s.Output())
+	require.Equal(t, 1+4, strings.Count(s.Output(), `msg="nbd: connected"`), "connections, with that of the test")
+	requireGrown(t, p, before)
+	requireFiles(t, tree, "--spm", p.socket, "disk")
+}
+
+// listeningOn finds the port in what a server logs.
+var listeningOn = regexp.MustCompile(`msg=listening tcp=127\.0\.0\.1:(\d+)`)
+
+// serveTCP starts tidemark nbd on a free port of this host.
+func serveTCP(t *testing.T, args ...string) (p *testenv.Process, port string) {
+	t.Helper()
+	p = testenv.Start(t, program(t, append([]string{"nbd", "-t", "-p", "0"}, args...)...))
+	testenv.Eventually(t, startLimit, "the server says where it listens", func() bool {
+		found := listeningOn.FindStringSubmatch(p.Output())
+		if found != nil {
+			port = found[1]
+		}
+		return found != nil
+	})
+	return p, port
+}
+
+// fillAndTrim makes a file system with the tree in it, and leaves it unmounted. c
+// sees the disk from outside.
+func fillAndTrim(t *testing.T, g *guest.Guest, device string, tree wire.Tree, c *nbd.Client) {
+	t.Helper()
+	g.Run("mkfs.ext4", "-q", device)
+	g.Run("mount", device, "/mnt")
+	g.Fill("/mnt", tree, nil)
+	trimAfterRemoving(t, g, c)
+	g.Run("umount", "/mnt")
+	require.NotContains(t, g.Console(), "error", "the guest's console")
+}
+
+// requireGrown requires that the volume has grown, and is an image without errors
+// or leaks now that nobody serves it.
+func requireGrown(t *testing.T, p *testPool, before spm.Volume) {
+	t.Helper()
+	after := p.volume(before.Name)
 	t.Logf("the volume grew from %d to %d MiB", before.Granted/mib, after.Granted/mib)
 	require.Greater(t, after.Granted, before.Granted, "granted")
-	require.Positive(t, p.info().Extensions)
-	s.stop()
 	p.requireSum()
 	requireClean(t, after.Path)
-	requireFiles(t, tree, "--spm", p.socket, "disk")
 }
 
 // The server of the guest's disk is killed and started again while the guest
@@ -85,7 +148,7 @@ func TestGuestServerKilled(t *testing.T) {
 			s.start()
 		}
 	})
-	trimAfterRemoving(t, g, s)
+	trimAfterRemoving(t, g, s.dial())
 	g.Run("umount", "/mnt")
 	g.PowerOff()
 	require.NotContains(t, g.Console(), "error", "the guest's console")
@@ -107,12 +170,11 @@ func virtioDisk(socket string) []string {
 }
 
 // trimAfterRemoving writes a file more and removes it, and requires that fstrim
-// gives its space back to the image.
-func trimAfterRemoving(t *testing.T, g *guest.Guest, s *server) {
+// gives its space back to the image. It closes c, which looks.
+func trimAfterRemoving(t *testing.T, g *guest.Guest, c *nbd.Client) {
 	t.Helper()
 	const size = 32 * mib
 	g.Fill("/mnt/more", wire.Tree{Seed: 1, Files: 1, Bytes: size, Sync: 1}, nil)
-	c := s.dial()
 	with := dataOf(t, c)
 	g.Remove("/mnt/more")
 	g.Run("fstrim", "/mnt")
