@@ -27,6 +27,7 @@ var packages = map[string]string{
 	"sanlock":             "sanlock",
 	"mkfs.ext4":           "e2fsprogs",
 	"e2fsck":              "e2fsprogs",
+	"ldd":                 "libc-bin",
 	"losetup":             "mount",
 	"umount":              "mount",
 	"fstrim":              "util-linux",
@@ -46,7 +47,7 @@ func Tool(t testing.TB, name string) string {
 		if pkg == "" {
 			pkg = name
 		}
-		missing(t, "the program %s; on Debian: apt-get install %s", name, pkg)
+		Missing(t, "the program %s; on Debian: apt-get install %s", name, pkg)
 	}
 	return path
 }
@@ -56,7 +57,7 @@ func Python(t testing.TB) string {
 	t.Helper()
 	python := Tool(t, debianPython)
 	if err := exec.Command(python, "-c", "import nbd").Run(); err != nil {
-		missing(t, "the module nbd of %s; on Debian: apt-get install python3-libnbd", python)
+		Missing(t, "the module nbd of %s; on Debian: apt-get install python3-libnbd", python)
 	}
 	return python
 }
@@ -68,7 +69,7 @@ func Need(t testing.TB, what string) {
 	switch what {
 	case "root":
 		if os.Geteuid() != 0 {
-			missing(t, "root: run the tests as root")
+			Missing(t, "root: run the tests as root")
 		}
 	case "fuse":
 		openable(t, "/dev/fuse", "FUSE: load the module fuse, or give the container /dev/fuse")
@@ -76,7 +77,7 @@ func Need(t testing.TB, what string) {
 		openable(t, "/dev/loop-control", "loop devices: load the module loop, and run as root")
 	case "shm":
 		if st, err := os.Stat("/dev/shm"); err != nil || !st.IsDir() {
-			missing(t, "a tmpfs at /dev/shm")
+			Missing(t, "a tmpfs at /dev/shm")
 		}
 	case "long":
 		if testing.Short() {
@@ -91,7 +92,7 @@ func openable(t testing.TB, path, reason string) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		missing(t, "%s (%v)", reason, err)
+		Missing(t, "%s (%v)", reason, err)
 		return
 	}
 	_ = f.Close() // only opened to see that it can be
@@ -100,7 +101,8 @@ func openable(t testing.TB, path, reason string) {
 // InCI reports whether what is missing must fail the test.
 func InCI() bool { return os.Getenv("CI") == "true" }
 
-func missing(t testing.TB, format string, args ...any) {
+// Missing skips the test and names what is not there; with CI=true it fails.
+func Missing(t testing.TB, format string, args ...any) {
 	t.Helper()
 	if InCI() {
 		t.Fatalf("CI=true, but missing: "+format, args...)
