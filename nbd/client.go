@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,8 @@ type ClientOptions struct {
 	UseExportName bool
 	// MaxInFlight requests on their way at a time; 0 is 64.
 	MaxInFlight int
+	// TLS is required of the server if it is not nil, and verifies it.
+	TLS *tls.Config
 }
 
 // Client is a connection to an NBD server, as a Device. Requests are pipelined:
@@ -84,7 +87,11 @@ func NewClient(ctx context.Context, conn net.Conn, o ClientOptions) (*Client, er
 		conn: conn, calls: map[uint64]*call{}, ended: make(chan struct{}),
 		slots: make(chan struct{}, max(defaulted(o.MaxInFlight, clientInFlightDefault), 1)),
 	}
-	err := negotiating(ctx, conn, func(n *negotiation) error { return c.enter(n, o) })
+	err := negotiating(ctx, conn, o.TLS, func(n *negotiation) error {
+		err := c.enter(n, o)
+		c.conn = n.conn
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -29,12 +30,16 @@ type ExportInfo struct {
 	MaxPayload        int64
 }
 
-// negotiating runs f on a connection whose greeting has been exchanged. The
-// connection is closed when f fails or ctx ends.
-func negotiating(ctx context.Context, conn net.Conn, f func(*negotiation) error) error {
+// negotiating runs f on a connection whose greeting has been exchanged and which,
+// if secure is not nil, is encrypted. The connection is closed when f fails or ctx
+// ends.
+func negotiating(ctx context.Context, conn net.Conn, secure *tls.Config, f func(*negotiation) error) error {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	n := &negotiation{conn: conn}
 	err := n.greet()
+	if err == nil && secure != nil {
+		err = n.startTLS(secure)
+	}
 	if err == nil {
 		err = f(n)
 	}
@@ -250,10 +255,11 @@ func (f exportFacts) device() (DeviceInfo, error) {
 	}, nil
 }
 
-// List asks a server for its exports. Sizes are not part of the answer.
-func List(ctx context.Context, network, address string) ([]ExportInfo, error) {
+// List asks a server for its exports. Sizes are not part of the answer. With secure
+// it insists on TLS.
+func List(ctx context.Context, network, address string, secure *tls.Config) ([]ExportInfo, error) {
 	var list []ExportInfo
-	err := inquire(ctx, network, address, func(n *negotiation) error {
+	err := inquire(ctx, network, address, secure, func(n *negotiation) error {
 		return n.ask(optList, nil, clientListMax, func(t repType, b []byte) error {
 			if t != repServer {
 				return unexpected(t, b)
@@ -266,10 +272,11 @@ func List(ctx context.Context, network, address string) ([]ExportInfo, error) {
 	return list, err
 }
 
-// Info asks a server about one export without entering it.
-func Info(ctx context.Context, network, address, export string) (ExportInfo, error) {
+// Info asks a server about one export without entering it. With secure it insists
+// on TLS.
+func Info(ctx context.Context, network, address, export string, secure *tls.Config) (ExportInfo, error) {
 	var x ExportInfo
-	err := inquire(ctx, network, address, func(n *negotiation) error {
+	err := inquire(ctx, network, address, secure, func(n *negotiation) error {
 		f, err := n.infoOrGo(optInfo, export)
 		if err != nil {
 			return err
@@ -285,14 +292,14 @@ func Info(ctx context.Context, network, address, export string) (ExportInfo, err
 }
 
 // inquire connects, asks, and aborts the handshake.
-func inquire(ctx context.Context, network, address string, f func(*negotiation) error) error {
+func inquire(ctx context.Context, network, address string, secure *tls.Config, f func(*negotiation) error) error {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, network, address)
 	if err != nil {
 		return fmt.Errorf("nbd: %w", err)
 	}
 	defer conn.Close()
-	return negotiating(ctx, conn, func(n *negotiation) error {
+	return negotiating(ctx, conn, secure, func(n *negotiation) error {
 		if !n.fixed {
 			return fmt.Errorf("the server is not fixed newstyle: %w", ErrUnsupported)
 		}

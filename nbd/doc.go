@@ -85,6 +85,14 @@
 // ones, and for each connection ownBytes and the four buffers. What a connection
 // has within ownBytes never waits for another connection.
 //
+// # TLS
+//
+// With Options.TLS every connection has to begin with STARTTLS (the
+// specification's FORCEDTLS). Until then every option but ABORT is refused, no
+// export is looked up and no Device touched; afterwards the handshake begins anew,
+// with nothing of what was said or received before (tls.go). Its time limit
+// includes TLS. Connections without TLS do not notice any of this.
+//
 // # Names
 //
 // The empty name is the default export: the one that was added with the empty

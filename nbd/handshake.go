@@ -3,10 +3,12 @@ package nbd
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"strings"
 	"time"
 )
@@ -16,6 +18,7 @@ import (
 type handshake struct {
 	srv  *Server
 	conn *connection
+	wire net.Conn // conn's, or TLS over it
 	r    *bufio.Reader
 	log  *slog.Logger
 
@@ -28,7 +31,8 @@ type handshake struct {
 	structured bool
 	allocation *export // for which base:allocation was selected
 
-	session *session // the result
+	secure  *tls.Conn // after STARTTLS
+	session *session  // the result
 }
 
 // allocationID is the id of base:allocation in BLOCK_STATUS replies.
@@ -39,13 +43,16 @@ var (
 	errManyOptions = errors.New("too many options")
 )
 
-// handshake negotiates. It returns the session, already a member of its
-// export, and what the client has sent since; or nil and why there is none.
-func (srv *Server) handshake(c *connection, log *slog.Logger) (_ *session, before []byte, err error) {
-	h := &handshake{
-		srv: srv, conn: c, log: log, r: bufio.NewReaderSize(c, handshakeReaderBytes),
+func (srv *Server) newHandshake(c *connection, wire net.Conn, log *slog.Logger) *handshake {
+	return &handshake{
+		srv: srv, conn: c, wire: wire, log: log, r: bufio.NewReaderSize(wire, handshakeReaderBytes),
 		options: optionsMax, deadline: time.Now().Add(srv.opts.HandshakeTimeout),
 	}
+}
+
+// run negotiates. It returns the session, already a member of its export, and
+// what the client has sent since; or nil and why there is none.
+func (h *handshake) run() (_ *session, before []byte, err error) {
 	err = h.negotiate()
 	if err != nil && h.session != nil { // it entered, but cannot go on
 		h.session.kill(err)
@@ -71,7 +78,7 @@ func (h *handshake) negotiate() (err error) {
 }
 
 func (h *handshake) greet() error {
-	if _, err := h.conn.Write(appendGreeting(nil, flagFixedNewstyle|flagNoZeroes)); err != nil {
+	if _, err := h.wire.Write(appendGreeting(nil, flagFixedNewstyle|flagNoZeroes)); err != nil {
 		return err
 	}
 	var b [clientFlagsBytes]byte
@@ -120,12 +127,17 @@ func (h *handshake) answer(o option, data []byte) error {
 		}
 		return h.refuse(o, repErrShutdown, ErrShutdown.Error())
 	}
+	if refused, err := h.beforeTLS(o); refused {
+		return err
+	}
 	switch o {
 	case optExportName:
 		return h.exportName(string(data))
 	case optAbort:
 		_ = h.reply(o, repAck, nil) // the client may have gone already
 		return errAborted
+	case optStartTLS:
+		return h.startTLS(data)
 	case optList:
 		return h.list(data)
 	case optInfo, optGo:
@@ -143,7 +155,7 @@ func (h *handshake) answer(o option, data []byte) error {
 }
 
 func (h *handshake) reply(o option, t repType, data []byte) error {
-	_, err := h.conn.Write(appendOptionReply(nil, o, t, data))
+	_, err := h.wire.Write(appendOptionReply(nil, o, t, data))
 	return err
 }
 
@@ -173,7 +185,7 @@ func (h *handshake) list(data []byte) error {
 		b = appendOptionReply(b, optList, repServer, appendServerReply(nil, e.Name, e.Description))
 	}
 	b = appendOptionReply(b, optList, repAck, nil)
-	_, err := h.conn.Write(b)
+	_, err := h.wire.Write(b)
 	return err
 }
 
@@ -193,7 +205,7 @@ func (h *handshake) exportName(name string) error {
 	if err := h.enter(e, t); err != nil {
 		return err
 	}
-	_, err := h.conn.Write(appendExportNameReply(nil, uint64(t.size), uint16(t.flags), !h.noZeroes))
+	_, err := h.wire.Write(appendExportNameReply(nil, uint64(t.size), uint16(t.flags), !h.noZeroes))
 	return err
 }
 
@@ -220,7 +232,7 @@ func (h *handshake) infoOrGo(o option, data []byte) error {
 			return err
 		}
 	}
-	_, err = h.conn.Write(appendGoReplies(o, e, g, t, sizes))
+	_, err = h.wire.Write(appendGoReplies(o, e, g, t, sizes))
 	return err
 }
 
@@ -254,7 +266,7 @@ func (h *handshake) termsOf(e *export) (terms, blockSizes) {
 func (h *handshake) enter(e *export, t terms) error {
 	ctx, cancel := context.WithDeadline(context.Background(), h.deadline)
 	defer cancel()
-	s := newSession(h.srv, e, h.conn.Conn, h.log, t)
+	s := newSession(h.srv, e, h.wire, h.log, t)
 	if err := e.enter(ctx, s); err != nil {
 		return err
 	}
@@ -290,7 +302,7 @@ func (h *handshake) metaContext(o option, data []byte) error {
 		}
 		b = appendOptionReply(b, o, repMetaContext, appendMetaContext(nil, id, contextAllocation))
 	}
-	_, err = h.conn.Write(appendOptionReply(b, o, repAck, nil))
+	_, err = h.wire.Write(appendOptionReply(b, o, repAck, nil))
 	return err
 }
 

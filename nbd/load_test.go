@@ -32,7 +32,7 @@ func newLoad(t testing.TB, address string, h requestHeader, span int64, depth in
 	t.Helper()
 	conn, err := net.Dial("unix", address)
 	require.NoError(t, err)
-	err = negotiating(t.Context(), conn, func(n *negotiation) error {
+	err = negotiating(t.Context(), conn, nil, func(n *negotiation) error {
 		_, err := n.infoOrGo(optGo, "")
 		return err
 	})

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,6 +40,10 @@ type Options struct {
 	// all their patience at a time; the next is answered ENOSPC after 2 s. 0 is
 	// 8; negative is none, each is answered ENOSPC at once.
 	MaxHeld int
+	// TLS requires every client to begin with STARTTLS; nil serves without
+	// encryption and refuses STARTTLS. Set ClientAuth to RequireAndVerifyClientCert
+	// and ClientCAs to serve only clients that have a certificate.
+	TLS *tls.Config
 }
 
 func (o Options) withDefaults() Options {
@@ -70,6 +75,7 @@ type Server struct {
 	inFlight *pool          // bytes of requests in progress
 	held     *pool          // bytes of requests that wait for space
 	requests sync.Pool      // of *request, for the off-load
+	tls      *tls.Config    // of every connection; nil: none is encrypted
 	taken    atomic.Int32   // sockets that keep a thread
 	wg       sync.WaitGroup // connections
 
@@ -98,6 +104,7 @@ func NewServer(o Options) *Server {
 		opts:      o,
 		inFlight:  newPool(o.MaxInFlightBytes),
 		held:      newPool(o.MaxInFlightBytes),
+		tls:       serverTLS(o.TLS),
 		listeners: map[net.Listener]struct{}{},
 		conns:     map[*connection]struct{}{},
 
@@ -293,7 +300,11 @@ func (srv *Server) forget(c *connection) {
 
 // serve leads a connection through its two phases.
 func (srv *Server) serve(c *connection, log *slog.Logger) {
-	s, before, err := srv.handshake(c, log)
+	h := srv.newHandshake(c, c.Conn, log)
+	s, before, err := h.run()
+	if h.secure != nil {
+		log = log.With("tls", h.peerName())
+	}
 	if s == nil {
 		log.Debug("nbd: the handshake ended without an export", "reason", err)
 		return

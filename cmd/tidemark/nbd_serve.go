@@ -160,14 +160,14 @@ func ignoreMissing(err error) error {
 func listExports(ctx context.Context, w io.Writer, network, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
-	all, err := nbd.List(ctx, network, address)
+	all, err := nbd.List(ctx, network, address, nil)
 	if err != nil {
 		return fmt.Errorf("list the exports of %s: %w", address, err)
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "exports available: %d\n", len(all))
 	for _, x := range all {
-		info, err := nbd.Info(ctx, network, address, x.Name)
+		info, err := nbd.Info(ctx, network, address, x.Name, nil)
 		if err != nil {
 			return fmt.Errorf("ask %s about export %q: %w", address, x.Name, err)
 		}
