@@ -28,6 +28,9 @@ type nbdOptions struct {
 	socketMode   string
 	socketGroup  string
 
+	objects                         []string
+	tlsCreds, tlsAuthz, tlsHostname string
+
 	name, description string
 	more              []string // --export NAME=IMAGE
 	spm               string
@@ -71,6 +74,7 @@ const nbdExample = `  tidemark create disk.qcow2 10G
   tidemark nbd -t -k /tmp/all.sock --export root=root.qcow2 --export data=data.qcow2
   tidemark nbd -t -k /tmp/top.sock --backing auto top.qcow2
   tidemark nbd -t -k /tmp/vm1.sock --spm /run/tidemark/spm.sock vm1
+  tidemark nbd -t -b 192.0.2.1 --tls-creds /etc/pki/tidemark/ disk.qcow2
   tidemark nbd -L -k /tmp/all.sock`
 
 func newNBD(g *global) *cobra.Command {
@@ -101,7 +105,7 @@ func newNBD(g *global) *cobra.Command {
 			return fmt.Errorf("nbd: %w", err)
 		}
 		if o.list {
-			return listExports(c.Context(), c.OutOrStdout(), p.network, p.address)
+			return listExports(c.Context(), c.OutOrStdout(), p)
 		}
 		if v := o.aio.value; v != "threads" {
 			log.Debug("option has no effect: requests are served by threads", "aio", v)
@@ -118,7 +122,11 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 	f.StringVar(&o.socketGroup, "socket-group", "", "group of the socket, by name or number")
 	f.IntVarP(&o.port, "port", "p", 10809, "TCP port; 0 is a free one, which the log tells")
 	f.StringVarP(&o.bind, "bind", "b", "127.0.0.1", "TCP address")
-	f.BoolVar(&o.insecure, "insecure", false, "serve beyond this host although nothing is encrypted and nobody is asked who he is")
+	f.BoolVar(&o.insecure, "insecure", false, "serve beyond this host although nobody has to prove who he is")
+	f.StringArrayVar(&o.objects, "object", nil, "tls-creds-x509,id=ID,endpoint=server|client,dir=DIR[,verify-peer=no] or authz-simple,id=ID,identity=DN")
+	f.StringVar(&o.tlsCreds, "tls-creds", "", "require TLS, with the credentials of that --object, or those in a directory")
+	f.StringVar(&o.tlsAuthz, "tls-authz", "", "serve only the client that this --object names")
+	f.StringVar(&o.tlsHostname, "tls-hostname", "", "with -L: the name in the server's certificate (default: the address)")
 
 	f.StringVarP(&o.name, "export-name", "x", "", "name of the export IMAGE")
 	f.StringVarP(&o.description, "description", "D", "", "description of the export IMAGE")
@@ -153,11 +161,9 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 // refuseNBD are the options of qemu-nbd that are not there, and one of ours that
 // is not there yet.
 func refuseNBD(c *cobra.Command) {
-	const noTLS = "TLS is not supported yet: use a unix socket (-k), or bind to 127.0.0.1 behind ssh or stunnel"
 	const noDevice = "the kernel's client is not started from here: use nbd-client -unix SOCKET DEVICE"
 	const noSnapshot = "not supported yet: use qemu-nbd, or copy the snapshot out with qemu-img convert -l"
-	refuse(c, refuseObject, refuseImageOpts,
-		refusal{"tls-creds", "", true, noTLS}, refusal{"tls-authz", "", true, noTLS}, refusal{"tls-hostname", "", true, noTLS},
+	refuse(c, refuseImageOpts,
 		refusal{"connect", "c", true, noDevice},
 		refusal{"disconnect", "d", true, "the kernel's client is not stopped from here: use nbd-client -d DEVICE"},
 		refusal{"offset", "o", true, "serving part of an image is not supported: use nbdkit --filter=offset, or a partition in the guest"},
@@ -176,6 +182,8 @@ type nbdPlan struct {
 	exports          []nbdExport
 	spm              string // socket of the pool manager, "" if no export is a volume
 	network, address string
+	host             string // of the address; "" for a unix socket
+	tls              tlsPlan
 	socket           unixsock.Options
 	raw              bool          // the files are the disks
 	backing          backingChoice // what may be opened below an image
@@ -206,6 +214,9 @@ func (o *nbdOptions) plan(images []string, changed func(string) bool, env string
 			HandshakeTimeout: time.Duration(o.handshake) * time.Second},
 	}
 	err := o.checkNumbers()
+	if err == nil {
+		p.tls, err = o.planTLS()
+	}
 	if err == nil {
 		err = o.planAddress(&p, changed)
 	}
@@ -249,11 +260,13 @@ func (o *nbdOptions) planAddress(p *nbdPlan, changed func(string) bool) (err err
 	if changed("socket-mode") || changed("socket-group") || changed("socket") {
 		return errors.New("--socket-mode and --socket-group belong to a unix socket: give its path with -k")
 	}
-	if !o.insecure && !o.list && !isLoopback(o.bind) {
-		return fmt.Errorf("-b %s: everybody who reaches that address could read and write the disk, because TLS is not supported yet: "+
-			"use -k or -b 127.0.0.1, or add --insecure", o.bind)
+	verified := p.tls.secure() && p.tls.verifyPeer
+	if !o.insecure && !o.list && !verified && !isLoopback(o.bind) {
+		return fmt.Errorf("-b %s: everybody who reaches that address could read and write the disk: "+
+			"use -k, -b 127.0.0.1 or --tls-creds with verified clients, or add --insecure", o.bind)
 	}
-	p.network, p.address = "tcp", net.JoinHostPort(strings.Trim(o.bind, "[]"), strconv.Itoa(o.port))
+	p.host = strings.Trim(o.bind, "[]")
+	p.network, p.address = "tcp", net.JoinHostPort(p.host, strconv.Itoa(o.port))
 	return nil
 }
 

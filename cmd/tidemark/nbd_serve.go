@@ -61,6 +61,10 @@ func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 func (s *nbdService) start(ctx context.Context) error {
 	o := s.plan.server
 	o.Logger = s.log
+	var err error
+	if o.TLS, err = s.plan.tls.server(); err != nil {
+		return err
+	}
 	s.server = nbd.NewServer(o)
 	for _, x := range s.plan.exports {
 		if err := s.export(ctx, x); err != nil {
@@ -157,17 +161,22 @@ func ignoreMissing(err error) error {
 }
 
 // listExports asks a server what it has.
-func listExports(ctx context.Context, w io.Writer, network, address string) error {
+func listExports(ctx context.Context, w io.Writer, p nbdPlan) error {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
-	all, err := nbd.List(ctx, network, address, nil)
+	network, address := p.network, p.address
+	secure, err := p.tls.client(p.host)
+	if err != nil {
+		return err
+	}
+	all, err := nbd.List(ctx, network, address, secure)
 	if err != nil {
 		return fmt.Errorf("list the exports of %s: %w", address, err)
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "exports available: %d\n", len(all))
 	for _, x := range all {
-		info, err := nbd.Info(ctx, network, address, x.Name, nil)
+		info, err := nbd.Info(ctx, network, address, x.Name, secure)
 		if err != nil {
 			return fmt.Errorf("ask %s about export %q: %w", address, x.Name, err)
 		}
