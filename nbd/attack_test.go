@@ -89,7 +89,7 @@ func TestAttacks(t *testing.T) {
 		{"unknown option", refuse(0x7654321, []byte("payload"), repErrUnsup)},
 		{"option of 64 KiB", refuse(0x7654321, make([]byte, optionBytesMax), repErrUnsup)},
 		{"STARTTLS", refuse(optStartTLS, nil, repErrUnsup)},
-		{"EXTENDED_HEADERS", refuse(optExtendedHeaders, nil, repErrUnsup)},
+		{"EXTENDED_HEADERS with data", refuse(optExtendedHeaders, []byte{0}, repErrInvalid)},
 		{"PEEK_EXPORT", refuse(4, nil, repErrUnsup)},
 		{"LIST with data", refuse(optList, []byte{0}, repErrInvalid)},
 		{"STRUCTURED_REPLY with data", refuse(optStructuredReply, []byte{0}, repErrInvalid)},
@@ -214,7 +214,7 @@ func TestAttacks(t *testing.T) {
 // The largest BLOCK_STATUS, of an export where it is legal, at the boundary
 // that CVE-2025-47711 was about.
 func TestBlockStatusBoundary(t *testing.T) {
-	d := &hugeDevice{*newMemDevice(0)}
+	d := &hugeDevice{memDevice: *newMemDevice(0)}
 	d.info.Size = 1 << 40
 	ts := serve(t, Options{}, Export{Device: d})
 	c := ts.dial(t, ClientOptions{})
@@ -228,7 +228,10 @@ func TestBlockStatusBoundary(t *testing.T) {
 	require.Equal(t, []Extent{{Len: 1 << 40, State: block.Zero, Host: -1}}, got)
 }
 
-type hugeDevice struct{ memDevice }
+type hugeDevice struct {
+	memDevice
+	ranges [][2]int64 // of WriteZeroes and Discard, with memDevice.mu
+}
 
 func (d *hugeDevice) AppendExtents(_ context.Context, dst []Extent, off, n int64) ([]Extent, error) {
 	return append(dst, Extent{Off: off, Len: n, State: block.Zero, Host: -1}), nil
@@ -265,8 +268,8 @@ func TestClientThatDoesNotRead(t *testing.T) {
 	srv.connectionBytes = pieces * piece
 	ts := serveOn(t, srv, Export{Device: d})
 	other := ts.dial(t, ClientOptions{})
-	r := ts.transmission(t, true)
-	go func() { // until the server hangs up
+	r := ts.transmission(t, false) // holes would be short
+	go func() {                    // until the server hangs up
 		b := requestHeader{cmd: cmdRead, length: piece}.append(nil)
 		for {
 			if _, err := r.conn.Write(b); err != nil {

@@ -161,7 +161,13 @@ func (c *Client) enter(n *negotiation, o ClientOptions) (err error) {
 	if !n.fixed && !o.UseExportName {
 		return fmt.Errorf("the server is not fixed newstyle: %w", ErrUnsupported)
 	}
-	if n.fixed && !o.NoStructured {
+	if n.fixed && o.Extended {
+		if c.extended, err = n.optional(optExtendedHeaders, nil, unexpected); err != nil {
+			return err
+		}
+		c.structured = c.extended
+	}
+	if n.fixed && !o.NoStructured && !c.extended {
 		if c.structured, err = n.optional(optStructuredReply, nil, unexpected); err != nil {
 			return err
 		}

@@ -81,7 +81,7 @@ func eventually(t *testing.T, what string, f func() bool) {
 func TestEveryCommandWithEveryFlag(t *testing.T) {
 	d := newMemDevice(1<<20 + 512)
 	ts := serve(t, Options{}, Export{Name: "a", Device: d})
-	for _, o := range []ClientOptions{{}, {Export: "a"}, {NoStructured: true}, {UseExportName: true}} {
+	for _, o := range []ClientOptions{{}, {Extended: true}, {Export: "a"}, {NoStructured: true}, {UseExportName: true}} {
 		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
 			c := ts.dial(t, o)
 			ctx := t.Context()

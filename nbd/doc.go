@@ -117,8 +117,9 @@
 //
 // # What is left for later
 //
-// Sparse reads (OFFSET_HOLE) are understood by the client but not sent yet; the
-// places are session.read and session.inlineRead. A flush that has nothing to do
+// A read that the off-load finds to be all zero is answered with a hole; one that is
+// so in parts is answered with data, and what runs inline always: the places are
+// session.read and session.inlineRead. A flush that has nothing to do
 // could be answered inline if Device.Flush took block.NoWait; the place is
 // session.inline.
 package nbd

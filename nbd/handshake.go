@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"strings"
 	"time"
 )
 
@@ -29,14 +28,13 @@ type handshake struct {
 	deadline time.Time
 
 	structured bool
-	allocation *export // for which base:allocation was selected
+	extended   bool // headers
+	selected   contextSet
+	of         *export // for which they were selected
 
 	secure  *tls.Conn // after STARTTLS
 	session *session  // the result
 }
-
-// allocationID is the id of base:allocation in BLOCK_STATUS replies.
-const allocationID = 1
 
 var (
 	errAborted     = errors.New("the client aborted the handshake")
@@ -142,16 +140,26 @@ func (h *handshake) answer(o option, data []byte) error {
 		return h.list(data)
 	case optInfo, optGo:
 		return h.infoOrGo(o, data)
-	case optStructuredReply:
-		if len(data) != 0 {
-			return h.refuse(o, repErrInvalid, "this option has no data")
-		}
-		h.structured = true
-		return h.reply(o, repAck, nil)
+	case optStructuredReply, optExtendedHeaders:
+		return h.headers(o, data)
 	case optListMeta, optSetMeta:
 		return h.metaContext(o, data)
 	}
 	return h.refuse(o, repErrUnsup, "this option is not supported")
+}
+
+// headers agrees on structured replies, or on extended headers with them.
+func (h *handshake) headers(o option, data []byte) error {
+	switch {
+	case len(data) != 0:
+		return h.refuse(o, repErrInvalid, "this option has no data")
+	case h.extended && o == optStructuredReply:
+		return h.refuse(o, repErrExtHeaderReq, "extended headers were agreed already")
+	case h.extended:
+		return h.refuse(o, repErrInvalid, "extended headers were agreed already")
+	}
+	h.structured, h.extended = true, o == optExtendedHeaders
+	return h.reply(o, repAck, nil)
 }
 
 func (h *handshake) reply(o option, t repType, data []byte) error {
@@ -193,6 +201,9 @@ func (h *handshake) list(data []byte) error {
 func (h *handshake) exportName(name string) error {
 	if len(name) > stringBytesMax {
 		return fmt.Errorf("export name of %d bytes: %w", len(name), errTooLong)
+	}
+	if h.extended {
+		return errors.New("EXPORT_NAME after EXTENDED_HEADERS, expected GO")
 	}
 	e := h.srv.findExport(name)
 	if e == nil {
@@ -255,10 +266,14 @@ func appendGoReplies(o option, e *export, g goRequest, t terms, sizes blockSizes
 func (h *handshake) termsOf(e *export) (terms, blockSizes) {
 	multi := !e.NoMultiConn && h.srv.opts.MaxConnections > 1
 	f, s, size := offer(e.Device.Info(), e.ReadOnly, multi, h.structured)
-	return terms{
-		size: size, minBlock: int64(s.min), flags: f,
-		structured: h.structured, allocation: h.structured && h.allocation == e,
-	}, s
+	t := terms{size: size, minBlock: int64(s.min), flags: f, structured: h.structured, extended: h.extended}
+	if h.of == e {
+		t.contexts = h.selected
+	}
+	if t.extended && t.contexts != 0 {
+		t.flags |= txStatusPayload
+	}
+	return t, s
 }
 
 // enter makes the session a member of its export, when no request of a dead
@@ -281,7 +296,7 @@ func (h *handshake) enter(e *export, t terms) error {
 
 func (h *handshake) metaContext(o option, data []byte) error {
 	if o == optSetMeta {
-		h.allocation = nil // also when the option fails
+		h.selected, h.of = 0, nil // also when the option fails
 	}
 	if !h.structured {
 		return h.refuse(o, repErrInvalid, "structured replies must be negotiated first")
@@ -294,25 +309,20 @@ func (h *handshake) metaContext(o option, data []byte) error {
 	if e == nil {
 		return h.refuse(o, repErrUnknown, fmt.Sprintf("there is no export %q", m.name))
 	}
+	found := e.contexts().matching(m.queries, o == optListMeta)
+	if o == optSetMeta {
+		h.selected, h.of = found, e
+	}
 	var b []byte
-	if selectsAllocation(m.queries, o == optListMeta) {
-		id := uint32(0)
-		if o == optSetMeta {
-			h.allocation, id = e, allocationID
+	for found != 0 {
+		one, rest := found.first()
+		id := one.id()
+		if o == optListMeta {
+			id = 0
 		}
-		b = appendOptionReply(b, o, repMetaContext, appendMetaContext(nil, id, contextAllocation))
+		b = appendOptionReply(b, o, repMetaContext, appendMetaContext(nil, id, contextNames[one.id()-1]))
+		found = rest
 	}
 	_, err = h.wire.Write(appendOptionReply(b, o, repAck, nil))
 	return err
-}
-
-// selectsAllocation matches queries with the only context there is. Other
-// namespaces and leaves are ignored. A list without queries wants everything.
-func selectsAllocation(queries []string, list bool) bool {
-	for _, q := range queries {
-		if q == contextAllocation || list && q == strings.TrimSuffix(contextAllocation, "allocation") {
-			return true
-		}
-	}
-	return list && len(queries) == 0
 }
