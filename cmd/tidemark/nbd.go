@@ -36,6 +36,7 @@ type nbdOptions struct {
 	spm               string
 	noDM              bool
 	readOnly          bool
+	allocationDepth   bool
 
 	shared, maxConnections int
 	persistent             bool
@@ -137,6 +138,8 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 	unsafeNoDM(f, &o.noDM)
 	f.BoolVarP(&o.readOnly, "read-only", "r", false, "refuse writes")
 
+	f.BoolVarP(&o.allocationDepth, "allocation-depth", "A", false, "offer the metadata context qemu:allocation-depth")
+
 	f.IntVarP(&o.shared, "shared", "e", 0, "serve at most NUM clients at a time, the next one waits; 0 is no limit")
 	f.IntVar(&o.maxConnections, "max-connections", 100, "close connections above this number")
 	f.BoolVarP(&o.persistent, "persistent", "t", false, "do not exit when the last client has gone")
@@ -167,7 +170,6 @@ func refuseNBD(c *cobra.Command) {
 		refusal{"connect", "c", true, noDevice},
 		refusal{"disconnect", "d", true, "the kernel's client is not stopped from here: use nbd-client -d DEVICE"},
 		refusal{"offset", "o", true, "serving part of an image is not supported: use nbdkit --filter=offset, or a partition in the guest"},
-		refusal{"allocation-depth", "A", false, "the metadata context qemu:allocation-depth is not supported yet: base:allocation is always there"},
 		refusal{"bitmap", "B", true, "dirty bitmaps are not supported yet: use qemu-nbd -B on an image that nothing writes to"},
 		refusal{"snapshot", "s", false, noSnapshot}, refusal{"load-snapshot", "l", true, noSnapshot},
 		refusal{"nocache", "n", false, "bypassing the page cache is not supported yet: use --cache=writeback, the default"},
@@ -188,6 +190,7 @@ type nbdPlan struct {
 	raw              bool          // the files are the disks
 	backing          backingChoice // what may be opened below an image
 	readOnly         bool
+	allocationDepth  bool
 	ignoreDiscard    bool
 	noDM             bool
 	shared           int
@@ -207,7 +210,7 @@ func (o *nbdOptions) plan(images []string, changed func(string) bool, env string
 	p := nbdPlan{
 		raw: o.format.value == formatRaw, backing: *o.backing,
 		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile,
-		noDM:          o.noDM,
+		noDM: o.noDM, allocationDepth: o.allocationDepth,
 		ignoreDiscard: o.discard.value == "ignore" || o.discard.value == "off",
 		patient:       changed("patience"),
 		server: nbd.Options{MaxConnections: o.maxConnections, Patience: o.patience,
