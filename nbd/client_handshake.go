@@ -28,6 +28,24 @@ type ExportInfo struct {
 	MinBlock          int // bytes
 	PreferredBlock    int // bytes
 	MaxPayload        int64
+	Flags             uint16   // of transmission, as on the wire
+	Contexts          []string // metadata contexts
+}
+
+// flagNames are the transmission flags by their bits, as qemu-nbd -L calls them.
+var flagNames = [...]string{
+	1: "readonly", 2: "flush", 3: "fua", 4: "rotational", 5: "trim", 6: "zeroes", 7: "df", 8: "multi",
+	9: "resize", 10: "cache", 11: "fast-zero", 12: "block-status-payload",
+}
+
+// FlagNames are the names of the flags that are set.
+func (x ExportInfo) FlagNames() (names []string) {
+	for bit, name := range flagNames {
+		if name != "" && x.Flags&(1<<bit) != 0 {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // negotiating runs f on a connection whose greeting has been exchanged and which,
@@ -283,18 +301,42 @@ func List(ctx context.Context, network, address string, secure *tls.Config) ([]E
 func Info(ctx context.Context, network, address, export string, secure *tls.Config) (ExportInfo, error) {
 	var x ExportInfo
 	err := inquire(ctx, network, address, secure, func(n *negotiation) error {
+		structured, err := n.optional(optStructuredReply, nil, unexpected)
+		if err != nil {
+			return err
+		}
 		f, err := n.infoOrGo(optInfo, export)
 		if err != nil {
 			return err
+		}
+		var contexts []string
+		if structured {
+			if contexts, err = n.contexts(export); err != nil {
+				return err
+			}
 		}
 		i, err := f.device()
 		x = ExportInfo{
 			Name: f.name, Description: cleanText(f.description), Size: i.Size, ReadOnly: i.ReadOnly, MultiConn: i.MultiConn,
 			MinBlock: i.MinBlock, PreferredBlock: i.PreferredBlock, MaxPayload: int64(i.MaxTransfer),
+			Flags: uint16(f.flags), Contexts: contexts,
 		}
 		return err
 	})
 	return x, err
+}
+
+// contexts asks which metadata contexts an export has.
+func (n *negotiation) contexts(export string) (names []string, err error) {
+	_, err = n.optional(optListMeta, metaRequest{name: export}.append(nil), func(t repType, b []byte) error {
+		_, name, err := parseMetaContext(b)
+		if t != repMetaContext || err != nil {
+			return fmt.Errorf("unexpected %s listing contexts: %w", t, errSyntax)
+		}
+		names = append(names, cleanText(name))
+		return nil
+	})
+	return names, err
 }
 
 // inquire connects, asks, and aborts the handshake.

@@ -226,7 +226,9 @@ func TestListAndInfo(t *testing.T) {
 	for _, name := range []string{"", "one"} {
 		x, err := Info(t.Context(), "unix", ts.address, name, nil)
 		require.NoError(t, err)
-		require.Equal(t, ExportInfo{Name: "one", Description: "the first", Size: 512, MinBlock: 512, PreferredBlock: 65536, MaxPayload: 1 << 20}, x)
+		require.Equal(t, ExportInfo{Name: "one", Description: "the first", Size: 512, MinBlock: 512, PreferredBlock: 65536, MaxPayload: 1 << 20,
+			Flags: x.Flags, Contexts: []string{contextAllocation}}, x)
+		require.Equal(t, []string{"flush", "fua", "trim", "zeroes", "df", "cache", "fast-zero"}, x.FlagNames())
 	}
 	x, err := Info(t.Context(), "unix", ts.address, "two", nil)
 	require.NoError(t, err)
