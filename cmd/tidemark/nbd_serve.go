@@ -4,21 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
-	"time"
 
-	"tidemark/internal/unixsock"
 	"tidemark/nbd"
 )
-
-// listTimeout bounds the questions of -L.
-const listTimeout = 10 * time.Second
 
 // An nbdService serves what a plan says. What is opened is closed again in the
 // reverse order, also when the start fails half way:
@@ -37,12 +30,15 @@ func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 	// A reader of our log that goes away must not end the disks.
 	signal.Ignore(syscall.SIGPIPE)
 	s := &nbdService{plan: p, opener: opener{socket: p.spm, log: log}}
-	if err := s.start(ctx); err != nil {
+	err := s.start(ctx)
+	if err == nil {
+		err = forkReady()
+	}
+	if err != nil {
 		return errors.Join(err, s.close())
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- s.server.Serve(s.gate) }()
-	var err error
 	select {
 	case <-ctx.Done():
 		log.Info("stopping: asked to")
@@ -97,16 +93,7 @@ func (s *nbdService) export(ctx context.Context, x nbdExport) error {
 
 // listen makes the socket and the pid file, and then says so.
 func (s *nbdService) listen(ctx context.Context) error {
-	var l net.Listener
-	var err error
-	if s.plan.network == "unix" {
-		l, err = unixsock.Listen(s.plan.address, s.plan.socket)
-	} else {
-		var c net.ListenConfig
-		if l, err = c.Listen(ctx, s.plan.network, s.plan.address); err != nil {
-			err = fmt.Errorf("%w: choose another address with -b or port with -p", err)
-		}
-	}
+	l, err := s.plan.listener(ctx)
 	if err != nil {
 		return err
 	}
@@ -115,7 +102,7 @@ func (s *nbdService) listen(ctx context.Context) error {
 	if err := s.writePID(); err != nil {
 		return err
 	}
-	s.log.Info("listening", s.plan.network, l.Addr().String())
+	s.log.Info("listening", l.Addr().Network(), l.Addr().String())
 	return nil
 }
 
@@ -157,34 +144,5 @@ func ignoreMissing(err error) error {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return err
-}
-
-// listExports asks a server what it has.
-func listExports(ctx context.Context, w io.Writer, p nbdPlan) error {
-	ctx, cancel := context.WithTimeout(ctx, listTimeout)
-	defer cancel()
-	network, address := p.network, p.address
-	secure, err := p.tls.client(p.host)
-	if err != nil {
-		return err
-	}
-	all, err := nbd.List(ctx, network, address, secure)
-	if err != nil {
-		return fmt.Errorf("list the exports of %s: %w", address, err)
-	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "exports available: %d\n", len(all))
-	for _, x := range all {
-		info, err := nbd.Info(ctx, network, address, x.Name, secure)
-		if err != nil {
-			return fmt.Errorf("ask %s about export %q: %w", address, x.Name, err)
-		}
-		if info.Description == "" {
-			info.Description = x.Description
-		}
-		printExport(&b, info)
-	}
-	_, err = io.WriteString(w, b.String())
 	return err
 }
