@@ -245,16 +245,22 @@ func TestHalfOpenHandshakes(t *testing.T) {
 	for range 4 {
 		idle = append(idle, ts.raw(t))
 	}
-	full, err := net.Dial("unix", ts.address)
-	require.NoError(t, err)
-	(&raw{t, full}).closed() // above the limit
-	for _, r := range idle {
+	idle = append(idle, ts.raw(t)) // above the limit: the oldest gives way
+	idle[0].closed()
+	require.Equal(t, 5, ts.Stats().Connections)
+	for _, r := range idle[1:] {
 		r.closed() // after the time limit
 	}
 	require.NoError(t, good.Flush(t.Context()), "the limit is the handshake's")
 	eventually(t, "room again", func() bool { return ts.Stats().Connections == 1 })
-	ts.dial(t, ClientOptions{})
-	require.EqualValues(t, 1, ts.Stats().Refused)
+	for range 4 {
+		ts.dial(t, ClientOptions{})
+	}
+	full, err := net.Dial("unix", ts.address)
+	require.NoError(t, err)
+	(&raw{t, full}).closed() // nobody gives way who has an export
+	require.EqualValues(t, 2, ts.Stats().Refused)
+	require.NoError(t, good.Flush(t.Context()))
 }
 
 // A client that asks and never reads makes the server keep no more than the

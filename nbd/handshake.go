@@ -281,6 +281,9 @@ func (h *handshake) termsOf(e *export) (terms, blockSizes) {
 func (h *handshake) enter(e *export, t terms) error {
 	ctx, cancel := context.WithDeadline(context.Background(), h.deadline)
 	defer cancel()
+	if err := h.srv.decided(h.conn); err != nil {
+		return err
+	}
 	s := newSession(h.srv, e, h.wire, h.log, t)
 	if err := e.enter(ctx, s); err != nil {
 		return err

@@ -39,7 +39,7 @@ func newLoad(t testing.TB, address string, h requestHeader, span int64, depth in
 	require.NoError(t, err)
 	l := &load{fd: blockingCopy(t, conn), depth: depth, reply: simpleBytes, in: make([]byte, 1<<20)}
 	require.NoError(t, conn.Close())
-	t.Cleanup(func() { _ = syscall.Close(l.fd) })
+	t.Cleanup(l.close)
 	if h.cmd == cmdRead {
 		l.reply += int(h.length)
 	}
@@ -55,6 +55,14 @@ func newLoad(t testing.TB, address string, h requestHeader, span int64, depth in
 		l.sizes = append(l.sizes, len(l.out)-before)
 	}
 	return l
+}
+
+// close hangs up; doing it twice is harmless.
+func (l *load) close() {
+	if l.fd >= 0 {
+		_ = syscall.Close(l.fd)
+		l.fd = -1
+	}
 }
 
 func blockingCopy(t testing.TB, conn net.Conn) int {
