@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 )
 
 // This file is the protocol's bytes, and nothing else: layouts, numbers, encode
@@ -772,8 +773,8 @@ func parseStatusExtChunk(b []byte) (id uint32, ds []descriptor, err error) {
 	ds = make([]descriptor, 0, n/descriptorExtBytes)
 	for p := b[statusExtBytes:]; len(p) > 0; p = p[descriptorExtBytes:] {
 		d := descriptor{be.Uint64(p), stateFlags(be.Uint64(p[8:]))}
-		if d.length == 0 || be.Uint64(p[8:])>>32 != 0 {
-			return 0, nil, fmt.Errorf("extended block status descriptor %d has no length or an unknown state: %w", len(ds), errSyntax)
+		if d.length == 0 || d.length > math.MaxInt64 || be.Uint64(p[8:])>>32 != 0 {
+			return 0, nil, fmt.Errorf("extended block status descriptor %d has %d bytes in state %#x: %w", len(ds), d.length, be.Uint64(p[8:]), errSyntax)
 		}
 		ds = append(ds, d)
 	}
