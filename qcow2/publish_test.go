@@ -16,7 +16,7 @@ func TestLoggedBeforePublished(t *testing.T) {
 	const cs, chunk, writes = 1024, 64, 1000
 	ctx := t.Context()
 	d := newDisk(t, qcow2.CreateOptions{Size: writes * chunk * cs, ClusterSize: cs})
-	im, err := qcow2.Open(ctx, d, qcow2.Options{RedoDir: t.TempDir(), RedoSlots: 2 * writes * chunk, CommitInterval: -1, CacheBytes: 64 << 20})
+	im, err := qcow2.Open(ctx, d, qcow2.Options{RedoDir: t.TempDir(), RedoSlots: 2 * writes * chunk, CommitInterval: -1, CacheBytes: 128 << 20})
 	require.NoError(t, err)
 	require.NoError(t, im.WriteAt(ctx, []byte{1}, 0, 0))
 	require.NotZero(t, im.LogHead(), "there is a ring")

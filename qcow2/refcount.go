@@ -18,11 +18,38 @@ type refcounts struct {
 	// change.
 	metadata []int64
 
-	mu     lockorder.Mutex // guards what follows; refcount blocks are read under it
+	mu lockorder.Mutex // guards what follows; refcount blocks are read under it
+	// table is the refcount table, without the sectors at its end that are empty;
+	// room is how many entries it has on disk.
 	table  []format.RefcountTableEntry
+	room   int64
 	slices *countCache
 	// cursor: the clusters below are known to be counted.
 	cursor int64
+}
+
+// entriesPerSector is how many entries of a table a sector has.
+const entriesPerSector = format.SectorSize / 8
+
+// setTable takes a table of that size on disk.
+func (r *refcounts) setTable(table []format.RefcountTableEntry) {
+	r.room = int64(len(table))
+	used := len(table)
+	for used > 0 && table[used-1] == 0 {
+		used--
+	}
+	used = min((used+entriesPerSector-1)/entriesPerSector*entriesPerSector, len(table))
+	r.table = slices.Clone(table[:used])
+}
+
+// sectorOf returns a copy of the entries that are in one sector with entry b, and the
+// first of them. Its caller holds mu.
+func (r *refcounts) sectorOf(b int64) (first int64, entries []format.RefcountTableEntry) {
+	first = b / entriesPerSector * entriesPerSector
+	for int64(len(r.table)) < first+entriesPerSector {
+		r.table = append(r.table, 0)
+	}
+	return first, slices.Clone(r.table[first : first+entriesPerSector])
 }
 
 func (im *Image) loadRefcountTable() error {
@@ -31,9 +58,10 @@ func (im *Image) loadRefcountTable() error {
 	if _, err := readFull(im.file, b, h.RefcountTableOffset); err != nil {
 		return fmt.Errorf("read refcount table: %w", err)
 	}
-	im.refs.slices = newCountCache(im.opts.CacheBytes)
-	im.refs.table = make([]format.RefcountTableEntry, len(b)/8)
-	format.DecodeTable(im.refs.table, b)
+	im.refs.slices = newCountCache(im.opts.CacheBytes / countShare)
+	table := make([]format.RefcountTableEntry, len(b)/8)
+	format.DecodeTable(table, b)
+	im.refs.setTable(table)
 	for i, e := range im.refs.table {
 		if !e.Valid() || !im.inFile(e.Offset()) {
 			return &format.CorruptError{What: fmt.Sprintf("refcount table entry %d", i), Off: h.RefcountTableOffset + int64(i)*8,
@@ -165,15 +193,13 @@ func (im *Image) addBlock(b, c int64) error {
 	im.mu.Lock()
 	tableOff := im.header.RefcountTableOffset
 	im.mu.Unlock()
-	sectorAt := b * 8 / format.SectorSize * format.SectorSize
-	per8 := int64(format.SectorSize / 8)
 	im.refs.mu.Lock()
-	entries := slices.Clone(im.refs.table[sectorAt/8 : sectorAt/8+per8])
+	first, entries := im.refs.sectorOf(b)
 	im.refs.mu.Unlock()
-	entries[b%per8] = format.RefcountTableEntry(c * cs)
+	entries[b-first] = format.RefcountTableEntry(c * cs)
 	sector := make([]byte, format.SectorSize)
 	format.EncodeTable(sector, entries)
-	if _, err := im.file.WriteAt(sector, tableOff+sectorAt); err != nil {
+	if _, err := im.file.WriteAt(sector, tableOff+first*8); err != nil {
 		return im.poison(fmt.Errorf("write refcount table: %w", err))
 	}
 	if err := im.syncUnless(mutant.On("refcount-entry-unsynced")); err != nil {
@@ -222,7 +248,7 @@ func (im *Image) growRefcountTable(b int64) error {
 	old := run{im.header.RefcountTableOffset / cs, int64(im.header.RefcountTableClusters)}
 	im.mu.Unlock()
 	im.refs.mu.Lock()
-	table := slices.Clone(im.refs.table)
+	table := slices.Clone(im.refs.table) // it becomes larger below
 	blocksN, tableN := im.planTableLocked(at, b)
 	im.refs.mu.Unlock()
 
@@ -276,7 +302,7 @@ func (im *Image) buildRefcountTable(table []format.RefcountTableEntry, old run, 
 		return err
 	}
 	im.refs.mu.Lock()
-	im.refs.table = table
+	im.refs.setTable(table)
 	im.refs.mu.Unlock()
 	im.mu.Lock()
 	im.alloc.end = area.at + area.n
@@ -290,13 +316,13 @@ func (im *Image) buildRefcountTable(table []format.RefcountTableEntry, old run, 
 // that all of it is counted: a fixed point.
 func (im *Image) planTableLocked(at, b int64) (blocksN, tableN int64) {
 	per := im.geo.RefcountsPerBlock()
-	have := int64(len(im.refs.table))
+	have := im.refs.room
 	tableN = im.geo.Clusters(max(b+1, have+have/2) * 8)
 	for {
 		last := (at + blocksN + tableN - 1) / per
 		missing := int64(0)
 		for i := at / per; i <= last; i++ {
-			if i >= have || im.refs.table[i] == 0 {
+			if !im.hasBlockLocked(i * per) {
 				missing++
 			}
 		}

@@ -501,7 +501,7 @@ func (im *Image) reserveAtEnd(f *fill, n int64) error {
 	b := at / per
 	blockN := int64(1)
 	im.refs.mu.Lock()
-	full := b >= int64(len(im.refs.table))
+	full := b >= im.refs.room
 	if im.hasBlockLocked(at) {
 		blockN = 0
 	}

@@ -162,7 +162,7 @@ func (im *Image) reserveContiguous(n int64) (int64, error) {
 		at := im.alloc.end
 		im.mu.Unlock()
 		im.refs.mu.Lock()
-		have, missing := int64(len(im.refs.table)), int64(-1)
+		have, missing := im.refs.room, int64(-1)
 		for b := at / per; b <= (at+n-1)/per && missing < 0; b++ {
 			if !im.hasBlockLocked(b * per) {
 				missing = b

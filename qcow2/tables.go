@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -177,13 +178,14 @@ func (im *Image) readSlice(n int64, e format.L1Entry, l *sliceLoad) {
 // becomes valid because the file grows; later, what this process allocated is
 // allowed too (rule 17).
 func (im *Image) fillSliceLocked(s *slice, b []byte) error {
-	end := im.referable(s.n)
 	pairs := make([]format.L2Pair, s.entries())
 	im.geo.DecodeL2(pairs, b)
+	end := im.referable(s.n)
+	plain := im.plainPairs(pairs, end)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, p := range pairs {
-		if !im.validPair(p, end) {
+		if !plain && !im.validPair(p, end) {
 			if s.bad == nil {
 				s.bad = map[int]format.L2Pair{}
 			}
@@ -214,6 +216,33 @@ func (im *Image) referable(n int64) int64 {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	return im.alloc.end
+}
+
+// plainPairs reports whether all pairs are empty or of whole clusters that lie before
+// end, with no metadata among them or between them. Almost all tables are so, and then
+// no entry is looked at by itself.
+func (im *Image) plainPairs(pairs []format.L2Pair, end int64) bool {
+	if im.geo.ExtendedL2 {
+		return false
+	}
+	least, most := int64(math.MaxInt64), int64(-1)
+	for _, p := range pairs {
+		switch p.Entry.Kind(im.geo) {
+		case format.Unallocated:
+			continue
+		case format.Data:
+		default:
+			return false
+		}
+		off := p.Entry.Offset()
+		least, most = min(least, off), max(most, off)
+	}
+	if most < 0 {
+		return true
+	}
+	at, meta := slices.BinarySearch(im.refs.metadata, least>>im.geo.ClusterBits)
+	meta = meta || at < len(im.refs.metadata) && im.refs.metadata[at] <= most>>im.geo.ClusterBits
+	return most>>im.geo.ClusterBits < end && !meta
 }
 
 // validPair reports whether an entry may be used: the clusters that it names, of
