@@ -89,7 +89,7 @@ func TestAttacks(t *testing.T) {
 		{"unknown option", refuse(0x7654321, []byte("payload"), repErrUnsup)},
 		{"option of 64 KiB", refuse(0x7654321, make([]byte, optionBytesMax), repErrUnsup)},
 		{"STARTTLS", refuse(optStartTLS, nil, repErrUnsup)},
-		{"EXTENDED_HEADERS", refuse(optExtendedHeaders, nil, repErrUnsup)},
+		{"EXTENDED_HEADERS with data", refuse(optExtendedHeaders, []byte{0}, repErrInvalid)},
 		{"PEEK_EXPORT", refuse(4, nil, repErrUnsup)},
 		{"LIST with data", refuse(optList, []byte{0}, repErrInvalid)},
 		{"STRUCTURED_REPLY with data", refuse(optStructuredReply, []byte{0}, repErrInvalid)},
@@ -214,7 +214,7 @@ func TestAttacks(t *testing.T) {
 // The largest BLOCK_STATUS, of an export where it is legal, at the boundary
 // that CVE-2025-47711 was about.
 func TestBlockStatusBoundary(t *testing.T) {
-	d := &hugeDevice{*newMemDevice(0)}
+	d := &hugeDevice{memDevice: *newMemDevice(0)}
 	d.info.Size = 1 << 40
 	ts := serve(t, Options{}, Export{Device: d})
 	c := ts.dial(t, ClientOptions{})
@@ -228,7 +228,10 @@ func TestBlockStatusBoundary(t *testing.T) {
 	require.Equal(t, []Extent{{Len: 1 << 40, State: block.Zero, Host: -1}}, got)
 }
 
-type hugeDevice struct{ memDevice }
+type hugeDevice struct {
+	memDevice
+	ranges [][2]int64 // of WriteZeroes and Discard, with memDevice.mu
+}
 
 func (d *hugeDevice) AppendExtents(_ context.Context, dst []Extent, off, n int64) ([]Extent, error) {
 	return append(dst, Extent{Off: off, Len: n, State: block.Zero, Host: -1}), nil
@@ -242,16 +245,22 @@ func TestHalfOpenHandshakes(t *testing.T) {
 	for range 4 {
 		idle = append(idle, ts.raw(t))
 	}
-	full, err := net.Dial("unix", ts.address)
-	require.NoError(t, err)
-	(&raw{t, full}).closed() // above the limit
-	for _, r := range idle {
+	idle = append(idle, ts.raw(t)) // above the limit: the oldest gives way
+	idle[0].closed()
+	require.Equal(t, 5, ts.Stats().Connections)
+	for _, r := range idle[1:] {
 		r.closed() // after the time limit
 	}
 	require.NoError(t, good.Flush(t.Context()), "the limit is the handshake's")
 	eventually(t, "room again", func() bool { return ts.Stats().Connections == 1 })
-	ts.dial(t, ClientOptions{})
-	require.EqualValues(t, 1, ts.Stats().Refused)
+	for range 4 {
+		ts.dial(t, ClientOptions{})
+	}
+	full, err := net.Dial("unix", ts.address)
+	require.NoError(t, err)
+	(&raw{t, full}).closed() // nobody gives way who has an export
+	require.EqualValues(t, 2, ts.Stats().Refused)
+	require.NoError(t, good.Flush(t.Context()))
 }
 
 // A client that asks and never reads makes the server keep no more than the
@@ -265,8 +274,8 @@ func TestClientThatDoesNotRead(t *testing.T) {
 	srv.connectionBytes = pieces * piece
 	ts := serveOn(t, srv, Export{Device: d})
 	other := ts.dial(t, ClientOptions{})
-	r := ts.transmission(t, true)
-	go func() { // until the server hangs up
+	r := ts.transmission(t, false) // holes would be short
+	go func() {                    // until the server hangs up
 		b := requestHeader{cmd: cmdRead, length: piece}.append(nil)
 		for {
 			if _, err := r.conn.Write(b); err != nil {

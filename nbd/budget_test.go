@@ -155,7 +155,7 @@ func TestMaxInFlightBytes(t *testing.T) {
 	srv.inFlight.limit = size
 	ts := serveOn(t, srv, Export{Device: d})
 	big := requestHeader{cmd: cmdRead, cookie: 1, length: size}
-	a, b, c := ts.transmission(t, true), ts.transmission(t, true), ts.transmission(t, true)
+	a, b, c := ts.transmission(t, false), ts.transmission(t, false), ts.transmission(t, false)
 	a.send(requestHeader{cmd: cmdRead, cookie: 2, length: ownBytes}.append(big.append(nil)))
 	eventually(t, "one at the device", func() bool { return d.seen("read") == 2 })
 	a.expect(requestHeader{cmd: cmdRead, cookie: 2, length: ownBytes}, 0)
@@ -256,7 +256,7 @@ func TestHalfAPayload(t *testing.T) {
 			r.read(greetingBytes)
 			r.send(be.AppendUint32(nil, flagFixedNewstyle|flagNoZeroes))
 			require.Equal(t, []repType{repInfo, repAck}, r.option(optGo, goRequest{}.append(nil)))
-			r.send(requestHeader{cmd: cmdWrite, length: n}.append(nil))
+			r.send(requestHeader{cmd: cmdWrite, length: uint64(n)}.append(nil))
 			r.zeroes(1000)
 			return b
 		}

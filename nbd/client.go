@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -17,10 +18,15 @@ type ClientOptions struct {
 	Export string
 	// NoStructured does without structured replies, and so without extents.
 	NoStructured bool
+	// Extended asks for extended headers, with which a request without a payload has
+	// no limit of 4 GiB.
+	Extended bool
 	// UseExportName enters transmission as old clients do, without GO.
 	UseExportName bool
 	// MaxInFlight requests on their way at a time; 0 is 64.
 	MaxInFlight int
+	// TLS is required of the server if it is not nil, and verifies it.
+	TLS *tls.Config
 }
 
 // Client is a connection to an NBD server, as a Device. Requests are pipelined:
@@ -36,6 +42,7 @@ type Client struct {
 	info  DeviceInfo
 
 	structured bool
+	extended   bool // headers
 	allocation bool
 	contextID  uint32
 
@@ -84,7 +91,11 @@ func NewClient(ctx context.Context, conn net.Conn, o ClientOptions) (*Client, er
 		conn: conn, calls: map[uint64]*call{}, ended: make(chan struct{}),
 		slots: make(chan struct{}, max(defaulted(o.MaxInFlight, clientInFlightDefault), 1)),
 	}
-	err := negotiating(ctx, conn, func(n *negotiation) error { return c.enter(n, o) })
+	err := negotiating(ctx, conn, o.TLS, func(n *negotiation) error {
+		err := c.enter(n, o)
+		c.conn = n.conn
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +116,7 @@ func (c *Client) Close() error {
 	}
 	_ = c.conn.SetWriteDeadline(time.Now().Add(clientGoodbye)) // also of whoever sends now
 	c.wmu.Lock()
-	_, _ = c.conn.Write(requestHeader{cmd: cmdDisc}.append(nil))
+	_, _ = c.conn.Write(requestHeader{cmd: cmdDisc, extended: c.extended}.append(nil))
 	c.wmu.Unlock()
 	_ = c.conn.Close()
 	<-c.ended
@@ -167,7 +178,10 @@ func (c *Client) register(h requestHeader, p []byte) (*call, error) {
 		return nil, c.err
 	}
 	c.cookie++
-	h.cookie = c.cookie
+	h.cookie, h.extended = c.cookie, c.extended
+	if h.extended && h.cmd == cmdWrite {
+		h.flags |= cmdFlagPayload
+	}
 	k := &call{header: h, p: p, done: make(chan struct{}), covered: coverage{end: uint64(len(p))}}
 	c.calls[h.cookie] = k
 	return k, nil
@@ -180,7 +194,7 @@ func (c *Client) send(ctx context.Context, h requestHeader, payload []byte) erro
 	defer c.wmu.Unlock()
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop() // harmless the second time
-	bufs := net.Buffers{h.append(make([]byte, 0, requestBytes))}
+	bufs := net.Buffers{h.append(make([]byte, 0, extRequestBytes))}
 	if len(payload) > 0 {
 		bufs = append(bufs, payload)
 	}

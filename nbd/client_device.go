@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"tidemark/internal/block"
 )
@@ -18,7 +19,7 @@ func (c *Client) ReadAt(ctx context.Context, p []byte, off int64, f Flags) error
 	}
 	for len(p) > 0 {
 		n := min(len(p), c.piece())
-		h := requestHeader{cmd: cmdRead, offset: uint64(off), length: uint32(n)}
+		h := requestHeader{cmd: cmdRead, offset: uint64(off), length: uint64(n)}
 		if _, err := c.roundTrip(ctx, h, nil, p[:n]); err != nil {
 			return fmt.Errorf("nbd: read %d bytes at %d: %w", n, off, err)
 		}
@@ -34,7 +35,7 @@ func (c *Client) WriteAt(ctx context.Context, p []byte, off int64, f Flags) erro
 	}
 	for len(p) > 0 {
 		n := min(len(p), c.piece())
-		h := requestHeader{cmd: cmdWrite, flags: wireFlags(f), offset: uint64(off), length: uint32(n)}
+		h := requestHeader{cmd: cmdWrite, flags: wireFlags(f), offset: uint64(off), length: uint64(n)}
 		if _, err := c.roundTrip(ctx, h, p[:n], nil); err != nil {
 			return fmt.Errorf("nbd: write %d bytes at %d: %w", n, off, err)
 		}
@@ -87,8 +88,8 @@ func (c *Client) effect(ctx context.Context, cmd command, flags cmdFlags, off, n
 
 func (c *Client) pieces(ctx context.Context, cmd command, flags cmdFlags, off, n int64) error {
 	for n > 0 {
-		m := min(n, 1<<32-minBlockMax) // a multiple of every minimum block
-		h := requestHeader{cmd: cmd, flags: flags, offset: uint64(off), length: uint32(m)}
+		m := min(n, c.effectMax())
+		h := requestHeader{cmd: cmd, flags: flags, offset: uint64(off), length: uint64(m)}
 		if _, err := c.roundTrip(ctx, h, nil, nil); err != nil {
 			return fmt.Errorf("nbd: command %d for %d bytes at %d: %w", cmd, m, off, err)
 		}
@@ -118,7 +119,7 @@ func (c *Client) AppendExtents(ctx context.Context, dst []Extent, off, n int64) 
 	}
 	room := cap(dst) // if dst is full already, there is no limit
 	for start, end := len(dst), off+n; off < end; {
-		h := requestHeader{cmd: cmdBlockStatus, offset: uint64(off), length: uint32(min(end-off, 1<<32-minBlockMax))}
+		h := requestHeader{cmd: cmdBlockStatus, offset: uint64(off), length: uint64(min(end-off, c.effectMax()))}
 		k, err := c.roundTrip(ctx, h, nil, nil)
 		if err != nil {
 			return dst, fmt.Errorf("nbd: extents of %d bytes at %d: %w", h.length, off, err)
@@ -178,6 +179,15 @@ func (c *Client) checkWrite(n, off int64, f Flags) error {
 		return fmt.Errorf("FUA: %w", block.ErrUnsupported)
 	}
 	return nil
+}
+
+// effectMax is the longest range of a request without a payload, a multiple of
+// every minimum block.
+func (c *Client) effectMax() int64 {
+	if c.extended {
+		return math.MaxInt64 &^ (minBlockMax - 1)
+	}
+	return 1<<32 - minBlockMax
 }
 
 // piece is the largest payload of a request.

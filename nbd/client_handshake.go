@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -27,14 +28,36 @@ type ExportInfo struct {
 	MinBlock          int // bytes
 	PreferredBlock    int // bytes
 	MaxPayload        int64
+	Flags             uint16   // of transmission, as on the wire
+	Contexts          []string // metadata contexts
 }
 
-// negotiating runs f on a connection whose greeting has been exchanged. The
-// connection is closed when f fails or ctx ends.
-func negotiating(ctx context.Context, conn net.Conn, f func(*negotiation) error) error {
+// flagNames are the transmission flags by their bits, as qemu-nbd -L calls them.
+var flagNames = [...]string{
+	1: "readonly", 2: "flush", 3: "fua", 4: "rotational", 5: "trim", 6: "zeroes", 7: "df", 8: "multi",
+	9: "resize", 10: "cache", 11: "fast-zero", 12: "block-status-payload",
+}
+
+// FlagNames are the names of the flags that are set.
+func (x ExportInfo) FlagNames() (names []string) {
+	for bit, name := range flagNames {
+		if name != "" && x.Flags&(1<<bit) != 0 {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// negotiating runs f on a connection whose greeting has been exchanged and which,
+// if secure is not nil, is encrypted. The connection is closed when f fails or ctx
+// ends.
+func negotiating(ctx context.Context, conn net.Conn, secure *tls.Config, f func(*negotiation) error) error {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	n := &negotiation{conn: conn}
 	err := n.greet()
+	if err == nil && secure != nil {
+		err = n.startTLS(secure)
+	}
 	if err == nil {
 		err = f(n)
 	}
@@ -156,7 +179,13 @@ func (c *Client) enter(n *negotiation, o ClientOptions) (err error) {
 	if !n.fixed && !o.UseExportName {
 		return fmt.Errorf("the server is not fixed newstyle: %w", ErrUnsupported)
 	}
-	if n.fixed && !o.NoStructured {
+	if n.fixed && o.Extended {
+		if c.extended, err = n.optional(optExtendedHeaders, nil, unexpected); err != nil {
+			return err
+		}
+		c.structured = c.extended
+	}
+	if n.fixed && !o.NoStructured && !c.extended {
 		if c.structured, err = n.optional(optStructuredReply, nil, unexpected); err != nil {
 			return err
 		}
@@ -250,10 +279,11 @@ func (f exportFacts) device() (DeviceInfo, error) {
 	}, nil
 }
 
-// List asks a server for its exports. Sizes are not part of the answer.
-func List(ctx context.Context, network, address string) ([]ExportInfo, error) {
+// List asks a server for its exports. Sizes are not part of the answer. With secure
+// it insists on TLS.
+func List(ctx context.Context, network, address string, secure *tls.Config) ([]ExportInfo, error) {
 	var list []ExportInfo
-	err := inquire(ctx, network, address, func(n *negotiation) error {
+	err := inquire(ctx, network, address, secure, func(n *negotiation) error {
 		return n.ask(optList, nil, clientListMax, func(t repType, b []byte) error {
 			if t != repServer {
 				return unexpected(t, b)
@@ -266,33 +296,58 @@ func List(ctx context.Context, network, address string) ([]ExportInfo, error) {
 	return list, err
 }
 
-// Info asks a server about one export without entering it.
-func Info(ctx context.Context, network, address, export string) (ExportInfo, error) {
+// Info asks a server about one export without entering it. With secure it insists
+// on TLS.
+func Info(ctx context.Context, network, address, export string, secure *tls.Config) (ExportInfo, error) {
 	var x ExportInfo
-	err := inquire(ctx, network, address, func(n *negotiation) error {
+	err := inquire(ctx, network, address, secure, func(n *negotiation) error {
+		structured, err := n.optional(optStructuredReply, nil, unexpected)
+		if err != nil {
+			return err
+		}
 		f, err := n.infoOrGo(optInfo, export)
 		if err != nil {
 			return err
+		}
+		var contexts []string
+		if structured {
+			if contexts, err = n.contexts(export); err != nil {
+				return err
+			}
 		}
 		i, err := f.device()
 		x = ExportInfo{
 			Name: f.name, Description: cleanText(f.description), Size: i.Size, ReadOnly: i.ReadOnly, MultiConn: i.MultiConn,
 			MinBlock: i.MinBlock, PreferredBlock: i.PreferredBlock, MaxPayload: int64(i.MaxTransfer),
+			Flags: uint16(f.flags), Contexts: contexts,
 		}
 		return err
 	})
 	return x, err
 }
 
+// contexts asks which metadata contexts an export has.
+func (n *negotiation) contexts(export string) (names []string, err error) {
+	_, err = n.optional(optListMeta, metaRequest{name: export}.append(nil), func(t repType, b []byte) error {
+		_, name, err := parseMetaContext(b)
+		if t != repMetaContext || err != nil {
+			return fmt.Errorf("unexpected %s listing contexts: %w", t, errSyntax)
+		}
+		names = append(names, cleanText(name))
+		return nil
+	})
+	return names, err
+}
+
 // inquire connects, asks, and aborts the handshake.
-func inquire(ctx context.Context, network, address string, f func(*negotiation) error) error {
+func inquire(ctx context.Context, network, address string, secure *tls.Config, f func(*negotiation) error) error {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, network, address)
 	if err != nil {
 		return fmt.Errorf("nbd: %w", err)
 	}
 	defer conn.Close()
-	return negotiating(ctx, conn, func(n *negotiation) error {
+	return negotiating(ctx, conn, secure, func(n *negotiation) error {
 		if !n.fixed {
 			return fmt.Errorf("the server is not fixed newstyle: %w", ErrUnsupported)
 		}

@@ -14,17 +14,17 @@ import (
 
 func (c *Client) readReplies() error {
 	r := bufio.NewReaderSize(c.conn, clientReaderBytes)
-	var b [chunkBytes]byte
+	var b [extChunkBytes]byte
 	for {
 		if _, err := io.ReadFull(r, b[:4]); err != nil {
 			return err
 		}
 		var err error
 		switch m := be.Uint32(b[:]); {
-		case m == magicSimple:
+		case m == magicSimple && !c.extended:
 			err = c.readSimple(r, b[:simpleBytes-4])
-		case m == magicChunk && c.structured:
-			err = c.readChunk(r, b[:chunkBytes-4])
+		case m == magicChunk && c.structured && !c.extended, m == magicExtChunk && c.extended:
+			err = c.readChunk(r, b[:chunkHeaderBytes(c.extended)-4])
 		default:
 			err = fmt.Errorf("reply magic %#x: %w", m, errSyntax)
 		}
@@ -87,12 +87,12 @@ func (c *Client) readSimple(r io.Reader, b []byte) error {
 }
 
 // fill reads n bytes of data for offset at (in the call's memory).
-func (k *call) fill(r io.Reader, at uint64, n uint32) error {
+func (k *call) fill(r io.Reader, at, n uint64) error {
 	if k.p == nil {
 		_, err := io.CopyN(io.Discard, r, int64(n))
 		return err
 	}
-	_, err := io.ReadFull(r, k.p[at:at+uint64(n)])
+	_, err := io.ReadFull(r, k.p[at:at+n])
 	return err
 }
 
@@ -103,11 +103,17 @@ func (c *Client) readChunk(r io.Reader, b []byte) error {
 		return err
 	}
 	h := parseChunk(b)
+	if c.extended {
+		h = parseExtChunk(b)
+	}
 	k, err := c.find(h.cookie)
 	if err != nil {
 		return err
 	}
 	defer c.doneReading()
+	if c.extended && h.offset != k.header.offset {
+		return fmt.Errorf("a chunk for offset %d in the reply to a request at %d: %w", h.offset, k.header.offset, errSyntax)
+	}
 	if err := k.chunk(r, h, c.contextID); err != nil {
 		return err
 	}
@@ -137,21 +143,21 @@ func (k *call) chunk(r io.Reader, h chunkHeader, contextID uint32) error {
 		return k.dataChunk(r, h.length-offsetDataBytes)
 	case h.typ == chunkOffsetHole && k.header.cmd == cmdRead && h.length == offsetHoleBytes:
 		return k.holeChunk(r)
-	case h.typ == chunkBlockStatus && k.header.cmd == cmdBlockStatus && k.descriptors == nil &&
-		h.length <= statusIDBytes+descriptorBytes*clientDescriptorsMax:
-		return k.statusChunk(r, h.length, contextID)
+	case h.typ == k.statusType() && k.header.cmd == cmdBlockStatus && k.descriptors == nil &&
+		h.length <= statusExtBytes+descriptorExtBytes*clientDescriptorsMax:
+		return k.statusChunk(r, uint32(h.length), contextID)
 	case h.typ.isError() && h.length <= errorBytes+stringBytesMax+8:
-		return k.errorChunk(r, h.length)
+		return k.errorChunk(r, uint32(h.length))
 	}
 	return wrong()
 }
 
-func (k *call) dataChunk(r io.Reader, n uint32) error {
+func (k *call) dataChunk(r io.Reader, n uint64) error {
 	var b [offsetDataBytes]byte
 	if _, err := io.ReadFull(r, b[:]); err != nil {
 		return err
 	}
-	at, err := k.place(be.Uint64(b[:]), uint64(n))
+	at, err := k.place(be.Uint64(b[:]), n)
 	if err != nil {
 		return err
 	}
@@ -180,12 +186,24 @@ func (k *call) place(off, n uint64) (uint64, error) {
 	return at, k.covered.add(at, n)
 }
 
+// statusType is the type of chunk that describes extents.
+func (k *call) statusType() chunkType {
+	if k.header.extended {
+		return chunkStatusExt
+	}
+	return chunkBlockStatus
+}
+
 func (k *call) statusChunk(r io.Reader, length, contextID uint32) error {
 	b := make([]byte, length)
 	if _, err := io.ReadFull(r, b); err != nil {
 		return err
 	}
-	id, ds, err := parseStatusChunk(b)
+	parse := parseStatusChunk
+	if k.header.extended {
+		parse = parseStatusExtChunk
+	}
+	id, ds, err := parse(b)
 	if err != nil {
 		return err
 	}
@@ -197,10 +215,10 @@ func (k *call) statusChunk(r io.Reader, length, contextID uint32) error {
 	}
 	sum := uint64(0)
 	for i, d := range ds {
-		if sum >= uint64(k.header.length) {
+		if sum >= k.header.length {
 			return fmt.Errorf("descriptor %d of %d is behind the request: %w", i, len(ds), errSyntax)
 		}
-		sum += uint64(d.length)
+		sum += d.length
 	}
 	k.descriptors = ds
 	return nil

@@ -81,7 +81,7 @@ func eventually(t *testing.T, what string, f func() bool) {
 func TestEveryCommandWithEveryFlag(t *testing.T) {
 	d := newMemDevice(1<<20 + 512)
 	ts := serve(t, Options{}, Export{Name: "a", Device: d})
-	for _, o := range []ClientOptions{{}, {Export: "a"}, {NoStructured: true}, {UseExportName: true}} {
+	for _, o := range []ClientOptions{{}, {Extended: true}, {Export: "a"}, {NoStructured: true}, {UseExportName: true}} {
 		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
 			c := ts.dial(t, o)
 			ctx := t.Context()
@@ -220,18 +220,20 @@ func TestListAndInfo(t *testing.T) {
 	d := newMemDevice(1000)
 	d.info.MinBlock, d.info.PreferredBlock, d.info.MaxTransfer = 512, 65536, 1<<20
 	ts := serve(t, Options{}, Export{Name: "one", Description: "the first", Device: d, NoMultiConn: true}, Export{Name: "two", Device: d})
-	list, err := List(t.Context(), "unix", ts.address)
+	list, err := List(t.Context(), "unix", ts.address, nil)
 	require.NoError(t, err)
 	require.Equal(t, []ExportInfo{{Name: "one", Description: "the first", Size: -1}, {Name: "two", Size: -1}}, list)
 	for _, name := range []string{"", "one"} {
-		x, err := Info(t.Context(), "unix", ts.address, name)
+		x, err := Info(t.Context(), "unix", ts.address, name, nil)
 		require.NoError(t, err)
-		require.Equal(t, ExportInfo{Name: "one", Description: "the first", Size: 512, MinBlock: 512, PreferredBlock: 65536, MaxPayload: 1 << 20}, x)
+		require.Equal(t, ExportInfo{Name: "one", Description: "the first", Size: 512, MinBlock: 512, PreferredBlock: 65536, MaxPayload: 1 << 20,
+			Flags: x.Flags, Contexts: []string{contextAllocation}}, x)
+		require.Equal(t, []string{"flush", "fua", "trim", "zeroes", "df", "cache", "fast-zero"}, x.FlagNames())
 	}
-	x, err := Info(t.Context(), "unix", ts.address, "two")
+	x, err := Info(t.Context(), "unix", ts.address, "two", nil)
 	require.NoError(t, err)
 	require.True(t, x.MultiConn)
-	_, err = Info(t.Context(), "unix", ts.address, "three")
+	_, err = Info(t.Context(), "unix", ts.address, "three", nil)
 	require.ErrorContains(t, err, `ERR_UNKNOWN: there is no export "three"`)
 	require.ErrorIs(t, ts.AddExport(Export{Name: "two", Device: d}), ErrInUse)
 }

@@ -13,14 +13,17 @@ type terms struct {
 	minBlock   int64 // bytes, a power of two
 	flags      txFlags
 	structured bool
-	allocation bool // base:allocation was selected
+	extended   bool       // headers; with them structured
+	contexts   contextSet // that were selected
 }
 
 // action is what a valid request asks of the Device.
 type action struct {
 	off, n int64
 	flags  block.Flags
-	one    bool // BLOCK_STATUS: one descriptor
+	one    bool // BLOCK_STATUS: one descriptor for each context
+
+	contexts contextSet // BLOCK_STATUS: those that are asked for
 }
 
 // commandRule says what a command may carry.
@@ -41,6 +44,26 @@ var commandRules = [cmdBlockStatus + 1]commandRule{
 	cmdCache:       {known: true, needs: txSendCache},
 	cmdWriteZeroes: {known: true, needs: txSendWriteZeroes, allows: cmdFlagNoHole | cmdFlagFastZero, writes: true},
 	cmdBlockStatus: {known: true, allows: cmdFlagReqOne},
+}
+
+// decideFiltered decides also on a BLOCK_STATUS whose payload chooses the contexts
+// and has the length; no other command needs its payload.
+func decideFiltered(h requestHeader, payload []byte, t terms) (action, *Error) {
+	if h.cmd != cmdBlockStatus || !h.extended || !h.flags.has(cmdFlagPayload) || !t.flags.has(txStatusPayload) {
+		return decide(h, t)
+	}
+	effect, ids, err := parseFilter(payload, t.contexts.count())
+	if err != nil {
+		return action{}, errorf(EINVAL, "%v", err)
+	}
+	chosen, ok := t.contexts.only(ids)
+	if !ok {
+		return action{}, errorf(EINVAL, "context ids %d, expected some of those that were selected, each once", ids)
+	}
+	h.length, h.flags = effect, h.flags&^cmdFlagPayload
+	a, failure := decide(h, t)
+	a.contexts = chosen
+	return a, failure
 }
 
 // decide validates a request: what is to be done, or the error to answer. The
@@ -64,7 +87,7 @@ func decide(h requestHeader, t terms) (action, *Error) {
 	if e := decideRange(h, t, rule); e != nil {
 		return action{}, e
 	}
-	return action{off: int64(h.offset), n: int64(h.length), flags: deviceFlags(h), one: h.flags.has(cmdFlagReqOne)}, nil
+	return action{off: int64(h.offset), n: int64(h.length), flags: deviceFlags(h), one: h.flags.has(cmdFlagReqOne), contexts: t.contexts}, nil
 }
 
 // allowedFlags are the flags that a command may have under t.
@@ -72,6 +95,9 @@ func allowedFlags(rule commandRule, t terms) cmdFlags {
 	f := rule.allows
 	if t.flags.has(txSendFUA) {
 		f |= cmdFlagFUA
+	}
+	if t.extended && rule.payload && rule.writes {
+		f |= cmdFlagPayload // QEMU, too, takes a write without it
 	}
 	if !t.flags.has(txSendDF) {
 		f &^= cmdFlagDF
@@ -95,10 +121,10 @@ func decideRange(h requestHeader, t terms, rule commandRule) *Error {
 	if h.offset > math.MaxInt64 || block.CheckRange(int64(h.offset), int64(h.length), t.size) != nil {
 		return errorf(pastEnd(h.cmd), "%d bytes at %d: the export has %d bytes", h.length, h.offset, t.size)
 	}
-	if mask := uint64(t.minBlock - 1); (h.offset|uint64(h.length))&mask != 0 {
+	if mask := uint64(t.minBlock - 1); (h.offset|h.length)&mask != 0 {
 		return errorf(EINVAL, "%d bytes at %d: not aligned to the minimum block size of %d", h.length, h.offset, t.minBlock)
 	}
-	if h.cmd == cmdBlockStatus && !t.allocation {
+	if h.cmd == cmdBlockStatus && t.contexts == 0 {
 		return errorf(EINVAL, "BLOCK_STATUS without a metadata context")
 	}
 	if h.cmd == cmdBlockStatus && h.length == 0 {
@@ -143,7 +169,7 @@ func cost(h requestHeader, a action) int {
 	case cmdCache:
 		return cachePiece
 	case cmdBlockStatus:
-		return extentsMax * 2 * descriptorBytes // list and encoding, at most
+		return extentsMax * 2 * descriptorExtBytes * a.contexts.count() // list and encoding, at most
 	}
 	return 0
 }

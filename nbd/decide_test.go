@@ -19,13 +19,13 @@ func TestDecideLetsNothingBadThrough(t *testing.T) {
 	for range 20000 {
 		tm := terms{
 			size: 1 << 20, minBlock: 1 << (9 * rng.IntN(2)), flags: txFlags(rng.Uint32()) | txHasFlags,
-			structured: rng.IntN(2) == 0, allocation: rng.IntN(2) == 0,
+			structured: rng.IntN(2) == 0, extended: rng.IntN(2) == 0, contexts: contextSet(rng.IntN(4)),
 		}
 		few := rng.IntN(64)
 		few &= rng.IntN(64)
 		h := requestHeader{
 			cmd: command(rng.IntN(10)), flags: cmdFlags(few),
-			offset: edges[rng.IntN(len(edges))], length: uint32(edges[rng.IntN(len(edges))]),
+			offset: edges[rng.IntN(len(edges))], length: edges[rng.IntN(len(edges))], extended: tm.extended,
 		}
 		a, e := decide(h, tm)
 		if e != nil {
@@ -42,7 +42,7 @@ func TestDecideLetsNothingBadThrough(t *testing.T) {
 		require.False(t, commandRules[h.cmd].writes && tm.flags.has(txReadOnly), "%+v", h)
 		require.False(t, h.flags.has(cmdFlagFUA) && !tm.flags.has(txSendFUA))
 		require.Equal(t, h.flags.has(cmdFlagFUA), a.flags.Has(block.FUA))
-		require.False(t, h.cmd == cmdBlockStatus && (!tm.allocation || a.n == 0))
+		require.False(t, h.cmd == cmdBlockStatus && (tm.contexts == 0 || a.n == 0))
 	}
 	require.Greater(t, accepted, 100)
 }
@@ -94,7 +94,7 @@ func TestDescriber(t *testing.T) {
 	for range 3000 {
 		minBlock := int64(1) << (rng.IntN(2) * 3)
 		off, n := int64(rng.IntN(10))*minBlock, int64(1+rng.IntN(20))*minBlock
-		d := describer{pos: off, end: off + n, min: minBlock, limit: 1 + rng.IntN(8)}
+		d := describer{meaning: inAllocation.meaningOf(), pos: off, end: off + n, min: minBlock, limit: 1 + rng.IntN(8)}
 		var model []stateFlags
 		for at, more := off, true; more; {
 			e := block.Extent{Off: at, Len: 1 + rng.Int64N(20), State: states[rng.IntN(4)]}

@@ -85,6 +85,14 @@
 // ones, and for each connection ownBytes and the four buffers. What a connection
 // has within ownBytes never waits for another connection.
 //
+// # TLS
+//
+// With Options.TLS every connection has to begin with STARTTLS (the
+// specification's FORCEDTLS). Until then every option but ABORT is refused, no
+// export is looked up and no Device touched; afterwards the handshake begins anew,
+// with nothing of what was said or received before (tls.go). Its time limit
+// includes TLS. Connections without TLS do not notice any of this.
+//
 // # Names
 //
 // The empty name is the default export: the one that was added with the empty
@@ -109,8 +117,9 @@
 //
 // # What is left for later
 //
-// Sparse reads (OFFSET_HOLE) are understood by the client but not sent yet; the
-// places are session.read and session.inlineRead. A flush that has nothing to do
+// A read that the off-load finds to be all zero is answered with a hole; one that is
+// so in parts is answered with data, and what runs inline always: the places are
+// session.read and session.inlineRead. A flush that has nothing to do
 // could be answered inline if Device.Flush took block.NoWait; the place is
 // session.inline.
 package nbd

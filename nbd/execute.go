@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"tidemark/internal/block"
 )
@@ -110,6 +111,10 @@ func (s *session) readDevice(ctx context.Context, p []byte, a action) error {
 
 func (s *session) read(rq *request) error {
 	a := rq.action
+	if s.terms.structured && a.n > inlineBytesMax && s.isHole(rq) {
+		rq.reply = appendHoleChunk(rq.head[:0], rq.header)
+		return nil
+	}
 	rq.buf = s.srv.buffers.get(int(a.n))
 	if err := s.readDevice(s.ctx, rq.buf.data, a); err != nil {
 		return err
@@ -119,20 +124,42 @@ func (s *session) read(rq *request) error {
 	return nil
 }
 
-func (s *session) blockStatus(rq *request) error {
-	ds, err := s.describe(rq.action)
-	if err != nil {
-		return err
+// isHole asks whether all of a read is known to read zero. What the Device cannot
+// tell at once, or not in one extent, is read.
+func (s *session) isHole(rq *request) bool {
+	a := rq.action
+	if rq.extents == nil {
+		rq.extents = make([]block.Extent, 0, 1)
 	}
-	b := make([]byte, 0, chunkBytes+statusIDBytes+descriptorBytes*len(ds))
-	rq.reply = appendStatusChunk(b, rq.header.cookie, allocationID, ds)
+	es, err := s.export.Device.AppendExtents(s.ctx, rq.extents[:0], a.off, a.n)
+	return err == nil && len(es) > 0 && es[0].Off <= a.off && es[0].End() >= a.off+a.n && es[0].State.Has(block.Zero)
+}
+
+// blockStatus answers with a chunk for each context.
+func (s *session) blockStatus(rq *request) error {
+	var b []byte
+	for left := rq.action.contexts; left != 0; {
+		one, rest := left.first()
+		ds, err := s.describe(rq.action, one)
+		if err != nil {
+			return err
+		}
+		flags := uint16(0)
+		if rest == 0 {
+			flags = chunkDone
+		}
+		b = slices.Grow(b, extChunkBytes+statusExtBytes+descriptorExtBytes*len(ds))
+		b = appendStatusChunk(b, rq.header, flags, one.id(), ds)
+		left = rest
+	}
+	rq.reply = b
 	return nil
 }
 
 // describe asks the Device for extents until the request is covered or the
 // reply is long enough.
-func (s *session) describe(a action) ([]descriptor, error) {
-	d := describer{pos: a.off, end: a.off + a.n, min: s.terms.minBlock, limit: extentsMax}
+func (s *session) describe(a action, context contextSet) ([]descriptor, error) {
+	d := describer{meaning: context.meaningOf(), pos: a.off, end: a.off + a.n, min: s.terms.minBlock, limit: extentsMax}
 	if a.one {
 		d.limit = 1
 	}
@@ -161,7 +188,7 @@ func (s *session) describe(a action) ([]descriptor, error) {
 		}
 	}
 	if len(d.ds) == 0 { // all batches within one block
-		d.ds = append(d.ds, descriptor{uint32(min(d.min, a.n)), 0})
+		d.ds = append(d.ds, descriptor{uint64(min(d.min, a.n)), 0})
 	}
 	return d.ds, nil
 }

@@ -22,6 +22,9 @@ type Export struct {
 	ReadOnly bool
 	// Patience is the export's own; 0 is Options.Patience.
 	Patience time.Duration
+	// AllocationDepth offers the metadata context qemu:allocation-depth: which image
+	// of a backing chain has an extent.
+	AllocationDepth bool
 	// NoMultiConn keeps from clients that several connections are as good as
 	// one, also if the Device's Info says so.
 	NoMultiConn bool
@@ -55,6 +58,14 @@ func newExport(x Export) (*export, error) {
 		return nil, fmt.Errorf("export %q: size %d, expected 0 or more", x.Name, i.Size)
 	}
 	return &export{Export: x, maxTransfer: maxTransfer(i), sessions: map[*session]struct{}{}}, nil
+}
+
+// contexts are those that the export offers.
+func (e *export) contexts() contextSet {
+	if e.AllocationDepth {
+		return inAllocation | inDepth
+	}
+	return inAllocation
 }
 
 // maxTransfer is the largest piece in which a Device may be read or written that

@@ -28,7 +28,7 @@ func FuzzServer(f *testing.F) {
 	meta := appendOption(nil, optSetMeta, metaRequest{"", []string{contextAllocation}}.append(nil))
 	structured := join(flags, appendOption(nil, optStructuredReply, nil), meta, enter)
 	request := func(c command, fl cmdFlags, off uint64, n uint32) []byte {
-		return requestHeader{cmd: c, flags: fl, cookie: 7, offset: off, length: n}.append(nil)
+		return requestHeader{cmd: c, flags: fl, cookie: 7, offset: off, length: uint64(n)}.append(nil)
 	}
 	f.Add(flags)
 	f.Add(join(flags, appendOption(nil, optExportName, nil), request(cmdRead, 0, 0, 512), request(cmdDisc, 0, 0, 0)))
@@ -37,6 +37,12 @@ func FuzzServer(f *testing.F) {
 	f.Add(join(structured, request(cmdWrite, cmdFlagFUA, 512, 4), []byte("data"), request(cmdFlush, 0, 0, 0)))
 	f.Add(join(structured, request(cmdWriteZeroes, cmdFlagNoHole|cmdFlagFastZero, 0, 4096), request(cmdTrim, 0, 0, 1<<16), request(cmdCache, 0, 0, 1<<16)))
 	f.Add(join(structured, request(cmdWrite, 0, 0, 0xffffffff), request(cmdRead, 0, 1<<63, 0xffffffff)))
+	extended := join(flags, appendOption(nil, optExtendedHeaders, nil), meta, enter)
+	wide := func(c command, fl cmdFlags, off, n uint64) []byte {
+		return requestHeader{cmd: c, flags: fl, cookie: 7, offset: off, length: n, extended: true}.append(nil)
+	}
+	f.Add(join(extended, wide(cmdWriteZeroes, 0, 0, 1<<62), wide(cmdWrite, cmdFlagPayload, 0, 4), []byte("data"), wide(cmdRead, 0, 0, 4)))
+	f.Add(join(extended, wide(cmdBlockStatus, cmdFlagPayload, 0, 12), appendFilter(nil, 1<<16, 1), wide(cmdBlockStatus, 0, 0, 1<<16)))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		if len(in) > fuzzLength {
 			return
@@ -78,15 +84,24 @@ func FuzzClient(f *testing.F) {
 	head = appendOptionReply(head, optGo, repAck, nil)
 	seed := func(kind byte, b []byte) { f.Add(kind, append(head[:len(head):len(head)], b...)) }
 	seed(0, nil)
-	seed(read, append(appendDataChunk(nil, 1, 0, 512), make([]byte, 512)...))
-	hole := be.AppendUint32(be.AppendUint64(chunkHeader{chunkDone, chunkOffsetHole, 1, offsetHoleBytes}.append(nil), 0), 512)
+	first := requestHeader{cookie: 1, length: 512}
+	seed(read, append(appendDataChunk(nil, first), make([]byte, 512)...))
+	hole := appendHoleChunk(nil, first)
 	seed(read, hole)
-	seed(read, appendErrorChunk(nil, 1, EIO, "broken"))
+	seed(read, appendErrorChunk(nil, first, EIO, "broken"))
 	seed(write, appendSimple(nil, 1, ENOSPC))
-	seed(status, appendStatusChunk(nil, 1, 3, []descriptor{{256, stateHole}, {256, 0}}))
+	seed(status, appendStatusChunk(nil, first, chunkDone, 3, []descriptor{{256, stateHole}, {256, 0}}))
 	bad := append([]byte(nil), hole...)
 	binary.BigEndian.PutUint32(bad[28:], 0xffffffff)
 	seed(read, bad)
+	// The same with extended headers.
+	const extended = 8
+	ext := appendOptionReply(appendGreeting(nil, flagFixedNewstyle|flagNoZeroes), optExtendedHeaders, repAck, nil)
+	ext = append(ext, head[greetingBytes+replyHeaderBytes:]...) // without STRUCTURED_REPLY
+	first.extended = true
+	f.Add(byte(extended|read), append(append(ext[:len(ext):len(ext)], appendDataChunk(nil, first)...), make([]byte, 512)...))
+	f.Add(byte(extended|read), appendErrorChunk(ext[:len(ext):len(ext)], first, EIO, "broken"))
+	f.Add(byte(extended|status), appendStatusChunk(ext[:len(ext):len(ext)], first, chunkDone, 3, []descriptor{{1 << 40, stateHole}}))
 	f.Fuzz(func(t *testing.T, kind byte, in []byte) {
 		if len(in) > fuzzLength {
 			return
@@ -98,7 +113,7 @@ func FuzzClient(f *testing.F) {
 				_, _ = a.Write(in)
 				_ = a.Close()
 			}()
-			c, err := NewClient(t.Context(), b, ClientOptions{})
+			c, err := NewClient(t.Context(), b, ClientOptions{Extended: kind&extended != 0})
 			if err != nil {
 				return
 			}

@@ -3,11 +3,12 @@ package nbd
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
+	"net"
 	"time"
 )
 
@@ -16,6 +17,7 @@ import (
 type handshake struct {
 	srv  *Server
 	conn *connection
+	wire net.Conn // conn's, or TLS over it
 	r    *bufio.Reader
 	log  *slog.Logger
 
@@ -26,26 +28,29 @@ type handshake struct {
 	deadline time.Time
 
 	structured bool
-	allocation *export // for which base:allocation was selected
+	extended   bool // headers
+	selected   contextSet
+	of         *export // for which they were selected
 
-	session *session // the result
+	secure  *tls.Conn // after STARTTLS
+	session *session  // the result
 }
-
-// allocationID is the id of base:allocation in BLOCK_STATUS replies.
-const allocationID = 1
 
 var (
 	errAborted     = errors.New("the client aborted the handshake")
 	errManyOptions = errors.New("too many options")
 )
 
-// handshake negotiates. It returns the session, already a member of its
-// export, and what the client has sent since; or nil and why there is none.
-func (srv *Server) handshake(c *connection, log *slog.Logger) (_ *session, before []byte, err error) {
-	h := &handshake{
-		srv: srv, conn: c, log: log, r: bufio.NewReaderSize(c, handshakeReaderBytes),
+func (srv *Server) newHandshake(c *connection, wire net.Conn, log *slog.Logger) *handshake {
+	return &handshake{
+		srv: srv, conn: c, wire: wire, log: log, r: bufio.NewReaderSize(wire, handshakeReaderBytes),
 		options: optionsMax, deadline: time.Now().Add(srv.opts.HandshakeTimeout),
 	}
+}
+
+// run negotiates. It returns the session, already a member of its export, and
+// what the client has sent since; or nil and why there is none.
+func (h *handshake) run() (_ *session, before []byte, err error) {
 	err = h.negotiate()
 	if err != nil && h.session != nil { // it entered, but cannot go on
 		h.session.kill(err)
@@ -71,7 +76,7 @@ func (h *handshake) negotiate() (err error) {
 }
 
 func (h *handshake) greet() error {
-	if _, err := h.conn.Write(appendGreeting(nil, flagFixedNewstyle|flagNoZeroes)); err != nil {
+	if _, err := h.wire.Write(appendGreeting(nil, flagFixedNewstyle|flagNoZeroes)); err != nil {
 		return err
 	}
 	var b [clientFlagsBytes]byte
@@ -120,30 +125,45 @@ func (h *handshake) answer(o option, data []byte) error {
 		}
 		return h.refuse(o, repErrShutdown, ErrShutdown.Error())
 	}
+	if refused, err := h.beforeTLS(o); refused {
+		return err
+	}
 	switch o {
 	case optExportName:
 		return h.exportName(string(data))
 	case optAbort:
 		_ = h.reply(o, repAck, nil) // the client may have gone already
 		return errAborted
+	case optStartTLS:
+		return h.startTLS(data)
 	case optList:
 		return h.list(data)
 	case optInfo, optGo:
 		return h.infoOrGo(o, data)
-	case optStructuredReply:
-		if len(data) != 0 {
-			return h.refuse(o, repErrInvalid, "this option has no data")
-		}
-		h.structured = true
-		return h.reply(o, repAck, nil)
+	case optStructuredReply, optExtendedHeaders:
+		return h.headers(o, data)
 	case optListMeta, optSetMeta:
 		return h.metaContext(o, data)
 	}
 	return h.refuse(o, repErrUnsup, "this option is not supported")
 }
 
+// headers agrees on structured replies, or on extended headers with them.
+func (h *handshake) headers(o option, data []byte) error {
+	switch {
+	case len(data) != 0:
+		return h.refuse(o, repErrInvalid, "this option has no data")
+	case h.extended && o == optStructuredReply:
+		return h.refuse(o, repErrExtHeaderReq, "extended headers were agreed already")
+	case h.extended:
+		return h.refuse(o, repErrInvalid, "extended headers were agreed already")
+	}
+	h.structured, h.extended = true, o == optExtendedHeaders
+	return h.reply(o, repAck, nil)
+}
+
 func (h *handshake) reply(o option, t repType, data []byte) error {
-	_, err := h.conn.Write(appendOptionReply(nil, o, t, data))
+	_, err := h.wire.Write(appendOptionReply(nil, o, t, data))
 	return err
 }
 
@@ -173,7 +193,7 @@ func (h *handshake) list(data []byte) error {
 		b = appendOptionReply(b, optList, repServer, appendServerReply(nil, e.Name, e.Description))
 	}
 	b = appendOptionReply(b, optList, repAck, nil)
-	_, err := h.conn.Write(b)
+	_, err := h.wire.Write(b)
 	return err
 }
 
@@ -181,6 +201,9 @@ func (h *handshake) list(data []byte) error {
 func (h *handshake) exportName(name string) error {
 	if len(name) > stringBytesMax {
 		return fmt.Errorf("export name of %d bytes: %w", len(name), errTooLong)
+	}
+	if h.extended {
+		return errors.New("EXPORT_NAME after EXTENDED_HEADERS, expected GO")
 	}
 	e := h.srv.findExport(name)
 	if e == nil {
@@ -193,7 +216,7 @@ func (h *handshake) exportName(name string) error {
 	if err := h.enter(e, t); err != nil {
 		return err
 	}
-	_, err := h.conn.Write(appendExportNameReply(nil, uint64(t.size), uint16(t.flags), !h.noZeroes))
+	_, err := h.wire.Write(appendExportNameReply(nil, uint64(t.size), uint16(t.flags), !h.noZeroes))
 	return err
 }
 
@@ -220,7 +243,7 @@ func (h *handshake) infoOrGo(o option, data []byte) error {
 			return err
 		}
 	}
-	_, err = h.conn.Write(appendGoReplies(o, e, g, t, sizes))
+	_, err = h.wire.Write(appendGoReplies(o, e, g, t, sizes))
 	return err
 }
 
@@ -243,10 +266,14 @@ func appendGoReplies(o option, e *export, g goRequest, t terms, sizes blockSizes
 func (h *handshake) termsOf(e *export) (terms, blockSizes) {
 	multi := !e.NoMultiConn && h.srv.opts.MaxConnections > 1
 	f, s, size := offer(e.Device.Info(), e.ReadOnly, multi, h.structured)
-	return terms{
-		size: size, minBlock: int64(s.min), flags: f,
-		structured: h.structured, allocation: h.structured && h.allocation == e,
-	}, s
+	t := terms{size: size, minBlock: int64(s.min), flags: f, structured: h.structured, extended: h.extended}
+	if h.of == e {
+		t.contexts = h.selected
+	}
+	if t.extended && t.contexts != 0 {
+		t.flags |= txStatusPayload
+	}
+	return t, s
 }
 
 // enter makes the session a member of its export, when no request of a dead
@@ -254,7 +281,10 @@ func (h *handshake) termsOf(e *export) (terms, blockSizes) {
 func (h *handshake) enter(e *export, t terms) error {
 	ctx, cancel := context.WithDeadline(context.Background(), h.deadline)
 	defer cancel()
-	s := newSession(h.srv, e, h.conn.Conn, h.log, t)
+	if err := h.srv.decided(h.conn); err != nil {
+		return err
+	}
+	s := newSession(h.srv, e, h.wire, h.log, t)
 	if err := e.enter(ctx, s); err != nil {
 		return err
 	}
@@ -269,7 +299,7 @@ func (h *handshake) enter(e *export, t terms) error {
 
 func (h *handshake) metaContext(o option, data []byte) error {
 	if o == optSetMeta {
-		h.allocation = nil // also when the option fails
+		h.selected, h.of = 0, nil // also when the option fails
 	}
 	if !h.structured {
 		return h.refuse(o, repErrInvalid, "structured replies must be negotiated first")
@@ -282,25 +312,20 @@ func (h *handshake) metaContext(o option, data []byte) error {
 	if e == nil {
 		return h.refuse(o, repErrUnknown, fmt.Sprintf("there is no export %q", m.name))
 	}
+	found := e.contexts().matching(m.queries, o == optListMeta)
+	if o == optSetMeta {
+		h.selected, h.of = found, e
+	}
 	var b []byte
-	if selectsAllocation(m.queries, o == optListMeta) {
-		id := uint32(0)
-		if o == optSetMeta {
-			h.allocation, id = e, allocationID
+	for found != 0 {
+		one, rest := found.first()
+		id := one.id()
+		if o == optListMeta {
+			id = 0
 		}
-		b = appendOptionReply(b, o, repMetaContext, appendMetaContext(nil, id, contextAllocation))
+		b = appendOptionReply(b, o, repMetaContext, appendMetaContext(nil, id, contextNames[one.id()-1]))
+		found = rest
 	}
-	_, err = h.conn.Write(appendOptionReply(b, o, repAck, nil))
+	_, err = h.wire.Write(appendOptionReply(b, o, repAck, nil))
 	return err
-}
-
-// selectsAllocation matches queries with the only context there is. Other
-// namespaces and leaves are ignored. A list without queries wants everything.
-func selectsAllocation(queries []string, list bool) bool {
-	for _, q := range queries {
-		if q == contextAllocation || list && q == strings.TrimSuffix(contextAllocation, "allocation") {
-			return true
-		}
-	}
-	return list && len(queries) == 0
 }

@@ -20,14 +20,14 @@ func TestHandshakeMatrix(t *testing.T) {
 					}
 					r := ts.raw(t)
 					r.send(be.AppendUint32(nil, clientFlags))
-					want := terms{size: 1 << 20, structured: structured, allocation: context == "x"}
+					want := terms{size: 1 << 20, structured: structured, contexts: map[bool]contextSet{true: inAllocation}[context == "x"]}
 					r.negotiate(structured, context)
 					size, flags := r.enter(o, clientFlags)
 					require.EqualValues(t, want.size, size)
 					require.Equal(t, structured, flags.has(txSendDF))
 					r.ask(requestHeader{cmd: cmdRead, cookie: 1, length: 512}, nil, 0)
 					status := EINVAL
-					if want.allocation {
+					if want.contexts != 0 {
 						status = 0
 					}
 					r.ask(requestHeader{cmd: cmdBlockStatus, cookie: 2, length: 512}, nil, status)

@@ -260,7 +260,7 @@ func TestDeadConnection(t *testing.T) {
 		}
 		entered <- c
 	}()
-	x, err := Info(t.Context(), "unix", ts.address, "") // INFO does not wait
+	x, err := Info(t.Context(), "unix", ts.address, "", nil) // INFO does not wait
 	require.NoError(t, err)
 	require.NotZero(t, x.Size)
 	eventually(t, "two connections", func() bool { return ts.Stats().Connections == 2 })
@@ -395,7 +395,7 @@ func TestRemoveExport(t *testing.T) {
 	require.NoError(t, b.ReadAt(t.Context(), make([]byte, 1), 0, 0))
 	_, err := Dial(t.Context(), "unix", ts.address, ClientOptions{Export: "a"})
 	require.ErrorContains(t, err, "ERR_UNKNOWN")
-	x, err := Info(t.Context(), "unix", ts.address, "")
+	x, err := Info(t.Context(), "unix", ts.address, "", nil)
 	require.NoError(t, err)
 	require.Equal(t, "b", x.Name)
 	require.Error(t, ts.RemoveExport(t.Context(), "a"))

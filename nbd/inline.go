@@ -22,10 +22,10 @@ func (s *session) inline(h requestHeader, a action, payload []byte) (done bool, 
 }
 
 func (s *session) inlineChange(h requestHeader, a action, payload []byte) (done bool, failure *Error) {
-	if !s.onePiece(len(payload)) {
+	if !s.onePiece(len(payload)) || a.n > inlineEffectMax {
 		return false, nil
 	}
-	room := s.room(simpleBytes)
+	room := s.room(doneBytes(s.terms))
 	if room == nil {
 		return false, nil
 	}
@@ -34,8 +34,8 @@ func (s *session) inlineChange(h requestHeader, a action, payload []byte) (done 
 			return false, failureOf(h, err)
 		}
 	}
-	appendSimple(room[:0], h.cookie, 0)
-	s.replies.add(simpleBytes)
+	appendDoneReply(room[:0], h, s.terms)
+	s.replies.add(len(room))
 	return true, nil
 }
 

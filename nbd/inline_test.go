@@ -156,8 +156,8 @@ func TestRequestsInPieces(t *testing.T) {
 			var requests []requestHeader
 			var stream []byte
 			for i := range n {
-				w := requestHeader{cmd: cmdWrite, offset: uint64(i * slot), length: uint32(sizes[rng.IntN(len(sizes))])}
-				r := requestHeader{cmd: cmdRead, offset: n * slot, length: uint32(1 + rng.IntN(slot))}
+				w := requestHeader{cmd: cmdWrite, offset: uint64(i * slot), length: uint64(sizes[rng.IntN(len(sizes))])}
+				r := requestHeader{cmd: cmdRead, offset: n * slot, length: uint64(1 + rng.IntN(slot))}
 				tooFar := requestHeader{cmd: cmdWrite, offset: (n + 1) * slot, length: w.length}
 				for _, h := range []requestHeader{w, r, tooFar} {
 					h.cookie = uint64(len(requests))

@@ -107,6 +107,12 @@ const (
 	// inlineBytesMax is the largest payload that is executed on the reader. What is
 	// larger is better copied to and from the socket while something else is written.
 	inlineBytesMax = 64 << 10
+	// inlineEffectMax is the longest range without a payload that is; without
+	// extended headers there is none longer.
+	inlineEffectMax = 1<<32 - 1
+	// discardBytesMax is the longest payload that is dropped to answer a request; a
+	// longer one, which takes extended headers, ends the connection.
+	discardBytesMax = 1<<32 - 1
 
 	// messageParts and messageBytes bound what is gathered into one write: the
 	// replies to 32 reads, and no more when they are long, because what has been

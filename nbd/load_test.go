@@ -32,14 +32,14 @@ func newLoad(t testing.TB, address string, h requestHeader, span int64, depth in
 	t.Helper()
 	conn, err := net.Dial("unix", address)
 	require.NoError(t, err)
-	err = negotiating(t.Context(), conn, func(n *negotiation) error {
+	err = negotiating(t.Context(), conn, nil, func(n *negotiation) error {
 		_, err := n.infoOrGo(optGo, "")
 		return err
 	})
 	require.NoError(t, err)
 	l := &load{fd: blockingCopy(t, conn), depth: depth, reply: simpleBytes, in: make([]byte, 1<<20)}
 	require.NoError(t, conn.Close())
-	t.Cleanup(func() { _ = syscall.Close(l.fd) })
+	t.Cleanup(l.close)
 	if h.cmd == cmdRead {
 		l.reply += int(h.length)
 	}
@@ -55,6 +55,14 @@ func newLoad(t testing.TB, address string, h requestHeader, span int64, depth in
 		l.sizes = append(l.sizes, len(l.out)-before)
 	}
 	return l
+}
+
+// close hangs up; doing it twice is harmless.
+func (l *load) close() {
+	if l.fd >= 0 {
+		_ = syscall.Close(l.fd)
+		l.fd = -1
+	}
 }
 
 func blockingCopy(t testing.TB, conn net.Conn) int {

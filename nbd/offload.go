@@ -71,7 +71,7 @@ func (s *session) release(rq *request) {
 		s.finished()
 	}
 	if !mayWait(rq.header.cmd) {
-		*rq = request{run: rq.run}
+		*rq = request{run: rq.run, extents: rq.extents}
 		s.srv.requests.Put(rq)
 	}
 }

@@ -113,9 +113,7 @@ func (r *raw) expect(h requestHeader, want Errno) {
 		}
 		return
 	}
-	require.Equal(r.t, magicChunk, be.Uint32(b))
-	c := parseChunk(r.read(chunkBytes - 4))
-	require.Equal(r.t, h.cookie, c.cookie)
+	c := r.chunkHeader(b, h)
 	require.EqualValues(r.t, chunkDone, c.flags)
 	b = r.read(int(c.length))
 	if !c.typ.isError() {
@@ -126,6 +124,22 @@ func (r *raw) expect(h requestHeader, want Errno) {
 	e, _, err := parseErrorChunk(b)
 	require.NoError(r.t, err)
 	require.Equal(r.t, want, e)
+}
+
+// chunkHeader reads a chunk's header behind its magic b.
+func (r *raw) chunkHeader(b []byte, h requestHeader) chunkHeader {
+	r.t.Helper()
+	var c chunkHeader
+	if h.extended {
+		require.Equal(r.t, magicExtChunk, be.Uint32(b))
+		c = parseExtChunk(r.read(extChunkBytes - 4))
+		require.Equal(r.t, h.offset, c.offset)
+	} else {
+		require.Equal(r.t, magicChunk, be.Uint32(b))
+		c = parseChunk(r.read(chunkBytes - 4))
+	}
+	require.Equal(r.t, h.cookie, c.cookie)
+	return c
 }
 
 // closed expects that the server has closed the connection, without another

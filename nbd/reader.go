@@ -65,8 +65,8 @@ func (s *session) wait(need int) error {
 // large write, of which it has taken the header, or needs so many bytes, of which
 // the inbox has a part.
 func (s *session) readBatch() (large requestHeader, need int, err error) {
-	if len(s.in.unread()) < requestBytes {
-		return large, requestBytes, nil
+	if head := requestHeaderBytes(s.terms.extended); len(s.in.unread()) < head {
+		return large, head, nil
 	}
 	s.beginBatch()
 	large, need, err = s.takeIn()
@@ -75,12 +75,14 @@ func (s *session) readBatch() (large requestHeader, need int, err error) {
 }
 
 func (s *session) takeIn() (large requestHeader, need int, err error) {
+	extended := s.terms.extended
+	head := requestHeaderBytes(extended)
 	for {
 		b := s.in.unread()
-		if len(b) < requestBytes {
-			return large, requestBytes, nil
+		if len(b) < head {
+			return large, head, nil
 		}
-		h, err := parseRequest(b)
+		h, err := parseRequest(b, extended)
 		switch {
 		case err != nil:
 			return large, 0, err
@@ -90,17 +92,20 @@ func (s *session) takeIn() (large requestHeader, need int, err error) {
 			return large, 0, errDisconnect
 		}
 		s.count(h.cmd)
-		n := int64(h.payload())
-		if n > inlineBytesMax {
-			s.skip(requestBytes)
+		n := h.payload()
+		switch {
+		case n > discardBytesMax:
+			return large, 0, fmt.Errorf("a payload of %d bytes, expected at most %d", n, payloadBytesMax)
+		case n > inlineBytesMax:
+			s.skip(head)
 			return h, 0, nil
 		}
-		end := requestBytes + int(n)
+		end := head + int(n)
 		if len(b) < end {
 			return large, end, nil
 		}
 		s.skip(end)
-		if err := s.accept(h, b[requestBytes:end]); err != nil {
+		if err := s.accept(h, b[head:end]); err != nil {
 			return large, 0, err
 		}
 	}
@@ -166,7 +171,7 @@ func (s *session) publish() {
 // accept takes in a request that has arrived completely. It returns an error if
 // the connection cannot go on.
 func (s *session) accept(h requestHeader, payload []byte) error {
-	a, failure := decide(h, s.terms)
+	a, failure := decideFiltered(h, payload, s.terms)
 	if failure == nil && !s.admitted {
 		failure = &Error{ESHUTDOWN, ErrShutdown.Error()}
 	}
@@ -186,7 +191,7 @@ func (s *session) accept(h requestHeader, payload []byte) error {
 	if err != nil {
 		return err
 	}
-	if failure == nil && len(payload) > 0 {
+	if failure == nil && h.cmd == cmdWrite && len(payload) > 0 {
 		rq.buf = s.srv.buffers.get(len(payload))
 		copy(rq.buf.data, payload)
 	}
@@ -198,7 +203,7 @@ func (s *session) accept(h requestHeader, payload []byte) error {
 // acceptLarge takes in a write whose payload is above inlineBytesMax: it has its
 // place in the budget before the payload is received.
 func (s *session) acceptLarge(h requestHeader) error {
-	a, failure := decide(h, s.terms)
+	a, failure := decideFiltered(h, nil, s.terms)
 	rq, err := s.newRequest(h, a, failure)
 	if err != nil {
 		return err
@@ -217,7 +222,7 @@ func (s *session) acceptLarge(h requestHeader) error {
 func (s *session) receivePayload(rq *request) error {
 	n := rq.header.payload()
 	if rq.failure != nil {
-		return s.in.discard(n)
+		return s.in.discard(uint32(n))
 	}
 	rq.buf = s.srv.buffers.get(int(n))
 	if n > ownBytes {

@@ -53,7 +53,7 @@ func (r *replies) free(pool *buffers) {
 
 func appendErrorReply(dst []byte, h requestHeader, e *Error, t terms) []byte {
 	if t.structured {
-		return appendErrorChunk(dst, h.cookie, e.Errno, cleanText(e.Text))
+		return appendErrorChunk(dst, h, e.Errno, cleanText(e.Text))
 	}
 	return appendSimple(dst, h.cookie, e.Errno)
 }
@@ -61,16 +61,24 @@ func appendErrorReply(dst []byte, h requestHeader, e *Error, t terms) []byte {
 // appendDoneReply answers a request that has succeeded without data. For a read of
 // no bytes that must be structured if it was agreed.
 func appendDoneReply(dst []byte, h requestHeader, t terms) []byte {
-	if h.cmd == cmdRead && t.structured {
-		return chunkHeader{chunkDone, chunkNone, h.cookie, 0}.append(dst)
+	if h.extended || h.cmd == cmdRead && t.structured {
+		return chunkOf(h, chunkDone, chunkNone, 0).append(dst, h.extended)
 	}
 	return appendSimple(dst, h.cookie, 0)
+}
+
+// doneBytes is its length for what is no read.
+func doneBytes(t terms) int {
+	if t.extended {
+		return extChunkBytes
+	}
+	return simpleBytes
 }
 
 // appendDataHeader is what stands before the data of a read.
 func appendDataHeader(dst []byte, h requestHeader, t terms) []byte {
 	if t.structured {
-		return appendDataChunk(dst, h.cookie, h.offset, h.length)
+		return appendDataChunk(dst, h)
 	}
 	return appendSimple(dst, h.cookie, 0)
 }
@@ -78,7 +86,7 @@ func appendDataHeader(dst []byte, h requestHeader, t terms) []byte {
 // dataHeaderBytes is its length.
 func dataHeaderBytes(t terms) int {
 	if t.structured {
-		return chunkBytes + offsetDataBytes
+		return chunkHeaderBytes(t.extended) + offsetDataBytes
 	}
 	return simpleBytes
 }

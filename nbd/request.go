@@ -21,10 +21,12 @@ type request struct {
 	working  bool    // counted in session.working
 	run      func()  // work, made once
 
-	reply []byte                             // without data
-	data  []byte                             // of READ, behind it
-	head  [chunkBytes + offsetDataBytes]byte // memory for a short reply
-	next  *request                           // in an outbox
+	reply []byte                                // without data
+	data  []byte                                // of READ, behind it
+	head  [extChunkBytes + offsetHoleBytes]byte // memory for a short reply
+	next  *request                              // in an outbox
+
+	extents []block.Extent // memory for isHole
 
 	space *spaceContext // of a request that may wait for space
 	holds int           // guarded by session.mu: Begins without their End

@@ -1,7 +1,9 @@
 package nbd
 
 import (
+	"container/list"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,8 +18,9 @@ type Options struct {
 	// Logger gets one message for each change of state, none for requests.
 	// Nil discards.
 	Logger *slog.Logger
-	// MaxConnections that are open at a time; 0 is 100. A connection above
-	// it is closed at once. With 1, exports do not promise multi-conn.
+	// MaxConnections that are open at a time; 0 is 100. One above it takes the
+	// place of the oldest that has not chosen an export yet, and is closed at once
+	// if all have. With 1, exports do not promise multi-conn.
 	MaxConnections int
 	// HandshakeTimeout for everything up to transmission; 0 is 10 s.
 	HandshakeTimeout time.Duration
@@ -39,6 +42,10 @@ type Options struct {
 	// all their patience at a time; the next is answered ENOSPC after 2 s. 0 is
 	// 8; negative is none, each is answered ENOSPC at once.
 	MaxHeld int
+	// TLS requires every client to begin with STARTTLS; nil serves without
+	// encryption and refuses STARTTLS. Set ClientAuth to RequireAndVerifyClientCert
+	// and ClientCAs to serve only clients that have a certificate.
+	TLS *tls.Config
 }
 
 func (o Options) withDefaults() Options {
@@ -70,6 +77,7 @@ type Server struct {
 	inFlight *pool          // bytes of requests in progress
 	held     *pool          // bytes of requests that wait for space
 	requests sync.Pool      // of *request, for the off-load
+	tls      *tls.Config    // of every connection; nil: none is encrypted
 	taken    atomic.Int32   // sockets that keep a thread
 	wg       sync.WaitGroup // connections
 
@@ -80,6 +88,7 @@ type Server struct {
 	exports   []*export  // in the order of AddExport
 	listeners map[net.Listener]struct{}
 	conns     map[*connection]struct{}
+	undecided list.List // of conns, those that have chosen no export, the oldest first
 	nextID    uint64
 	full      bool // at the limit; said so in the log
 	stopping  bool
@@ -88,7 +97,8 @@ type Server struct {
 // connection is one that was accepted. The rest is guarded by Server.mu.
 type connection struct {
 	net.Conn
-	session *session // nil in the handshake
+	session   *session      // nil in the handshake
+	undecided *list.Element // in Server.undecided; nil when an export was chosen
 }
 
 // NewServer returns a server without exports and listeners.
@@ -98,6 +108,7 @@ func NewServer(o Options) *Server {
 		opts:      o,
 		inFlight:  newPool(o.MaxInFlightBytes),
 		held:      newPool(o.MaxInFlightBytes),
+		tls:       serverTLS(o.TLS),
 		listeners: map[net.Listener]struct{}{},
 		conns:     map[*connection]struct{}{},
 
@@ -252,14 +263,15 @@ func (srv *Server) start(nc net.Conn) {
 		_ = nc.Close()
 		return
 	}
-	if len(srv.conns) >= srv.opts.MaxConnections {
-		srv.refuseLocked(nc)
+	if len(srv.conns) < srv.opts.MaxConnections {
+		srv.full = false
+	} else if !srv.makeRoomLocked(nc) {
 		return
 	}
-	srv.full = false
 	srv.nextID++
 	c := &connection{Conn: nc}
 	srv.conns[c] = struct{}{}
+	c.undecided = srv.undecided.PushBack(c)
 	srv.counters.connections.Add(1)
 	// Under the lock, so that Shutdown's shorter deadline comes later.
 	_ = c.SetDeadline(time.Now().Add(srv.opts.HandshakeTimeout))
@@ -270,13 +282,49 @@ func (srv *Server) start(nc net.Conn) {
 	})
 }
 
-func (srv *Server) refuseLocked(c net.Conn) {
-	_ = c.Close()
+// makeRoomLocked closes the oldest connection that has chosen no export, so that
+// whoever only connects keeps nobody out; or, if there is none, the new one, and
+// reports false.
+func (srv *Server) makeRoomLocked(c net.Conn) bool {
 	srv.counters.refused.Add(1)
 	if !srv.full {
 		srv.full = true
 		srv.opts.Logger.Warn("nbd: connections are refused: the limit is reached", "limit", srv.opts.MaxConnections)
 	}
+	oldest := srv.undecided.Front()
+	if oldest == nil {
+		_ = c.Close()
+		return false
+	}
+	victim, _ := oldest.Value.(*connection)
+	srv.dropLocked(victim)
+	_ = victim.Close()
+	return true
+}
+
+// dropLocked forgets a connection; doing it twice is harmless.
+func (srv *Server) dropLocked(c *connection) {
+	srv.decidedLocked(c)
+	delete(srv.conns, c)
+}
+
+func (srv *Server) decidedLocked(c *connection) {
+	if c.undecided != nil {
+		srv.undecided.Remove(c.undecided)
+		c.undecided = nil
+	}
+}
+
+// decided keeps a connection that has chosen an export from giving way to others,
+// and fails if it has done so already.
+func (srv *Server) decided(c *connection) error {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	if _, ok := srv.conns[c]; !ok {
+		return net.ErrClosed
+	}
+	srv.decidedLocked(c)
+	return nil
 }
 
 // transferTime is how long a client may take to send or read n bytes.
@@ -288,12 +336,16 @@ func (srv *Server) forget(c *connection) {
 	_ = c.Close()
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
-	delete(srv.conns, c)
+	srv.dropLocked(c)
 }
 
 // serve leads a connection through its two phases.
 func (srv *Server) serve(c *connection, log *slog.Logger) {
-	s, before, err := srv.handshake(c, log)
+	h := srv.newHandshake(c, c.Conn, log)
+	s, before, err := h.run()
+	if h.secure != nil {
+		log = log.With("tls", h.peerName())
+	}
 	if s == nil {
 		log.Debug("nbd: the handshake ended without an export", "reason", err)
 		return

@@ -49,7 +49,7 @@ var (
 
 func newSession(srv *Server, e *export, conn net.Conn, log *slog.Logger, t terms) *session {
 	s := &session{
-		srv: srv, export: e, conn: conn, log: log, terms: t, stream: plain{conn},
+		srv: srv, export: e, conn: conn, log: log, terms: t, stream: streamOver(conn, &srv.buffers),
 		budget: newBudget(srv.inFlight, srv.connectionBytes), done: make(chan struct{}), held: map[*request]struct{}{},
 	}
 	s.idle.L = &s.mu
@@ -104,7 +104,7 @@ func (s *session) openStream() stream {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.dead.Load() {
-		s.stream = openStream(s.conn, &s.srv.taken)
+		s.stream = openStream(s.conn, s.stream, &s.srv.taken)
 		s.out.to = s.stream
 	}
 	return s.stream

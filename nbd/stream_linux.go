@@ -14,19 +14,20 @@ import (
 
 // openStream returns the stream of a connection that enters transmission. A
 // socket is taken over while fewer than blockingMax are (taken counts them): c is
-// closed then, or what c wraps; its owner still has to close c itself.
-func openStream(c net.Conn, taken *atomic.Int32) stream {
+// closed then, or what c wraps; its owner still has to close c itself. What is no
+// socket keeps the stream that it has.
+func openStream(c net.Conn, has stream, taken *atomic.Int32) stream {
 	s := bareSocket(c)
 	if s == nil {
-		return plain{c}
+		return has
 	}
 	conn, ok := s.(syscall.Conn)
 	if !ok {
-		return plain{c}
+		return has
 	}
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return plain{c} // closed already
+		return has // closed already
 	}
 	if u, ok := s.(*net.UnixConn); ok { // TCP's grows by itself
 		_ = u.SetWriteBuffer(sendBufferBytes) // a smaller one is only slower

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 )
 
 // This file is the protocol's bytes, and nothing else: layouts, numbers, encode
@@ -337,7 +338,11 @@ type metaRequest struct {
 	queries []string
 }
 
-const contextAllocation = "base:allocation"
+// The names of the metadata contexts.
+const (
+	contextAllocation = "base:allocation"
+	contextDepth      = "qemu:allocation-depth"
+)
 
 func (m metaRequest) append(dst []byte) []byte {
 	dst = be.AppendUint32(dst, uint32(len(m.name)))
@@ -420,6 +425,7 @@ const (
 	txCanMultiConn    txFlags = 1 << 8
 	txSendCache       txFlags = 1 << 10
 	txSendFastZero    txFlags = 1 << 11
+	txStatusPayload   txFlags = 1 << 12 // BLOCK_STATUS may carry a filter
 )
 
 func (f txFlags) has(want txFlags) bool { return f&want == want }
@@ -430,11 +436,20 @@ func (f txFlags) has(want txFlags) bool { return f&want == want }
 //	+------------+-------+------+--------+--------+--------+------------
 //	| 0x25609513 | flags | type | cookie | offset | length | payload of
 //	+------------+-------+------+--------+--------+--------+ WRITE ...
+//
+// With extended headers, which were agreed by EXTENDED_HEADERS:
+//
+//	 0            4       6      8        16       24       32
+//	+------------+-------+------+--------+--------+--------+------------
+//	| 0x21e41c71 | flags | type | cookie | offset | length | payload ...
+//	+------------+-------+------+--------+--------+--------+------------
 
 const (
-	magicRequest uint32 = 0x25609513
+	magicRequest    uint32 = 0x25609513
+	magicExtRequest uint32 = 0x21e41c71
 
-	requestBytes = 28
+	requestBytes    = 28
+	extRequestBytes = 32
 )
 
 // command is the type of a request.
@@ -460,44 +475,98 @@ const (
 	cmdFlagDF       cmdFlags = 1 << 2
 	cmdFlagReqOne   cmdFlags = 1 << 3
 	cmdFlagFastZero cmdFlags = 1 << 4
+	cmdFlagPayload  cmdFlags = 1 << 5 // extended: the length is that of a payload
 )
 
 func (f cmdFlags) has(want cmdFlags) bool { return f&want == want }
 
 // requestHeader is a request without its payload.
 type requestHeader struct {
-	flags  cmdFlags
-	cmd    command
-	cookie uint64
-	offset uint64
-	length uint32
+	extended bool // the layout, and that of the reply
+	flags    cmdFlags
+	cmd      command
+	cookie   uint64
+	offset   uint64
+	length   uint64 // 32 bits unless extended
 }
 
 func (h requestHeader) append(dst []byte) []byte {
-	dst = be.AppendUint32(dst, magicRequest)
+	magic := magicRequest
+	if h.extended {
+		magic = magicExtRequest
+	}
+	dst = be.AppendUint32(dst, magic)
 	dst = be.AppendUint16(dst, uint16(h.flags))
 	dst = be.AppendUint16(dst, uint16(h.cmd))
 	dst = be.AppendUint64(dst, h.cookie)
 	dst = be.AppendUint64(dst, h.offset)
-	return be.AppendUint32(dst, h.length)
+	if h.extended {
+		return be.AppendUint64(dst, h.length)
+	}
+	return be.AppendUint32(dst, uint32(h.length))
 }
 
-func parseRequest(b []byte) (requestHeader, error) {
-	if m := be.Uint32(b); m != magicRequest {
-		return requestHeader{}, fmt.Errorf("request magic is %#x, expected %#x: %w", m, magicRequest, errSyntax)
+// requestHeaderBytes is the length of a header.
+func requestHeaderBytes(extended bool) int {
+	if extended {
+		return extRequestBytes
 	}
-	return requestHeader{
-		flags: cmdFlags(be.Uint16(b[4:])), cmd: command(be.Uint16(b[6:])), cookie: be.Uint64(b[8:]),
-		offset: be.Uint64(b[16:]), length: be.Uint32(b[24:]),
-	}, nil
+	return requestBytes
+}
+
+// parseRequest decodes a header. Which of the two layouts it is was agreed before,
+// and another one ends the connection.
+func parseRequest(b []byte, extended bool) (requestHeader, error) {
+	h := requestHeader{
+		extended: extended, flags: cmdFlags(be.Uint16(b[4:])), cmd: command(be.Uint16(b[6:])),
+		cookie: be.Uint64(b[8:]), offset: be.Uint64(b[16:]),
+	}
+	want := magicRequest
+	if extended {
+		want, h.length = magicExtRequest, be.Uint64(b[24:])
+	} else {
+		h.length = uint64(be.Uint32(b[24:]))
+	}
+	if m := be.Uint32(b); m != want {
+		return requestHeader{}, fmt.Errorf("request magic is %#x, expected %#x: %w", m, want, errSyntax)
+	}
+	return h, nil
 }
 
 // payload is the number of bytes that follow the header.
-func (h requestHeader) payload() uint32 {
-	if h.cmd == cmdWrite {
+func (h requestHeader) payload() uint64 {
+	if h.cmd == cmdWrite || h.extended && h.flags.has(cmdFlagPayload) {
 		return h.length
 	}
 	return 0
+}
+
+// The payload of BLOCK_STATUS chooses among the contexts that were negotiated:
+//
+//	 0               8
+//	+---------------+--------------------
+//	| effect length | context id 32 ...
+//	+---------------+--------------------
+
+const filterBytes = 8 // without ids
+
+func appendFilter(dst []byte, effect uint64, ids ...uint32) []byte {
+	dst = be.AppendUint64(dst, effect)
+	for _, id := range ids {
+		dst = be.AppendUint32(dst, id)
+	}
+	return dst
+}
+
+// parseFilter decodes a filter of at most so many ids.
+func parseFilter(b []byte, idsMax int) (effect uint64, ids []uint32, err error) {
+	if n := len(b) - filterBytes; n < 0 || n%4 != 0 || n > 4*idsMax {
+		return 0, nil, fmt.Errorf("filter of %d bytes: %w", len(b), errSyntax)
+	}
+	for p := b[filterBytes:]; len(p) > 0; p = p[4:] {
+		ids = append(ids, be.Uint32(p))
+	}
+	return be.Uint64(b), ids, nil
 }
 
 // A simple reply, and a chunk of a structured one:
@@ -511,13 +580,22 @@ func (h requestHeader) payload() uint32 {
 //	+------------+-------+------+--------+--------+-------------
 //	| 0x668e33ef | flags | type | cookie | length | payload ...
 //	+------------+-------+------+--------+--------+-------------
+//
+// With extended headers there are only chunks, which repeat the request's offset:
+//
+//	 0            4       6      8        16       24       32
+//	+------------+-------+------+--------+--------+--------+-------------
+//	| 0x6e8a278c | flags | type | cookie | offset | length | payload ...
+//	+------------+-------+------+--------+--------+--------+-------------
 
 const (
-	magicSimple uint32 = 0x67446698
-	magicChunk  uint32 = 0x668e33ef
+	magicSimple   uint32 = 0x67446698
+	magicChunk    uint32 = 0x668e33ef
+	magicExtChunk uint32 = 0x6e8a278c
 
-	simpleBytes = 16
-	chunkBytes  = 20
+	simpleBytes   = 16
+	chunkBytes    = 20
+	extChunkBytes = 32
 
 	chunkDone = 1 << 0 // the flag of a reply's last chunk
 )
@@ -536,6 +614,7 @@ const (
 	chunkOffsetData  chunkType = 1
 	chunkOffsetHole  chunkType = 2
 	chunkBlockStatus chunkType = 5
+	chunkStatusExt   chunkType = 6 // BLOCK_STATUS_EXT
 	chunkError       chunkType = 1<<15 + 1
 	chunkErrorOffset chunkType = 1<<15 + 2
 )
@@ -547,31 +626,61 @@ type chunkHeader struct {
 	flags  uint16
 	typ    chunkType
 	cookie uint64
-	length uint32
+	offset uint64 // only if extended
+	length uint64 // 32 bits unless extended
 }
 
-func (h chunkHeader) append(dst []byte) []byte {
-	dst = be.AppendUint32(dst, magicChunk)
-	dst = be.AppendUint16(dst, h.flags)
-	dst = be.AppendUint16(dst, uint16(h.typ))
-	dst = be.AppendUint64(dst, h.cookie)
-	return be.AppendUint32(dst, h.length)
+// chunkOf begins a chunk in the reply to h.
+func chunkOf(h requestHeader, flags uint16, t chunkType, length int) chunkHeader {
+	return chunkHeader{flags, t, h.cookie, h.offset, uint64(length)}
 }
 
-// parseChunk decodes what follows the magic.
+func (c chunkHeader) append(dst []byte, extended bool) []byte {
+	magic := magicChunk
+	if extended {
+		magic = magicExtChunk
+	}
+	dst = be.AppendUint32(dst, magic)
+	dst = be.AppendUint16(dst, c.flags)
+	dst = be.AppendUint16(dst, uint16(c.typ))
+	dst = be.AppendUint64(dst, c.cookie)
+	if extended {
+		dst = be.AppendUint64(dst, c.offset)
+		return be.AppendUint64(dst, c.length)
+	}
+	return be.AppendUint32(dst, uint32(c.length))
+}
+
+// chunkHeaderBytes is the length of a chunk's header.
+func chunkHeaderBytes(extended bool) int {
+	if extended {
+		return extChunkBytes
+	}
+	return chunkBytes
+}
+
+// parseChunk decodes what follows the magic of a chunk.
 func parseChunk(b []byte) chunkHeader {
 	return chunkHeader{
-		flags: be.Uint16(b), typ: chunkType(be.Uint16(b[2:])), cookie: be.Uint64(b[4:]), length: be.Uint32(b[12:]),
+		flags: be.Uint16(b), typ: chunkType(be.Uint16(b[2:])), cookie: be.Uint64(b[4:]), length: uint64(be.Uint32(b[12:])),
+	}
+}
+
+// parseExtChunk does for extended ones.
+func parseExtChunk(b []byte) chunkHeader {
+	return chunkHeader{
+		flags: be.Uint16(b), typ: chunkType(be.Uint16(b[2:])), cookie: be.Uint64(b[4:]), offset: be.Uint64(b[12:]), length: be.Uint64(b[20:]),
 	}
 }
 
 // The payloads:
 //
-//	OFFSET_DATA   offset 64, data
-//	OFFSET_HOLE   offset 64, length 32
-//	BLOCK_STATUS  context id 32, (length 32, status 32) ...
-//	ERROR         error 32, text length 16, text
-//	ERROR_OFFSET  error 32, text length 16, text, offset 64
+//	OFFSET_DATA       offset 64, data
+//	OFFSET_HOLE       offset 64, length 32
+//	BLOCK_STATUS      context id 32, (length 32, status 32) ...
+//	BLOCK_STATUS_EXT  context id 32, count 32, (length 64, status 64) ...
+//	ERROR             error 32, text length 16, text
+//	ERROR_OFFSET      error 32, text length 16, text, offset 64
 
 const (
 	offsetDataBytes = 8 // in front of the data
@@ -579,18 +688,29 @@ const (
 	statusIDBytes   = 4
 	descriptorBytes = 8
 	errorBytes      = 6 // in front of the text
+
+	statusExtBytes     = 8
+	descriptorExtBytes = 16
 )
 
-// appendDataChunk appends everything of an OFFSET_DATA chunk but the n bytes of
-// data. It is the only and last chunk of its reply.
-func appendDataChunk(dst []byte, cookie, offset uint64, n uint32) []byte {
-	h := chunkHeader{chunkDone, chunkOffsetData, cookie, offsetDataBytes + n}
-	return be.AppendUint64(h.append(dst), offset)
+// appendDataChunk appends everything of an OFFSET_DATA chunk but the data, which is
+// as long as was asked for. It is the only and last chunk of its reply.
+func appendDataChunk(dst []byte, h requestHeader) []byte {
+	c := chunkOf(h, chunkDone, chunkOffsetData, offsetDataBytes+int(h.length))
+	return be.AppendUint64(c.append(dst, h.extended), h.offset)
+}
+
+// appendHoleChunk says that all of what was asked for reads zero. It is the only
+// and last chunk of its reply.
+func appendHoleChunk(dst []byte, h requestHeader) []byte {
+	dst = chunkOf(h, chunkDone, chunkOffsetHole, offsetHoleBytes).append(dst, h.extended)
+	dst = be.AppendUint64(dst, h.offset)
+	return be.AppendUint32(dst, uint32(h.length))
 }
 
 // appendErrorChunk appends an ERROR chunk, the last of its reply.
-func appendErrorChunk(dst []byte, cookie uint64, e Errno, text string) []byte {
-	dst = chunkHeader{chunkDone, chunkError, cookie, uint32(errorBytes + len(text))}.append(dst)
+func appendErrorChunk(dst []byte, h requestHeader, e Errno, text string) []byte {
+	dst = chunkOf(h, chunkDone, chunkError, errorBytes+len(text)).append(dst, h.extended)
 	dst = be.AppendUint32(dst, uint32(e))
 	dst = be.AppendUint16(dst, uint16(len(text)))
 	return append(dst, text...)
@@ -613,21 +733,52 @@ const (
 	stateZero stateFlags = 1 << 1
 )
 
-// descriptor is one extent of a BLOCK_STATUS reply.
+// descriptor is one extent of a BLOCK_STATUS reply. What its state means depends on
+// the context: stateFlags, or a depth.
 type descriptor struct {
-	length uint32
+	length uint64 // 32 bits unless extended
 	state  stateFlags
 }
 
-// appendStatusChunk appends a BLOCK_STATUS chunk, the last of its reply.
-func appendStatusChunk(dst []byte, cookie uint64, id uint32, ds []descriptor) []byte {
-	dst = chunkHeader{chunkDone, chunkBlockStatus, cookie, uint32(statusIDBytes + descriptorBytes*len(ds))}.append(dst)
+// appendStatusChunk appends a BLOCK_STATUS chunk for one context.
+func appendStatusChunk(dst []byte, h requestHeader, flags uint16, id uint32, ds []descriptor) []byte {
+	if h.extended {
+		return appendStatusExtChunk(dst, h, flags, id, ds)
+	}
+	dst = chunkOf(h, flags, chunkBlockStatus, statusIDBytes+descriptorBytes*len(ds)).append(dst, false)
 	dst = be.AppendUint32(dst, id)
 	for _, d := range ds {
-		dst = be.AppendUint32(dst, d.length)
+		dst = be.AppendUint32(dst, uint32(d.length))
 		dst = be.AppendUint32(dst, uint32(d.state))
 	}
 	return dst
+}
+
+func appendStatusExtChunk(dst []byte, h requestHeader, flags uint16, id uint32, ds []descriptor) []byte {
+	dst = chunkOf(h, flags, chunkStatusExt, statusExtBytes+descriptorExtBytes*len(ds)).append(dst, true)
+	dst = be.AppendUint32(dst, id)
+	dst = be.AppendUint32(dst, uint32(len(ds)))
+	for _, d := range ds {
+		dst = be.AppendUint64(dst, d.length)
+		dst = be.AppendUint64(dst, uint64(d.state))
+	}
+	return dst
+}
+
+func parseStatusExtChunk(b []byte) (id uint32, ds []descriptor, err error) {
+	n := len(b) - statusExtBytes
+	if n <= 0 || n%descriptorExtBytes != 0 || uint32(n/descriptorExtBytes) != be.Uint32(b[4:]) {
+		return 0, nil, fmt.Errorf("extended block status chunk of %d bytes: %w", len(b), errSyntax)
+	}
+	ds = make([]descriptor, 0, n/descriptorExtBytes)
+	for p := b[statusExtBytes:]; len(p) > 0; p = p[descriptorExtBytes:] {
+		d := descriptor{be.Uint64(p), stateFlags(be.Uint64(p[8:]))}
+		if d.length == 0 || d.length > math.MaxInt64 || be.Uint64(p[8:])>>32 != 0 {
+			return 0, nil, fmt.Errorf("extended block status descriptor %d has %d bytes in state %#x: %w", len(ds), d.length, be.Uint64(p[8:]), errSyntax)
+		}
+		ds = append(ds, d)
+	}
+	return be.Uint32(b), ds, nil
 }
 
 func parseStatusChunk(b []byte) (id uint32, ds []descriptor, err error) {
@@ -637,7 +788,7 @@ func parseStatusChunk(b []byte) (id uint32, ds []descriptor, err error) {
 	}
 	ds = make([]descriptor, 0, n/descriptorBytes)
 	for p := b[statusIDBytes:]; len(p) > 0; p = p[descriptorBytes:] {
-		d := descriptor{be.Uint32(p), stateFlags(be.Uint32(p[4:]))}
+		d := descriptor{uint64(be.Uint32(p)), stateFlags(be.Uint32(p[4:]))}
 		if d.length == 0 {
 			return 0, nil, fmt.Errorf("block status descriptor %d has no length: %w", len(ds), errSyntax)
 		}

@@ -18,10 +18,11 @@ type arm struct {
 	name string
 	qemu bool
 	raw  bool // it serves a raw file, without a format
+	fuse bool // it mounts a file, and does not listen
 	args func(b bed) []string
 }
 
-// A bed is where a server finds its image and puts its socket.
+// A bed is where a server finds its image and puts its socket, or its file.
 type bed struct{ image, backing, socket string }
 
 // arms are the servers that there are here; missing says which are not, and why.
@@ -43,6 +44,15 @@ func arms(tidemark string) (list []arm, missing []string) {
 				"--export", "type=nbd,id=e,node-name=q,name=,writable=on"}
 		}},
 		nbdkitFile(1), nbdkitFile(4), nbdkitFile(16),
+		{name: ours + ", mount", fuse: true, args: func(b bed) []string {
+			return []string{tidemark, "mount", b.image, b.socket}
+		}},
+		{name: "qemu-storage-daemon, fuse", qemu: true, fuse: true, args: func(b bed) []string {
+			return []string{"qemu-storage-daemon",
+				"--blockdev", "driver=file,node-name=f,filename=" + b.image + ",discard=unmap,aio=io_uring",
+				"--blockdev", "driver=qcow2,node-name=q,file=f,discard=unmap",
+				"--export", "type=fuse,id=e,node-name=q,mountpoint=" + b.socket + ",writable=on"}
+		}},
 	}
 	for _, a := range all {
 		program := a.args(bed{})[0]
@@ -67,6 +77,9 @@ func nbdkitFile(threads int) arm {
 	}}
 }
 
+// ours reports whether the arm is Tidemark.
+func (a arm) ours() bool { return a.peer() == "" }
+
 // peer is the name under which targets speak of an arm; "" for none.
 func (a arm) peer() string {
 	switch {
@@ -84,8 +97,13 @@ type server struct {
 	log strings.Builder
 }
 
-// start starts a server and waits for its socket.
+// start starts a server and waits for its socket, or its file.
 func (a arm) start(ctx context.Context, b bed) (*server, error) {
+	if a.fuse {
+		if err := os.WriteFile(b.socket, nil, 0o600); err != nil {
+			return nil, err
+		}
+	}
 	args := a.args(b)
 	s := &server{cmd: exec.CommandContext(ctx, args[0], args[1:]...)}
 	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
@@ -95,7 +113,7 @@ func (a arm) start(ctx context.Context, b bed) (*server, error) {
 		return nil, err
 	}
 	for range 1000 {
-		if _, err := os.Stat(b.socket); err == nil {
+		if st, err := os.Stat(b.socket); err == nil && (!a.fuse || st.Size() > 0) {
 			return s, nil
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -12,8 +12,11 @@ type cell struct {
 	job  load.Job
 	// image is what the servers begin with.
 	image imageKind
-	// fio: the load comes from fio's NBD engine, and not from our own client.
-	fio bool
+	// fio is how the load comes from fio, beside what the job says; nil: it comes
+	// from our own client.
+	fio []string
+	// fuse: the disk is a file that the server mounts, and not an NBD export.
+	fuse bool
 	// against says for each peer how many times its speed is wanted at least.
 	against map[string]float64
 }
@@ -38,6 +41,25 @@ const (
 	nbdkit   = "nbdkit, raw file"
 )
 
+// nbdEngine is fio's client of NBD; the socket is added.
+var nbdEngine = []string{"--ioengine=nbd"}
+
+// fuseCells are those of the files. qemu-storage-daemon 7.2 loses writes at depth 2
+// and more: its speed is no target there, and said beside ours all the same.
+func fuseCells(over, empty imageKind) []cell {
+	deep := []string{"--ioengine=io_uring", "--direct=1"}
+	return []cell{
+		{name: "FUSE 4K overwrite, QD32", fuse: true, fio: deep, image: over, job: load.Job{Block: int(4 * kib), Set: gib, Depth: 32},
+			against: map[string]float64{bestQEMU: 1.4}},
+		{name: "FUSE 4K overwrite, 4 jobs", fuse: true, fio: []string{"--ioengine=psync", "--direct=1", "--numjobs=4", "--thread", "--group_reporting"}, image: over,
+			job: load.Job{Block: int(4 * kib), Set: gib, Depth: 1}, against: map[string]float64{bestQEMU: 2.5}},
+		{name: "FUSE 4K overwrite, QD1", fuse: true, fio: []string{"--ioengine=psync", "--direct=1"}, image: over,
+			job: load.Job{Block: int(4 * kib), Set: gib, Depth: 1}, against: map[string]float64{bestQEMU: 1}},
+		{name: "FUSE 4K allocating, QD32", fuse: true, fio: append(deep, "--ba=64k"), image: empty,
+			job: load.Job{Block: int(4 * kib), Set: 64 * gib, Stride: 64 * kib, Depth: 32}, against: map[string]float64{bestQEMU: 2.3}},
+	}
+}
+
 // cells are those of the engine's and the NBD server's targets.
 func cells() []cell {
 	small := func(j load.Job) load.Job {
@@ -47,12 +69,12 @@ func cells() []cell {
 	over := imageKind{size: gib, full: gib}
 	hot := imageKind{size: gib, full: 16 * mib}
 	empty := imageKind{size: 64 * gib}
-	return []cell{
+	return append([]cell{
 		{name: "4K overwrite, QD32, 1 GiB", image: over, job: small(load.Job{Set: gib, Depth: 32}),
 			against: map[string]float64{bestQEMU: 2.0, nbdkit: 1.5}},
 		{name: "4K overwrite, QD32, 16 MiB", image: hot, job: small(load.Job{Set: 16 * mib, Depth: 32}),
 			against: map[string]float64{bestQEMU: 1.4, nbdkit: 0.95}},
-		{name: "4K overwrite, QD1, fio", fio: true, image: over, job: small(load.Job{Set: gib, Depth: 1}),
+		{name: "4K overwrite, QD1, fio", fio: nbdEngine, image: over, job: small(load.Job{Set: gib, Depth: 1}),
 			against: map[string]float64{bestQEMU: 1.1}},
 		{name: "4K overwrite, QD1", image: over, job: small(load.Job{Set: gib, Depth: 1}),
 			against: map[string]float64{bestQEMU: 1.2}},
@@ -77,7 +99,7 @@ func cells() []cell {
 			against: map[string]float64{bestQEMU: 1.2}},
 		{name: "1M sequential read, QD4", image: over, job: load.Job{Op: load.Read, Block: int(mib), Set: gib, Depth: 4, Sequential: true},
 			against: map[string]float64{bestQEMU: 1.4}},
-	}
+	}, fuseCells(over, empty)...)
 }
 
 // withTime gives a cell's job its time and its seed.

@@ -71,7 +71,7 @@ func compare(ctx context.Context) error {
 		return err
 	}
 	list, missing := arms(o.tidemark)
-	list = slices.DeleteFunc(list, func(a arm) bool { return a.name != ours && !o.arms.MatchString(a.name) })
+	list = slices.DeleteFunc(list, func(a arm) bool { return !a.ours() && !o.arms.MatchString(a.name) })
 	wanted := slices.DeleteFunc(cells(), func(c cell) bool { return !o.cells.MatchString(c.name) })
 	if len(wanted) == 0 || !slices.ContainsFunc(list, func(a arm) bool { return a.name == ours }) {
 		return fmt.Errorf("nothing to do: no cell matches, or %s is missing (%s)", o.tidemark, strings.Join(missing, "; "))
@@ -84,6 +84,9 @@ func compare(ctx context.Context) error {
 	}
 	all, err := m.rounds(ctx, o, wanted, list)
 	if err != nil {
+		return err
+	}
+	if err := m.printSyncs(ctx, os.Stdout, wanted, list); err != nil {
 		return err
 	}
 	verdicts := judgeAll(all, wanted, list)
@@ -112,7 +115,7 @@ func (m *bench) rounds(ctx context.Context, o options, cells []cell, arms []arm)
 		for _, c := range cells {
 			for _, i := range rng.Perm(len(arms)) {
 				a := arms[i]
-				if a.raw && c.image.backing || slices.ContainsFunc(all, func(s sample) bool { return s.Cell == c.name && s.Arm == a.name && s.Round == round }) {
+				if a.fuse != c.fuse || a.raw && c.image.backing || slices.ContainsFunc(all, func(s sample) bool { return s.Cell == c.name && s.Arm == a.name && s.Round == round }) {
 					continue
 				}
 				s, err := m.measure(ctx, c, a, round)

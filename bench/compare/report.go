@@ -67,11 +67,15 @@ func ratios(a, b map[int]float64) (list []float64) {
 // judgeAll compares ours with the best arm of every peer.
 func judgeAll(all []sample, cells []cell, arms []arm) (list []verdict) {
 	for _, c := range cells {
-		own := samplesOf(all, c.name, ours, iops)
+		name := ours
+		if c.fuse {
+			name += ", mount"
+		}
+		own := samplesOf(all, c.name, name, iops)
 		for _, peer := range []string{bestQEMU, nbdkit} {
 			best := ""
 			for _, a := range arms {
-				if a.peer() == peer && (best == "" || median(values(samplesOf(all, c.name, a.name, iops))) > median(values(samplesOf(all, c.name, best, iops)))) {
+				if a.peer() == peer && a.fuse == c.fuse && (best == "" || median(values(samplesOf(all, c.name, a.name, iops))) > median(values(samplesOf(all, c.name, best, iops)))) {
 					best = a.name
 				}
 			}
@@ -81,7 +85,7 @@ func judgeAll(all []sample, cells []cell, arms []arm) (list []verdict) {
 			}
 			v := verdict{Cell: c.name, Peer: peer, Arm: best, Ratio: median(r), Wanted: c.against[peer]}
 			v.Low, v.High = interval(r)
-			v.CPU = median(ratios(samplesOf(all, c.name, ours, cpu), samplesOf(all, c.name, best, cpu)))
+			v.CPU = median(ratios(samplesOf(all, c.name, name, cpu), samplesOf(all, c.name, best, cpu)))
 			list = append(list, v)
 		}
 	}

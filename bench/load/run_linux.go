@@ -1,6 +1,7 @@
 package load
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -220,39 +221,57 @@ func stamp(b []byte, off int64, seed uint64) {
 	binary.LittleEndian.PutUint64(b[8:], seed)
 }
 
-// Verify reads up to most of the places that a Job has written, chosen by its seed,
-// and requires their stamps. It returns how many it read.
-func Verify(path, name string, j Job, written Places, most int) (int, error) {
-	j = j.withDefaults()
+// Verify reads the sectors at offs and gives each to check.
+func Verify(path, name string, offs []int64, check func(off int64, sector []byte) error) error {
 	c, err := dial(path, name)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	var places []int64
-	for i := range j.places() {
-		if written.Has(i) {
-			places = append(places, i)
-		}
-	}
-	step := max(len(places)/most, 1)
-	n := 0
-	want, got, h := make([]byte, 16), make([]byte, 16), make([]byte, headerLen)
-	for i := int(j.Seed % uint64(step)); i < len(places); i += step {
-		off := places[i] * j.Stride
-		putRequest(h, cmdRead, 0, off, 16*32)
+	h, sector := make([]byte, headerLen), make([]byte, sectorSize)
+	for _, off := range offs {
+		putRequest(h, cmdRead, 0, off, len(sector))
 		if err := errors.Join(c.write(h), c.readFull(h[:replyLen])); err != nil {
-			return n, err
+			return err
 		}
-		b := make([]byte, 512)
-		if err := c.readFull(b); err != nil {
-			return n, err
+		if failed := binary.BigEndian.Uint32(h[4:]); failed != 0 {
+			return fmt.Errorf("read at %d failed with error %d", off, failed)
 		}
-		copy(got, b)
-		stamp(want, off, j.Seed)
-		if string(got) != string(want) {
-			return n, fmt.Errorf("at %d: expected % x, found % x", off, want, got)
+		if err := c.readFull(sector); err != nil {
+			return err
 		}
-		n++
+		if err := check(off, sector); err != nil {
+			return fmt.Errorf("at %d: %w", off, err)
+		}
 	}
-	return n, c.close()
+	return c.close()
+}
+
+const sectorSize = 512
+
+// Sample is where up to most of the blocks begin that a Job has written, spread over
+// all of them.
+func (r *Result) Sample(j Job, most int) (offs []int64) {
+	j = j.withDefaults()
+	var written []int64
+	for i := range j.places() {
+		if r.Written.Has(i) {
+			written = append(written, i*j.Stride)
+		}
+	}
+	step := max(len(written)/most, 1)
+	for i := int(j.Seed % uint64(step)); i < len(written); i += step {
+		offs = append(offs, written[i])
+	}
+	return offs
+}
+
+// CheckStamp requires that a block of a Job's with that seed begins with sector.
+func CheckStamp(seed uint64) func(off int64, sector []byte) error {
+	return func(off int64, sector []byte) error {
+		want := make([]byte, 16)
+		if stamp(want, off, seed); !bytes.Equal(want, sector[:16]) {
+			return fmt.Errorf("expected % x, found % x", want, sector[:16])
+		}
+		return nil
+	}
 }

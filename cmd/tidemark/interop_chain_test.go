@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/testenv"
+	"tidemark/nbd"
 )
 
 // A servedChain is top -> mid -> base, of which base is raw and shorter, and its
@@ -45,6 +46,45 @@ func newChain(t *testing.T, rng *rand.Rand, options string) *servedChain {
 }
 
 func (c *servedChain) fill(b byte, off, n int) { copy(c.want[off:off+n], bytes.Repeat([]byte{b}, n)) }
+
+// The depths of a chain are those that qemu-nbd tells.
+func TestServeDepths(t *testing.T) {
+	img, info, qio := testenv.Tool(t, "qemu-img"), testenv.Tool(t, "nbdinfo"), testenv.Tool(t, "qemu-io")
+	for _, options := range []string{"", "extended_l2=on", "cluster_size=4k"} {
+		t.Run(options, func(t *testing.T) {
+			dir := shortDir(t)
+			base, mid, top := filepath.Join(dir, "base"), filepath.Join(dir, "mid"), filepath.Join(dir, "top")
+			testenv.Run(t, img, "create", "-q", "-f", "qcow2", base, "12M")
+			testenv.Run(t, qio, "-f", "qcow2", "-c", "write 1M 3M", "-c", "write -z 8M 64k", base)
+			testenv.Run(t, img, "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", mid)
+			testenv.Run(t, qio, "-f", "qcow2", "-c", "write 2M 300k", "-c", "write -c 9M 64k", mid)
+			create := []string{"create", "-q", "-b", "mid", "-F", "qcow2"}
+			if options != "" {
+				create = append(create, "-o", options)
+			}
+			ok(t, append(create, top, "12M")...)
+			s := serve(t, dir, "-A", "--backing", "auto", top)
+			testenv.Run(t, qio, "-f", "raw", "-c", "write 64k 64k", "-c", "write -z 6M 1M", "-c", "write 2M 4k", "-c", "write 9M 32k", s.uri())
+			ours := testenv.Run(t, info, "--map=qemu:allocation-depth", s.uri())
+			s.stop()
+			sock := filepath.Join(dir, "qemu.sock")
+			p := testenv.Start(t, testenv.Command(t, testenv.Tool(t, "qemu-nbd"), "-A", "-r", "-t", "-f", "qcow2", "-k", sock, top))
+			ready(t, p, func() error {
+				d, err := nbd.Dial(t.Context(), "unix", sock, nbd.ClientOptions{})
+				if err != nil {
+					return err
+				}
+				return d.Close()
+			})
+			theirs := testenv.Run(t, info, "--map=qemu:allocation-depth", "nbd+unix:///?socket="+sock)
+			require.Equal(t, theirs, ours)
+			for _, kind := range []string{"absent", "local", "backing depth 2", "backing depth 3"} {
+				require.Contains(t, ours, kind)
+			}
+			p.Kill()
+		})
+	}
+}
 
 // TestServeChain reads through a chain, writes into the overlay in every size, and
 // lets QEMU compare: the overlay has the content, the rest is as it was.

@@ -4,21 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
-	"time"
 
-	"tidemark/internal/unixsock"
 	"tidemark/nbd"
 )
-
-// listTimeout bounds the questions of -L.
-const listTimeout = 10 * time.Second
 
 // An nbdService serves what a plan says. What is opened is closed again in the
 // reverse order, also when the start fails half way:
@@ -37,12 +30,15 @@ func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 	// A reader of our log that goes away must not end the disks.
 	signal.Ignore(syscall.SIGPIPE)
 	s := &nbdService{plan: p, opener: opener{socket: p.spm, log: log}}
-	if err := s.start(ctx); err != nil {
+	err := s.start(ctx)
+	if err == nil {
+		err = forkReady()
+	}
+	if err != nil {
 		return errors.Join(err, s.close())
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- s.server.Serve(s.gate) }()
-	var err error
 	select {
 	case <-ctx.Done():
 		log.Info("stopping: asked to")
@@ -61,6 +57,10 @@ func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 func (s *nbdService) start(ctx context.Context) error {
 	o := s.plan.server
 	o.Logger = s.log
+	var err error
+	if o.TLS, err = s.plan.tls.server(); err != nil {
+		return err
+	}
 	s.server = nbd.NewServer(o)
 	for _, x := range s.plan.exports {
 		if err := s.export(ctx, x); err != nil {
@@ -83,7 +83,7 @@ func (s *nbdService) export(ctx context.Context, x nbdExport) error {
 	s.log.Info("export is ready", x.logAttrs(d))
 	export := nbd.Export{
 		Name: x.name, Description: x.description, Device: d.Device(),
-		ReadOnly: s.plan.readOnly, NoMultiConn: s.plan.shared == 1,
+		ReadOnly: s.plan.readOnly, AllocationDepth: s.plan.allocationDepth, NoMultiConn: s.plan.shared == 1,
 	}
 	if !s.plan.patient {
 		export.Patience = d.patience
@@ -93,16 +93,7 @@ func (s *nbdService) export(ctx context.Context, x nbdExport) error {
 
 // listen makes the socket and the pid file, and then says so.
 func (s *nbdService) listen(ctx context.Context) error {
-	var l net.Listener
-	var err error
-	if s.plan.network == "unix" {
-		l, err = unixsock.Listen(s.plan.address, s.plan.socket)
-	} else {
-		var c net.ListenConfig
-		if l, err = c.Listen(ctx, s.plan.network, s.plan.address); err != nil {
-			err = fmt.Errorf("%w: choose another address with -b or port with -p", err)
-		}
-	}
+	l, err := s.plan.listener(ctx)
 	if err != nil {
 		return err
 	}
@@ -111,7 +102,7 @@ func (s *nbdService) listen(ctx context.Context) error {
 	if err := s.writePID(); err != nil {
 		return err
 	}
-	s.log.Info("listening", s.plan.network, l.Addr().String())
+	s.log.Info("listening", l.Addr().Network(), l.Addr().String())
 	return nil
 }
 
@@ -153,29 +144,5 @@ func ignoreMissing(err error) error {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return err
-}
-
-// listExports asks a server what it has.
-func listExports(ctx context.Context, w io.Writer, network, address string) error {
-	ctx, cancel := context.WithTimeout(ctx, listTimeout)
-	defer cancel()
-	all, err := nbd.List(ctx, network, address)
-	if err != nil {
-		return fmt.Errorf("list the exports of %s: %w", address, err)
-	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "exports available: %d\n", len(all))
-	for _, x := range all {
-		info, err := nbd.Info(ctx, network, address, x.Name)
-		if err != nil {
-			return fmt.Errorf("ask %s about export %q: %w", address, x.Name, err)
-		}
-		if info.Description == "" {
-			info.Description = x.Description
-		}
-		printExport(&b, info)
-	}
-	_, err = io.WriteString(w, b.String())
 	return err
 }

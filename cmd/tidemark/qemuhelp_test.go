@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -113,5 +115,77 @@ func TestRefusedOptions(t *testing.T) {
 			require.Contains(t, r.stderr, "not", r)
 			require.Empty(t, r.stdout, r)
 		}
+	}
+}
+
+// Every option in qemu-nbd's help is used once, as QEMU's users write it: with it the
+// image is served, something is printed, or the error names the option.
+func TestEveryOptionOfQEMUNBDIsTried(t *testing.T) {
+	const serves, prints, refused = "serves", "prints", "refused"
+	dir := t.TempDir()
+	tries := map[string]struct{ what, args string }{
+		"--help": {prints, "--help"}, "--version": {prints, "--version"}, "--list": {prints, "--list"},
+		"--port": {serves, "--port=0"}, "--bind": {serves, "--bind=127.0.0.1 -p 0"}, "--socket": {serves, "--socket=SOCKET"},
+		"--shared": {serves, "--shared=3"}, "--persistent": {serves, "--persistent"}, "--verbose": {serves, "--verbose"},
+		"--export-name": {serves, "--export-name=n"}, "--description": {serves, "--description=d"},
+		"--offset": {refused, "--offset=512"}, "--allocation-depth": {serves, "--allocation-depth"}, "--bitmap": {refused, "--bitmap=b"},
+		"--object":    {refused, "--object secret,id=s,data=x"},
+		"--tls-creds": {refused, "--tls-creds=id"}, "--tls-authz": {refused, "--tls-authz=id"},
+		"--trace": {refused, "--trace=enable=x"}, "--fork": {serves, "--fork"}, "--pid-file": {serves, "--pid-file=" + filepath.Join(dir, "pid")},
+		"--selinux-label": {refused, "--selinux-label=x"}, "--connect": {refused, "--connect=/dev/nbd0"}, "--disconnect": {refused, "--disconnect=/dev/nbd0"},
+		"--format": {serves, "--format=qcow2"}, "--read-only": {serves, "--read-only"}, "--snapshot": {refused, "--snapshot"},
+		"--load-snapshot": {refused, "--load-snapshot=x"}, "--nocache": {refused, "--nocache"}, "--cache": {serves, "--cache=writeback"},
+		"--aio": {serves, "--aio=native"}, "--discard": {serves, "--discard=unmap"}, "--detect-zeroes": {serves, "--detect-zeroes=off"},
+		"--image-opts": {refused, "--image-opts"},
+	}
+	for _, option := range optionsIn(testenv.Run(t, "qemu-nbd", "--help")) {
+		if !strings.HasPrefix(option, "--") { // the short ones are looked up above
+			continue
+		}
+		try, ok := tries[option]
+		require.True(t, ok, "%s is not tried here", option)
+		t.Run(option, func(t *testing.T) {
+			socket := filepath.Join(t.TempDir(), "s")
+			args := append([]string{"nbd"}, strings.Fields(strings.ReplaceAll(try.args, "SOCKET", socket))...)
+			tcp := strings.Contains(try.args, "-p 0") || strings.Contains(try.args, "--port")
+			if !tcp && option != "--socket" {
+				args = append(args, "-k", socket)
+			}
+			switch try.what {
+			case refused:
+				r := cli(t, append(args, newImage(t, "4M"))...)
+				require.Equal(t, exitFailure, r.code, r)
+				require.Contains(t, r.stderr, option, r)
+			case prints:
+				if option == "--list" {
+					p := testenv.Start(t, tidemark(t, "nbd", "-t", "-k", socket, newImage(t, "4M")))
+					awaitOutput(t, p, "listening")
+				}
+				r := cli(t, args...)
+				require.Zero(t, r.code, r)
+				require.NotEmpty(t, r.stdout)
+			case serves:
+				p := testenv.Start(t, tidemark(t, append(args, newImage(t, "4M"))...))
+				if option == "--fork" {
+					require.NoError(t, p.Wait(t, serveLimit), p.Output())
+				} else {
+					awaitOutput(t, p, "listening")
+				}
+				if !tcp { // the address is in the log only
+					c := dialNBD(t, socket, "")
+					require.EqualValues(t, 4<<20, c.Info().Size)
+					require.NoError(t, c.Close())
+				}
+				if option != "--persistent" && !tcp {
+					require.NoError(t, p.Wait(t, serveLimit), p.Output())
+					testenv.Eventually(t, serveLimit, "the socket has gone", func() bool {
+						_, err := os.Stat(socket)
+						return os.IsNotExist(err)
+					})
+					return
+				}
+				stopped(t, p)
+			}
+		})
 	}
 }

@@ -109,7 +109,7 @@ func TestSPMKilled(t *testing.T) {
 	require.NoError(t, err)
 	server := testenv.Start(t, tidemark(t, "nbd", "--spm", filepath.Join(dir, "spm.sock"), "-t", "-k", socket, "a"))
 	testenv.Eventually(t, 10*time.Second, "the export is there", func() bool {
-		_, err := nbd.Info(t.Context(), "unix", socket, "")
+		_, err := nbd.Info(t.Context(), "unix", socket, "", nil)
 		return err == nil
 	})
 	client, err := nbd.Dial(t.Context(), "unix", socket, nbd.ClientOptions{})

@@ -12,28 +12,30 @@ const debianPython = "/usr/bin/python3"
 
 // packages are the Debian packages of the programs that tests use.
 var packages = map[string]string{
-	"qemu-img":            "qemu-utils",
-	"qemu-io":             "qemu-utils",
-	"qemu-nbd":            "qemu-utils",
-	"qemu-storage-daemon": "qemu-system-common",
-	"qemu-system-x86_64":  "qemu-system-x86",
-	"fio":                 "fio",
-	"nbdinfo":             "libnbd-bin",
-	"nbdcopy":             "libnbd-bin",
-	"nbdsh":               "libnbd-bin",
-	"nbdkit":              "nbdkit",
-	"fusermount3":         "fuse3",
-	"lvm":                 "lvm2",
-	"sanlock":             "sanlock",
-	"mkfs.ext4":           "e2fsprogs",
-	"e2fsck":              "e2fsprogs",
-	"losetup":             "mount",
-	"umount":              "mount",
-	"fstrim":              "util-linux",
-	"busybox":             "busybox-static",
-	"jq":                  "jq",
-	"xmllint":             "libxml2-utils",
-	debianPython:          "python3",
+	"qemu-img":                "qemu-utils",
+	"qemu-io":                 "qemu-utils",
+	"qemu-nbd":                "qemu-utils",
+	"qemu-storage-daemon":     "qemu-system-common",
+	"qemu-system-x86_64":      "qemu-system-x86",
+	"fio":                     "fio",
+	"nbdinfo":                 "libnbd-bin",
+	"nbdcopy":                 "libnbd-bin",
+	"nbdsh":                   "libnbd-bin",
+	"nbdkit":                  "nbdkit",
+	"fusermount3":             "fuse3",
+	"lvm":                     "lvm2",
+	"sanlock":                 "sanlock",
+	"mkfs.ext4":               "e2fsprogs",
+	"e2fsck":                  "e2fsprogs",
+	"ldd":                     "libc-bin",
+	"losetup":                 "mount",
+	"umount":                  "mount",
+	"fstrim":                  "util-linux",
+	"busybox":                 "busybox-static",
+	"jq":                      "jq",
+	"xmllint":                 "libxml2-utils",
+	debianPython:              "python3",
+	"systemd-socket-activate": "systemd",
 }
 
 // Tool returns the path of a program, or skips the test and names the package
@@ -46,7 +48,7 @@ func Tool(t testing.TB, name string) string {
 		if pkg == "" {
 			pkg = name
 		}
-		missing(t, "the program %s; on Debian: apt-get install %s", name, pkg)
+		Missing(t, "the program %s; on Debian: apt-get install %s", name, pkg)
 	}
 	return path
 }
@@ -56,7 +58,7 @@ func Python(t testing.TB) string {
 	t.Helper()
 	python := Tool(t, debianPython)
 	if err := exec.Command(python, "-c", "import nbd").Run(); err != nil {
-		missing(t, "the module nbd of %s; on Debian: apt-get install python3-libnbd", python)
+		Missing(t, "the module nbd of %s; on Debian: apt-get install python3-libnbd", python)
 	}
 	return python
 }
@@ -68,7 +70,7 @@ func Need(t testing.TB, what string) {
 	switch what {
 	case "root":
 		if os.Geteuid() != 0 {
-			missing(t, "root: run the tests as root")
+			Missing(t, "root: run the tests as root")
 		}
 	case "fuse":
 		openable(t, "/dev/fuse", "FUSE: load the module fuse, or give the container /dev/fuse")
@@ -76,7 +78,7 @@ func Need(t testing.TB, what string) {
 		openable(t, "/dev/loop-control", "loop devices: load the module loop, and run as root")
 	case "shm":
 		if st, err := os.Stat("/dev/shm"); err != nil || !st.IsDir() {
-			missing(t, "a tmpfs at /dev/shm")
+			Missing(t, "a tmpfs at /dev/shm")
 		}
 	case "long":
 		if testing.Short() {
@@ -91,7 +93,7 @@ func openable(t testing.TB, path, reason string) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		missing(t, "%s (%v)", reason, err)
+		Missing(t, "%s (%v)", reason, err)
 		return
 	}
 	_ = f.Close() // only opened to see that it can be
@@ -100,7 +102,8 @@ func openable(t testing.TB, path, reason string) {
 // InCI reports whether what is missing must fail the test.
 func InCI() bool { return os.Getenv("CI") == "true" }
 
-func missing(t testing.TB, format string, args ...any) {
+// Missing skips the test and names what is not there; with CI=true it fails.
+func Missing(t testing.TB, format string, args ...any) {
 	t.Helper()
 	if InCI() {
 		t.Fatalf("CI=true, but missing: "+format, args...)

@@ -13,7 +13,7 @@ func Tmpfs(t testing.TB, size int) string {
 	Need(t, "root")
 	dir := t.TempDir()
 	if err := syscall.Mount("tidemark", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
-		missing(t, "the right to mount a tmpfs (%v); in a container: CAP_SYS_ADMIN", err)
+		Missing(t, "the right to mount a tmpfs (%v); in a container: CAP_SYS_ADMIN", err)
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {

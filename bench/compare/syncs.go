@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+
+	"tidemark/bench/load"
+)
+
+// A server that is fast because it does not sync is no peer. So what every arm does
+// for a FLUSH is counted once, in a run of its own, as strace slows it down.
+
+// syncsPerFlush is how many syncs of files a server makes for each write with a flush
+// behind it; of io_uring there is nothing to see, and it is 0.
+func (m *bench) syncsPerFlush(ctx context.Context, c cell, a arm) (float64, error) {
+	dir, err := os.MkdirTemp(m.work, "syncs-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	b, trace := bed{image: filepath.Join(dir, "image"), socket: filepath.Join(dir, "s")}, filepath.Join(dir, "trace")
+	if err := m.stable.fresh(ctx, c.image, a.raw, b.image); err != nil {
+		return 0, err
+	}
+	traced := a
+	traced.args = func(b bed) []string {
+		return append([]string{"strace", "-D", "-f", "-qq", "-o", trace, "-e", "trace=fsync,fdatasync,pwritev2"}, a.args(b)...)
+	}
+	srv, err := traced.start(ctx, b)
+	if err != nil {
+		return 0, err
+	}
+	const flushes = 200
+	before, err := countSyncs(trace)
+	if err != nil {
+		return 0, err
+	}
+	j := c.withTime(m.duration, m.seed)
+	j.Set, j.Once = flushes*max(j.Stride, int64(j.Block)), true
+	r, err := load.Run(b.socket, "", j)
+	if err != nil {
+		return 0, errors.Join(err, srv.stop(traced))
+	}
+	after, err := countSyncs(trace)
+	return float64(after-before) / float64(max(r.Ops, 1)), errors.Join(err, srv.stop(traced))
+}
+
+// countSyncs counts the calls of a trace that wait for the storage.
+func countSyncs(path string) (n int, err error) {
+	text, err := os.ReadFile(path)
+	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, "sync(") || strings.Contains(line, "RWF_DSYNC") || strings.Contains(line, "RWF_SYNC") {
+			n++
+		}
+	}
+	return n, err
+}
+
+func (m *bench) printSyncs(ctx context.Context, w io.Writer, cells []cell, arms []arm) error {
+	if _, err := exec.LookPath("strace"); err != nil {
+		fmt.Fprintln(w, "syncs per flush: strace is missing")
+		return nil
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, c := range cells {
+		if !c.job.FlushEach {
+			continue
+		}
+		for _, a := range arms {
+			if a.fuse || strings.Contains(a.name, "io_uring") || strings.Contains(a.name, "storage-daemon") {
+				continue // nothing of it can be seen
+			}
+			n, err := m.syncsPerFlush(ctx, c, a)
+			if err != nil {
+				return fmt.Errorf("syncs of %s in %q: %w", a.name, c.name, err)
+			}
+			fmt.Fprintf(t, "%s\t%s\t%.2f syncs for each flush\t\n", c.name, a.name, n)
+		}
+	}
+	return t.Flush()
+}

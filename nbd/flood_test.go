@@ -1,0 +1,151 @@
+//go:build unix
+
+package nbd
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/testenv"
+)
+
+// floodVar makes this test program one that attacks: "KIND N ADDRESS". It is a
+// process of its own because of the descriptors.
+const floodVar = "TIDEMARK_TEST_FLOOD"
+
+func TestFloodHelper(t *testing.T) {
+	f := strings.Fields(os.Getenv(floodVar))
+	if len(f) != 3 {
+		t.Skip("only as the attacker of another test")
+	}
+	n, err := strconv.Atoi(f[1])
+	require.NoError(t, err)
+	for i := range n {
+		c, err := net.Dial("unix", f[2])
+		require.NoError(t, err)
+		_, err = c.Write(floodBytes(f[0], i))
+		require.NoError(t, err)
+		defer c.Close()
+	}
+	fmt.Println("flooding")
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the other test ends
+}
+
+// floodBytes is what one connection sends before it is silent.
+func floodBytes(kind string, i int) []byte {
+	flags := be.AppendUint32(nil, flagFixedNewstyle|flagNoZeroes)
+	if kind == "half-open" { // at every stage of the handshake
+		b := appendOption(flags, optGo, goRequest{}.append(nil))
+		return b[:i%len(b)]
+	}
+	b := appendOption(flags, optStructuredReply, nil)
+	b = appendOption(b, optGo, goRequest{}.append(nil))
+	for range 64 { // 4 MiB, which nobody reads
+		b = requestHeader{cmd: cmdRead, length: 64 << 10}.append(b)
+	}
+	return b
+}
+
+// flood starts an attacker, and returns how to end it.
+func flood(t *testing.T, kind string, n int, address string) (stop func()) {
+	t.Helper()
+	own, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.Command(own, "-test.run=^TestFloodHelper$", "-test.timeout=5m")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s", floodVar, kind, n, address))
+	in, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	line := ""
+	for r := bufio.NewReader(out); line != "flooding\n"; {
+		line, err = r.ReadString('\n')
+		require.NoError(t, err, line)
+	}
+	go func() { _, _ = io.Copy(io.Discard, out) }()
+	return func() {
+		_ = in.Close()
+		_ = cmd.Wait()
+	}
+}
+
+// A client that connects in the middle of an attack keeps at least three quarters
+// of the speed that one has of a server beside it that is left alone, and when the
+// attack is over nothing is left of it.
+func TestSpeedUnderAttack(t *testing.T) {
+	testenv.Need(t, "long")
+	for _, row := range []struct {
+		kind        string
+		n           int
+		connections int
+	}{
+		{"half-open", 10000, 12000},
+		{"half-open", 10000, 100}, // most have given way
+		{"slow readers", 1000, 2000},
+	} {
+		t.Run(fmt.Sprintf("%d %s, at most %d connections", row.n, row.kind, row.connections), func(t *testing.T) {
+			goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
+			t.Run("", func(t *testing.T) {
+				o := Options{MaxConnections: row.connections, HandshakeTimeout: 5 * time.Minute, WriteTimeout: 5 * time.Minute}
+				const span = 1 << 20
+				quiet := serve(t, o, Export{Device: newBenchDevice(t, "memory", span)})
+				attacked := serve(t, o, Export{Device: newBenchDevice(t, "memory", span)})
+				stop := flood(t, strings.ReplaceAll(row.kind, " ", "-"), row.n, attacked.address)
+				defer stop()
+				want := min(row.n, row.connections)
+				eventually(t, "all there", func() bool { return attacked.Stats().Connections == want })
+				if row.kind == "slow readers" {
+					eventually(t, "all stalled", func() bool { return attacked.Stats().Requests.Read >= uint64(row.n) })
+				}
+				for _, depth := range []int{1, 16} {
+					var ratios []float64
+					for range 7 {
+						alone, under := speed(t, quiet.address, span, depth), speed(t, attacked.address, span, depth)
+						ratios = append(ratios, under/alone)
+					}
+					slices.Sort(ratios)
+					t.Logf("depth %d: %.2f of the speed (from %.2f to %.2f)", depth, ratios[3], ratios[0], ratios[6])
+					require.GreaterOrEqual(t, ratios[3], 0.75, "depth %d: %.2f", depth, ratios)
+				}
+				require.GreaterOrEqual(t, attacked.Stats().Connections, want-1, "the attack has gone on")
+			})
+			eventually(t, "all goroutines gone", func() bool { return runtime.NumGoroutine() <= goroutines })
+			eventually(t, "all descriptors closed", func() bool { return countDescriptors(t) <= descriptors })
+		})
+	}
+}
+
+// speed is how many reads of 4 KiB a second a new client gets.
+func speed(t *testing.T, address string, span int64, depth int) float64 {
+	t.Helper()
+	l := newLoad(t, address, requestHeader{cmd: cmdRead, length: 4096}, span, depth)
+	require.NoError(t, l.run(1000))
+	const n = 15000
+	start := time.Now()
+	require.NoError(t, l.run(n))
+	took := time.Since(start)
+	l.close()
+	return n / took.Seconds()
+}
+
+func countDescriptors(t *testing.T) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return 0
+	}
+	return len(all)
+}
