@@ -128,11 +128,6 @@ func (im *Image) free(runs []run) error {
 	if err != nil {
 		return err
 	}
-	if mutant.On("discard-after-free") {
-		err := im.lowerCounts(runs)
-		im.discard(last)
-		return err
-	}
 	im.discard(last)
 	steps.At("F1")
 	if err := im.lowerCounts(runs); err != nil {

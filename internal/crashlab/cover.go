@@ -18,7 +18,7 @@ type coverage map[string]*straddled
 // between the step and the event behind it.
 type straddled struct{ done, before, behind int64 }
 
-// add adds a recording, of which points are the events that states were built
+// add adds a recording, of which points are the events that states were judged
 // behind. A step is straddled where the nearest moment before it and the nearest
 // one behind it both are in the recording.
 func (c coverage) add(log record.Log, points []bool) {

@@ -24,8 +24,9 @@ type Config struct {
 	Again    int // cutting the recovery
 	// Death: the death of the process is judged too, whose writes the host keeps.
 	Death bool
-	// PerScript is about how many states of one recording are judged: beyond, a
-	// seeded sample of them; 0 means all.
+	// PerScript is how many choices of one recording are made at most, about: beyond,
+	// a seeded sample of them, of which those are judged that leave a new state; 0
+	// means all.
 	PerScript int64
 	// Most is how many states are judged at most; 0 means that there is no limit.
 	Most int64

@@ -14,24 +14,25 @@ type search struct {
 	rec    *Recording
 	rng    *rand.Rand
 	seen   map[judgedKey]int // how much was durable when it was judged
-	points []bool            // the events behind which states were built
-	sample float64           // how likely a state is judged
+	points []bool            // the events behind which states are judged
+	counts bool              // choices are only counted, in n
+	sample float64           // how likely the state of a choice is built
 	taste  *rand.Rand        // decides
-	n      int64
+	n      int64             // states that are judged
 
 	// What a disk may hold at the present event; nil where it must be found out.
 	power, death *allowed
 }
 
-// search prepares the search of a recording. If it has more states than one should
-// have, a first search counts them.
+// search prepares the search of a recording. If only some of its states are to be
+// judged, a first search counts the choices.
 func (l *Lab) search(r *Recording) *search {
 	s := &search{lab: l, rec: r, sample: 1}
 	s.begin()
 	if most := l.config.PerScript; most > 0 {
-		s.sample = 0
+		s.counts = true
 		s.run(func(job) bool { return true })
-		s.sample = min(1, float64(most)/float64(max(s.n, 1)))
+		s.counts, s.sample = false, min(1, float64(most)/float64(max(s.n, 1)))
 		s.begin()
 	}
 	return s
@@ -89,13 +90,16 @@ func (s *search) run(judge func(job) bool) {
 
 // cut builds the states after a power cut behind event i.
 func (s *search) cut(m *simdisk.Model, i, with int, judge func(job) bool) bool {
-	s.points[i] = true
 	pending := m.Pending()
 	for c := range choices(pending, with, s.lab.config.Limits, s.rng) {
+		if !s.wants() {
+			continue
+		}
 		jb := job{state: c.state(m), event: i}
 		if !s.isNew(&jb, len(pending)) {
 			continue
 		}
+		s.points[i] = true
 		jb.picks = choice{slices.Clone(c.picks), c.swap}
 		if !judge(jb) {
 			return false
@@ -104,11 +108,27 @@ func (s *search) cut(m *simdisk.Model, i, with int, judge func(job) bool) bool {
 	return true
 }
 
+// wants decides whether the state of a choice is built.
+func (s *search) wants() bool {
+	if s.counts {
+		s.n++
+		return false
+	}
+	return s.sample == 1 || s.taste.Float64() < s.sample
+}
+
 // die builds the states after the death of the process behind event i: what was
 // in flight is done, or is not.
 func (s *search) die(m *simdisk.Model, i int, judge func(job) bool) bool {
-	ended := slices.DeleteFunc(slices.Clone(m.Pending()), func(o *simdisk.Op) bool { return o.InFlight() })
-	for _, state := range []simdisk.State{m.Current(), m.Crash(ended, simdisk.KeepAll)} {
+	for _, whole := range []bool{true, false} {
+		if !s.wants() {
+			continue
+		}
+		state := m.Current()
+		if !whole {
+			ended := slices.DeleteFunc(slices.Clone(m.Pending()), func(o *simdisk.Op) bool { return o.InFlight() })
+			state = m.Crash(ended, simdisk.KeepAll)
+		}
 		jb := job{state: state, event: i, died: true}
 		jb.depth.beside, _ = s.rec.log[i].Beside.(folder) // nil if there is no such directory
 		if s.isNew(&jb, 0) && !judge(jb) {
@@ -129,16 +149,10 @@ func (s *search) isNew(jb *job, pending int) bool {
 	isNew := !judged || before < now.durable
 	if isNew {
 		s.seen[key] = now.durable
-		if s.sample == 0 { // they are only counted
-			s.n++
-			return false
-		}
-		isNew = (s.sample == 1 || s.taste.Float64() < s.sample) && l.first(jb.state.Hash(), now.hash^beside.sum(), pending >= 2)
+		isNew = l.first(jb.state.Hash(), now.hash^beside.sum(), pending >= 2)
 	}
 	l.mu.Lock()
-	if s.sample > 0 {
-		l.total.Built++
-	}
+	l.total.Built++
 	if isNew {
 		l.total.Judged++
 		if jb.died {

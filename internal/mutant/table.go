@@ -31,7 +31,6 @@ func Table() []Mutant {
 		{"unlinked-taken-late", "C4 frees what was unlinked during the commit", "I4"},
 		{"decrement-before-unlink", "counts fall before the entry is gone on disk", "I4"},
 		{"discard-before-unlink", "bytes are discarded before the entry is gone on disk", "I4"},
-		{"discard-after-free", "F2 comes before F1", "F1"},
 		{"reused-under-readers", "clusters are freed under requests that know them", "I4, readers hold their region"},
 		{"commit-unsynced", "C4 does not sync", "I5"},
 		{"commit-joined-late", "a flush joins a commit that has begun", "I5"},

@@ -33,7 +33,6 @@ var killers = map[string][]killer{
 	"unlinked-taken-late":           {{"4k on a volume", "write 0+64; flush; write 100+1; wait; flush@2~; unmap 0+64@1; wait; write 200+1"}},
 	"decrement-before-unlink":       {{"4k on a file", "write 0+8; flush; unmap 0+8; flush"}},
 	"discard-before-unlink":         {{"4k on a volume", "write 0+64; flush; unmap 0+64; flush"}},
-	"discard-after-free":            {{"4k on a file", "write 0+64; flush; wait; unmap 0+64@1~; flush@1; flush@1; write 100+32@1; write 132+32@1; write 164+32@1; write 200+60@1"}},
 	"reused-under-readers":          {{"512 on a file", "write 0+1; flush; wait; write 0+1@1~; unmap 0+1@2; flush@2; flush@2; flush@2; write 8+60@2; flush@2; write 80+60@2; flush@2; write 140+50@2; flush@2"}},
 	"commit-unsynced":               {{"4k on a file", "write 0+8; flush"}},
 	"commit-joined-late":            {{"4k on a volume", "write 100+1; wait; flush@2~; write 0+8@1; flush@1; wait; write 200+1"}},

@@ -2,15 +2,9 @@ package crashtest
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -40,30 +34,9 @@ type row struct {
 	only []string
 }
 
-// A built image is what QEMU's tools have made.
-type built struct {
-	path    string
-	state   simdisk.State
-	raw     bool
-	backing []built    // from the one that the image names on
-	sums    [][32]byte // of its snapshots
-}
-
-// load reads what was built.
-func (b built) load(t *testing.T) built {
-	var err error
-	b.state, err = simdisk.ImportState(b.path)
-	require.NoError(t, err)
-	for i := range b.backing {
-		b.backing[i] = b.backing[i].load(t)
-	}
-	return b
-}
-
 func kib(n int64) int64 { return n << 10 }
 
-// rows are all kinds of images. Those that the engine does not support yet are
-// skipped by the name of the feature.
+// rows are all kinds of images.
 func rows() []row {
 	return []row{
 		{name: "512", geometry: qcow2.CreateOptions{Size: kib(96) + 512, ClusterSize: 512}},
@@ -90,6 +63,7 @@ func rows() []row {
 		{name: "on raw, a long name", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: longName},
 		{name: "on qcow2", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "qcow2")},
 		{name: "on qcow2, longer", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "qcow2 400k")},
+		{name: "chain of three", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "qcow2", "raw")},
 		{name: "chain of four", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: chain("cluster_size=4k", "qcow2", "qcow2 160k", "raw")},
 		{name: "snapshots", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 4096}, made: snapshots("cluster_size=4k", 2)},
 		{name: "snapshots with holes", geometry: qcow2.CreateOptions{Size: kib(256), ClusterSize: 2048}, made: holes},
@@ -122,15 +96,16 @@ type subject struct {
 	shape crashlab.Shape
 	only  []string
 	ring  bool // there is to be a directory beside the image
+	files int  // of its chain, itself included
 }
 
-// prepare makes the image of a row. The test is skipped, by the name of the
-// feature, if the engine does not support it.
+// prepare makes the image of a row.
 func (r row) prepare(t *testing.T, name string) subject {
 	o := storages[name].options
 	g, err := r.geometry.Geometry()
 	require.NoError(t, err)
 	s := subject{
+		files: 1,
 		setup: crashlab.Setup{Name: r.name + " on a " + name, Engine: engine(), Options: o},
 		only:  r.only,
 		shape: crashlab.Shape{Size: r.geometry.Size / 512, Cluster: g.ClusterSize() / 512, Table: r.table * g.ClusterSize() / 512, Amend: true},
@@ -164,7 +139,7 @@ func (r row) prepare(t *testing.T, name string) subject {
 // adopt makes the subject of an image that QEMU's tools have made.
 func (s *subject) adopt(t *testing.T, b built) {
 	b = b.load(t)
-	s.setup.Start = b.state
+	s.setup.Start, s.files = b.state, 1+len(b.backing)
 	s.setup.Engine.Audit = audit(b.sums)
 	if len(b.sums) > 0 { // what snapshots own comes on top of the bound
 		s.setup.Engine.Limit = func(f block.File, cuts int) (int64, error) {
@@ -231,7 +206,7 @@ func (u untouched) closeBacking() error {
 	return nil
 }
 
-// needsSupport skips the test if the engine refuses the image for a feature.
+// needsSupport fails if the engine does not support the image.
 func (s *subject) needsSupport(t *testing.T) {
 	f := simdisk.NewDisk(s.setup.Start, s.setup.Options)
 	d, err := s.setup.Engine.Open(t.Context(), f, "")
@@ -245,163 +220,5 @@ func (s *subject) needsSupport(t *testing.T) {
 	if err == nil {
 		_, err = s.setup.Engine.Check(t.Context(), f, false)
 	}
-	var missing *qcow2.UnsupportedError
-	if errors.As(err, &missing) {
-		t.Skipf("the engine does not support it yet: %v", missing)
-	}
 	require.NoError(t, err)
-}
-
-// content is a disk full of data, with holes.
-func content(size int64) []byte {
-	rng := rand.New(rand.NewPCG(1, 2))
-	p := make([]byte, size)
-	for i := range p {
-		if i/6000%4 != 1 {
-			p[i] = byte(rng.IntN(8)) // compressible
-		}
-	}
-	return p
-}
-
-// rawFile writes a raw image.
-func rawFile(t *testing.T, path string, size int64) {
-	require.NoError(t, os.WriteFile(path, content(size), 0o600))
-}
-
-const madeSize = 256 << 10
-
-// made creates an empty image with options.
-func made(options string) func(*testing.T, string, string) built {
-	return func(t *testing.T, img, dir string) built {
-		path := filepath.Join(dir, "image")
-		size := int64(madeSize)
-		if options == "extended_l2=on,cluster_size=64k" {
-			size = 512 << 10
-		}
-		testenv.Run(t, img, "create", "-q", "-f", "qcow2", "-o", options, path, fmt.Sprint(size))
-		return built{path: path}
-	}
-}
-
-// chain creates an image on backing files: each is "raw" or "qcow2", with a size
-// if it is not that of the image. The last one is named first by nobody: it holds
-// the data.
-func chain(options string, below ...string) func(*testing.T, string, string) built {
-	return func(t *testing.T, img, dir string) built {
-		b := built{path: filepath.Join(dir, "image")}
-		backing, format := "", ""
-		for i := len(below) - 1; i >= 0; i-- {
-			path := filepath.Join(dir, fmt.Sprint("backing", i+1))
-			size := int64(madeSize)
-			var kilobytes int64
-			if n, _ := fmt.Sscanf(below[i], "raw %dk", &kilobytes); n == 1 {
-				size = kib(kilobytes)
-			} else if n, _ := fmt.Sscanf(below[i], "qcow2 %dk", &kilobytes); n == 1 {
-				size = kib(kilobytes)
-			}
-			switch {
-			case below[i][:3] == "raw":
-				rawFile(t, path, size)
-				format = "raw"
-			case backing == "":
-				rawFile(t, path+".raw", size)
-				testenv.Run(t, img, "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", path+".raw", path)
-				format = "qcow2"
-			default:
-				testenv.Run(t, img, "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", backing, "-F", format, path, fmt.Sprint(size))
-				io := testenv.Tool(t, "qemu-io")
-				testenv.Run(t, io, "-f", "qcow2", "-c", fmt.Sprintf("write -P %d 8k 24k", 40+i), "-c", "write -z 48k 8k", path)
-				format = "qcow2"
-			}
-			backing = path
-			b.backing = append([]built{{path: path, raw: format == "raw"}}, b.backing...)
-		}
-		testenv.Run(t, img, "create", "-q", "-f", "qcow2", "-o", options, "-b", backing, "-F", format, b.path, fmt.Sprint(madeSize))
-		return b
-	}
-}
-
-// snapshots creates an image with n internal snapshots of different content.
-func snapshots(options string, n int) func(*testing.T, string, string) built {
-	return func(t *testing.T, img, dir string) built {
-		b := built{path: filepath.Join(dir, "image")}
-		raw := filepath.Join(dir, "raw")
-		size := int64(madeSize)
-		if options == "cluster_size=512,refcount_bits=64" {
-			size = 96 << 10
-		}
-		rawFile(t, raw, size)
-		testenv.Run(t, img, "convert", "-f", "raw", "-O", "qcow2", "-o", options, raw, b.path)
-		io := testenv.Tool(t, "qemu-io")
-		for i := range n {
-			testenv.Run(t, img, "snapshot", "-c", fmt.Sprint("s", i), b.path)
-			testenv.Run(t, img, "convert", "-f", "qcow2", "-l", fmt.Sprint("s", i), "-O", "raw", b.path, raw)
-			p, err := os.ReadFile(raw)
-			require.NoError(t, err)
-			b.sums = append(b.sums, sha256.Sum256(p))
-			testenv.Run(t, io, "-f", "qcow2", "-c", fmt.Sprintf("write -P %d %dk 12k", 50+i, 8*i+4), "-c", "discard 40k 8k", b.path)
-		}
-		return b
-	}
-}
-
-// holes creates an image with a snapshot, between whose clusters there are free ones.
-func holes(t *testing.T, img, dir string) built {
-	b := built{path: filepath.Join(dir, "image")}
-	raw := filepath.Join(dir, "raw")
-	rawFile(t, raw, madeSize)
-	testenv.Run(t, img, "convert", "-S", "0", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=2k", raw, b.path)
-	args := []string{"-t", "unsafe", "-f", "qcow2"}
-	for at := 2; at < madeSize>>10; at += 4 {
-		args = append(args, "-c", fmt.Sprintf("discard %dk 2k", at))
-	}
-	testenv.Run(t, testenv.Tool(t, "qemu-io"), append(args, b.path)...)
-	testenv.Run(t, img, "snapshot", "-c", "s", b.path)
-	testenv.Run(t, img, "convert", "-f", "qcow2", "-l", "s", "-O", "raw", b.path, raw)
-	p, err := os.ReadFile(raw)
-	require.NoError(t, err)
-	b.sums = append(b.sums, sha256.Sum256(p))
-	return b
-}
-
-// longName creates an image on a raw one whose name is so long, and begins so near
-// the end of a sector, that an extension which takes the name's place is in two
-// sectors, and more of the name behind it.
-func longName(t *testing.T, img, dir string) built {
-	for range 3 {
-		dir = filepath.Join(dir, strings.Repeat("x", 120))
-	}
-	require.NoError(t, os.MkdirAll(dir, 0o700))
-	b := chain("cluster_size=4k", "raw")(t, img, dir)
-	f, err := os.OpenFile(b.path, os.O_RDWR, 0)
-	require.NoError(t, err)
-	defer f.Close() //nolint:errcheck // what was written is read again
-	first := make([]byte, 4096)
-	_, err = f.ReadAt(first, 0)
-	require.NoError(t, err)
-	const to = 1024 // the name's new place
-	at, n := int(binary.BigEndian.Uint64(first[8:])), int(binary.BigEndian.Uint32(first[16:]))
-	name := slices.Clone(first[at : at+n])
-	end := at - 8 // the mark behind the extensions
-	require.Equal(t, make([]byte, 8), first[end:at])
-	require.Less(t, end+16, to)
-	clear(first[end : at+n])
-	binary.BigEndian.PutUint32(first[end:], 0x66696c6c) // an extension that nobody knows
-	binary.BigEndian.PutUint32(first[end+4:], uint32(to-16-end))
-	copy(first[to:], name)
-	binary.BigEndian.PutUint64(first[8:], to)
-	_, err = f.WriteAt(first, 0)
-	require.NoError(t, err)
-	return b
-}
-
-// compressed creates an image whose clusters are compressed.
-func compressed(options string) func(*testing.T, string, string) built {
-	return func(t *testing.T, img, dir string) built {
-		raw, path := filepath.Join(dir, "raw"), filepath.Join(dir, "image")
-		rawFile(t, raw, madeSize)
-		testenv.Run(t, img, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, path)
-		return built{path: path}
-	}
 }
