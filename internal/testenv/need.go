@@ -36,6 +36,7 @@ var packages = map[string]string{
 	"xmllint":                 "libxml2-utils",
 	debianPython:              "python3",
 	"systemd-socket-activate": "systemd",
+	"sync":                    "coreutils",
 }
 
 // Tool returns the path of a program, or skips the test and names the package
