@@ -108,7 +108,9 @@ func TestSpeedUnderAttack(t *testing.T) {
 				want := min(row.n, row.connections)
 				eventually(t, "all there", func() bool { return attacked.Stats().Connections == want })
 				if row.kind == "slow readers" {
-					eventually(t, "all stalled", func() bool { return attacked.Stats().Requests.Read >= uint64(row.n) })
+					eventually(t, "all stalled", func() bool {
+						return attacked.Stats().Requests.Read >= uint64(row.n) && attacked.taken.Load() <= 0
+					})
 				}
 				for _, depth := range []int{1, 16} {
 					ratio := 0.0
