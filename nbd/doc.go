@@ -51,7 +51,8 @@
 // descriptor becomes a blocking one that the runtime's poller does not know,
 // because waiting there costs a failed read and two wake-ups for every request
 // of a client that sends one at a time. It keeps a thread, so blockingMax
-// connections have it and further ones stay with the poller. What is no bare
+// connections have it and further ones stay with the poller; a client that does not
+// read gives its place to others (socket.stalled). What is no bare
 // socket (TLS, pipes, wrappers that do not say what they wrap) is used as it is.
 //
 // # Invariants

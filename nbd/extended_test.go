@@ -62,6 +62,8 @@ func TestExtendedLengths(t *testing.T) {
 	require.Equal(t, []descriptor{{size, stateHole | stateZero}}, k.descriptors)
 	require.NoError(t, c.WriteZeroes(t.Context(), 0, size, MayUnmap))
 	require.NoError(t, c.Discard(t.Context(), 4096, size-4096, 0))
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	require.Equal(t, [][2]int64{{0, size}, {4096, size - 4096}}, d.ranges)
 	require.EqualValues(t, 3, ts.Stats().Requests.BlockStatus+ts.Stats().Requests.WriteZeroes+ts.Stats().Requests.Trim)
 }

@@ -280,6 +280,13 @@ func TestHistoryOfClients(t *testing.T) {
 			require.ErrorIs(t, err, errSyntax)
 		}
 	})
+	t.Run("a chunk that repeats another offset", func(t *testing.T) {
+		h := requestHeader{cookie: 1, length: 512, offset: 512, extended: true}
+		b := append(be.AppendUint64(chunkOf(h, chunkDone, chunkOffsetData, 8+512).append(nil, true), 1024), make([]byte, 512)...)
+		c, err := hostile(t, serverHello(4096, true), b, ClientOptions{Extended: true})
+		require.NoError(t, err)
+		require.ErrorIs(t, c.ReadAt(t.Context(), make([]byte, 512), 1024, 0), errSyntax)
+	})
 	for _, extended := range []bool{false, true} {
 		h := requestHeader{cookie: 1, length: 512, offset: 1024, extended: extended}
 		chunk := func(c chunkHeader, payload []byte) []byte { return append(c.append(nil, extended), payload...) }
@@ -311,6 +318,7 @@ func TestHistoryOfClients(t *testing.T) {
 		status := func(id uint32, ds ...descriptor) []byte { return appendStatusChunk(nil, h, chunkDone, id, ds) }
 		for name, b := range map[string][]byte{
 			"CVE-2023-5871: another context":                status(4, descriptor{512, 0}),
+			"CVE-2023-5871: the other layout":               chunk(chunkOf(h, chunkDone, map[bool]chunkType{true: chunkBlockStatus, false: chunkStatusExt}[extended], 12), make([]byte, 12)),
 			"CVE-2023-5871: no length":                      status(3, descriptor{0, 0}),
 			"CVE-2023-5871: descriptors behind the request": status(3, descriptor{512, 0}, descriptor{512, 1}),
 			"CVE-2023-5871: none":                           status(3),

@@ -120,8 +120,11 @@ const (
 	messageParts = 64
 	messageBytes = 256 << 10
 
-	// blockingMax is how many connections keep a thread while they wait.
+	// blockingMax is how many connections keep a thread while they wait for the
+	// client's requests. Those that have waited for stallAfter to send do not count:
+	// they have two threads, until WriteTimeout throws them out.
 	blockingMax = 64
+	stallAfter  = 20 * time.Millisecond
 	// sendBufferBytes is asked for each unix socket: what the client need not have
 	// read before the next replies can leave. The kernel gives twice that, or less.
 	// Measured, 8 reads of 64 KiB at a time gain a third over Linux's usual 208 KiB;

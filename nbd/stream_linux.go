@@ -49,7 +49,11 @@ func takeOver(raw syscall.RawConn) (fd int, err error) {
 		if fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0); err != nil {
 			return
 		}
-		if err = unix.SetNonblock(fd, false); err != nil {
+		stall := unix.NsecToTimeval(stallAfter.Nanoseconds())
+		if err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &stall); err == nil {
+			err = unix.SetNonblock(fd, false)
+		}
+		if err != nil {
 			_ = unix.Close(fd) // the first error is the one that counts
 		}
 	})
@@ -86,12 +90,30 @@ func (k *socket) readNow(p []byte) (int, error) { return receiveNow(k.fd, p) }
 func (k *socket) write(message [][]byte) error {
 	for len(message) > 0 {
 		n, err := k.out.send(k.fd, message, 0)
+		if err == nil && n == 0 {
+			err = k.stalled()
+		}
 		if err != nil {
 			return err
 		}
 		message = advance(message, n)
 	}
 	return nil
+}
+
+// stalled waits until there is room again. The client does not read, so meanwhile
+// its place among those that keep a thread is somebody else's: many that do not read
+// would leave none to who connects after them.
+func (k *socket) stalled() error {
+	k.taken.Add(-1)
+	defer k.taken.Add(1)
+	p := []unix.PollFd{{Fd: int32(k.fd), Events: unix.POLLOUT}}
+	for {
+		_, err := unix.Poll(p, -1)
+		if err != unix.EINTR {
+			return os.NewSyscallError("poll", err)
+		}
+	}
 }
 
 func (k *socket) writeNow(message [][]byte) (int, error) {
