@@ -148,11 +148,11 @@ func (f *File) grantedLocked(r *request, size int64) func() {
 	f.size = size
 	f.extensions++
 	f.latency.note(took)
-	f.serveLocked()
-	end := f.end
+	waited := f.serveLocked()
+	end, rate := f.end, int64(f.rate.now(now))
 	return func() {
 		f.o.Log.Info("volume extended", "volume", f.o.Name, "from", before, "to", size, "asked", r.want,
-			"end", end, "took", took, "overtaken", r.waiting, "failed_requests", failures)
+			"end", end, "took", took, "waited", waited, "rate", rate, "failed_requests", failures)
 	}
 }
 

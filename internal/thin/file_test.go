@@ -382,6 +382,26 @@ func TestFastWriterIsNotOvertaken(t *testing.T) {
 	})
 }
 
+// An extension that takes much longer than the ones before it is not noticed by a
+// writer of 1 GiB/s either, and the granted size stays within 512 MiB of its end.
+func TestFastWriterDoesNotNoticeASlowExtension(t *testing.T) {
+	thinTest(t, 128*mib, 1<<40, Options{}, func(t *testing.T, f *File, pool *fakePool) {
+		for end := int64(0); end < 8<<30; end += mib {
+			pool.set(func() {
+				if pool.latency = 30 * time.Millisecond; len(pool.calls)%8 == 7 {
+					pool.latency = 300 * time.Millisecond
+				}
+			})
+			began := time.Now()
+			grow(t, f, end)
+			require.Zero(t, time.Since(began), "at %d MiB", end/mib)
+			require.LessOrEqual(t, f.Stats().Headroom, int64(512*mib))
+			time.Sleep(time.Second / 1024)
+		}
+		require.GreaterOrEqual(t, f.Stats().MaxLatency, 300*time.Millisecond)
+	})
+}
+
 func TestExtenderDeadThenBack(t *testing.T) {
 	thinTest(t, 128*mib, 1<<40, Options{}, func(t *testing.T, f *File, pool *fakePool) {
 		pool.set(func() { pool.err = fmt.Errorf("nobody answers: %w", block.ErrNoSpace) })
