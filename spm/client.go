@@ -87,6 +87,12 @@ func (c *Client) GetPoolInfo(ctx context.Context, r PoolInfoRequest) (out PoolRe
 	return out, err
 }
 
+// WatchPool calls Pool.watch.
+func (c *Client) WatchPool(ctx context.Context, r PoolWatchRequest) (out PoolWatchReply, err error) {
+	err = c.call(ctx, MethodPoolWatch, &r, &r.Header, &out)
+	return out, err
+}
+
 // call does one round trip. What went wrong is an *Error, also where the manager
 // is not there: then with CodeStopping, for it may come back.
 func (c *Client) call(ctx context.Context, method string, params any, h *Header, out any) error {

@@ -31,6 +31,7 @@ func newDispatcher(api API) dispatcher {
 		MethodVolumeExtend:  method(api.ExtendVolume),
 		MethodVolumeRemove:  method(api.RemoveVolume),
 		MethodPoolGetInfo:   method(api.GetPoolInfo),
+		MethodPoolWatch:     method(api.WatchPool),
 	}}
 }
 

@@ -104,6 +104,10 @@
 // are served strictly in order: a small request does not pass a large one, or
 // the large one would starve. Nobody gets headroom while somebody waits.
 //
+// When a volume begins to wait and when it has stopped is an [Event], which a
+// client may wait for ([Manager.WatchPool]). The last 256 are kept, in memory: who
+// asks for more than that asks [Manager.GetPoolInfo] what is so now.
+//
 // # Locks
 //
 //	volume.sem     one change of a volume at a time; held across file I/O

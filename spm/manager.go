@@ -34,6 +34,7 @@ type API interface {
 	ExtendVolume(context.Context, VolumeExtendRequest) (VolumeExtendReply, error)
 	RemoveVolume(context.Context, VolumeRemoveRequest) (VolumeRemoveReply, error)
 	GetPoolInfo(context.Context, PoolInfoRequest) (PoolReply, error)
+	WatchPool(context.Context, PoolWatchRequest) (PoolWatchReply, error)
 }
 
 var (
@@ -127,6 +128,7 @@ type Manager struct {
 	volumes  map[uuid.UUID]*volume
 	names    map[string]*volume
 	queue    []*place
+	events   events
 	changed  chan struct{} // closed and replaced when a waiting request should look again
 	servers  []*http.Server
 

@@ -96,12 +96,17 @@ func (m *Manager) whatExistsLocked() string {
 
 // describeLocked is what the wire says of a volume.
 func (m *Manager) describeLocked(v *volume) Volume {
-	return Volume{
+	d := Volume{
 		Name: v.name, ImageUUID: v.image.String(), VolumeUUID: v.id.String(), Generation: v.meta.Generation,
 		DomainUUID: m.ident.domain.String(), Format: v.meta.wireFormat(), Size: v.meta.Capacity,
 		Granted: v.size, Bound: v.bound, Created: time.Unix(v.meta.Created, 0).UTC(),
 		Extensions: v.extensions, PatienceMS: m.o.Patience.Milliseconds(),
 	}
+	if p, _ := m.placeOfLocked(v); p != nil {
+		w := p.waiting()
+		d.Waiting = &w
+	}
+	return d
 }
 
 // describe adds what the store says.

@@ -14,6 +14,7 @@ const (
 	MethodVolumeExtend  = "Volume.extend"
 	MethodVolumeRemove  = "Volume.remove"
 	MethodPoolGetInfo   = "Pool.getInfo"
+	MethodPoolWatch     = "Pool.watch"
 )
 
 // Header identifies the parties of a request or reply. While there is one host
@@ -93,6 +94,8 @@ type Volume struct {
 	Mapping    *Mapping  `json:"mapping,omitempty"`
 	Created    time.Time `json:"created"`
 	Extensions int64     `json:"extensions"` // since the manager started
+	// Waiting says that it waits for space.
+	Waiting *Waiting `json:"waiting,omitempty"`
 	// PatienceMS is what Options.Patience says, in milliseconds; 0: nothing.
 	PatienceMS int64 `json:"patience_ms,omitempty"`
 }
@@ -164,4 +167,39 @@ type Waiting struct {
 	VolumeUUID string    `json:"volume_uuid"`
 	Bytes      int64     `json:"bytes"`
 	Since      time.Time `json:"since"`
+}
+
+// A PoolWatchRequest asks for the events after the one of that number, 0 for all
+// that the manager remembers. While there is none it waits for WaitMS.
+type PoolWatchRequest struct {
+	Header
+	After  int64 `json:"after"`
+	WaitMS int64 `json:"wait_ms,omitempty"`
+}
+
+// A PoolWatchReply holds the events, the oldest first. Last is the number of the
+// newest that has happened; it begins anew with each manager.
+type PoolWatchReply struct {
+	Header
+	Events []Event `json:"events"`
+	Last   int64   `json:"last"`
+}
+
+// The kinds of events.
+const (
+	EventWaits       = "waits"         // a volume waits for space
+	EventWaitsNoMore = "waits-no-more" // it has it (Granted), or has given up
+)
+
+// An Event is something that has happened to the pool: to a volume, which needs or
+// needed Bytes more than it has, since when.
+type Event struct {
+	Number     int64     `json:"number"`
+	Time       time.Time `json:"time"`
+	Kind       string    `json:"kind"`
+	Name       string    `json:"name"`
+	VolumeUUID string    `json:"volume_uuid"`
+	Bytes      int64     `json:"bytes"`
+	Since      time.Time `json:"since"`
+	Granted    bool      `json:"granted,omitempty"`
 }

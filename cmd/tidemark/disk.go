@@ -42,6 +42,8 @@ type diskSpec struct {
 	// NoDM opens a volume on a volume group through its segments, although
 	// there is device-mapper.
 	NoDM bool
+	// CacheBytes bounds each of the image's two caches; 0: as usual.
+	CacheBytes int64
 	// Policy of a volume's headroom; the zero value is the default one.
 	Policy thin.Policy
 	// Log gets one line per change of state; nil discards them.
@@ -94,7 +96,7 @@ func (d *disk) openDevice(ctx context.Context) (err error) {
 		return err
 	}
 	image, err := d.openImage(ctx, qcow2.Options{
-		RedoDir: redoDir(), Backing: backing,
+		RedoDir: redoDir(), Backing: backing, CacheBytes: d.spec.CacheBytes,
 		ReadOnly: d.spec.ReadOnly, IgnoreDiscard: d.spec.IgnoreDiscard, Logger: d.spec.Log,
 	})
 	if err != nil {

@@ -238,12 +238,7 @@ func (o *nbdOptions) planAddress(p *nbdPlan, changed func(string) bool) (err err
 			return errors.New("-k is a unix socket, -p and -b are TCP: give the one or the other")
 		}
 		p.network, p.address = "unix", o.socket
-		mode, err := strconv.ParseUint(o.socketMode, 8, 32)
-		if err != nil || mode == 0 || mode > 0o777 {
-			return fmt.Errorf("--socket-mode %s: expected an octal mode from 0001 to 0777, such as 0660", o.socketMode)
-		}
-		p.socket.Mode = fs.FileMode(mode)
-		p.socket.Group, err = groupNumber(o.socketGroup)
+		p.socket, err = socketOptions(o.socketMode, o.socketGroup)
 		return err
 	}
 	if changed("socket-mode") || changed("socket-group") || changed("socket") {
@@ -262,6 +257,17 @@ func (o *nbdOptions) planAddress(p *nbdPlan, changed func(string) bool) (err err
 func isLoopback(bind string) bool {
 	ip := net.ParseIP(strings.Trim(bind, "[]"))
 	return bind == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// socketOptions reads who may connect to a socket.
+func socketOptions(mode, group string) (o unixsock.Options, err error) {
+	n, err := strconv.ParseUint(mode, 8, 32)
+	if err != nil || n == 0 || n > 0o777 {
+		return o, fmt.Errorf("--socket-mode %s: expected an octal mode from 0001 to 0777, such as 0660", mode)
+	}
+	o.Mode = fs.FileMode(n)
+	o.Group, err = groupNumber(group)
+	return o, err
 }
 
 func groupNumber(group string) (int, error) {

@@ -29,6 +29,7 @@ type nbdService struct {
 	plan   nbdPlan
 	server *nbd.Server
 	gate   *gate
+	memory memoryBudget
 }
 
 // serveNBD serves until ctx ends, the last client has gone, or the listener
@@ -40,6 +41,7 @@ func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 	if err := s.start(ctx); err != nil {
 		return errors.Join(err, s.close())
 	}
+	up := supervise(log, s.describe(), s.alive)
 	failed := make(chan error, 1)
 	go func() { failed <- s.server.Serve(s.gate) }()
 	var err error
@@ -51,6 +53,7 @@ func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 	case err = <-failed:
 		err = fmt.Errorf("accept connections: %w", err)
 	}
+	up.Stopping()
 	if err = errors.Join(err, s.close()); err == nil {
 		log.Info("stopped: everything is committed")
 	}
@@ -59,8 +62,9 @@ func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 
 // start opens everything. The socket comes last: it appears when all is ready.
 func (s *nbdService) start(ctx context.Context) error {
+	s.memory = respectMemory(s.log)
 	o := s.plan.server
-	o.Logger = s.log
+	o.Logger, o.MaxInFlightBytes = s.log, s.memory.requests()
 	s.server = nbd.NewServer(o)
 	for _, x := range s.plan.exports {
 		if err := s.export(ctx, x); err != nil {
@@ -75,7 +79,7 @@ func (s *nbdService) start(ctx context.Context) error {
 func (s *nbdService) export(ctx context.Context, x nbdExport) error {
 	d, err := s.open(ctx, diskSpec{
 		Image: x.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard,
-		NoDM: s.plan.noDM, Raw: s.plan.raw, Backing: &s.plan.backing,
+		NoDM: s.plan.noDM, Raw: s.plan.raw, Backing: &s.plan.backing, CacheBytes: s.memory.cache(len(s.plan.exports)),
 	})
 	if err != nil {
 		return err
@@ -133,6 +137,11 @@ func (s *nbdService) writePID() error {
 	}
 	s.opened(func() error { return ignoreMissing(os.Remove(path)) })
 	return nil
+}
+
+// describe is what systemctl status shows.
+func (s *nbdService) describe() string {
+	return fmt.Sprintf("%d exports on %s %s", len(s.plan.exports), s.plan.network, s.gate.Addr())
 }
 
 // drain lets requests in progress finish, for a bounded time.
