@@ -204,6 +204,10 @@ func (s *dirStore) extend(_ context.Context, v *volume, target, _ int64) (int64,
 	return target, s.disk.extendFile(s.path(v), target)
 }
 
+func (s *dirStore) reduce(_ context.Context, v *volume, from, to int64) (int64, error) {
+	return to, s.disk.reduceFile(s.path(v), from, to)
+}
+
 // remove takes the image away; the rename is the commit point.
 func (s *dirStore) remove(_ context.Context, v *volume) (gone bool, err error) {
 	away := s.domain.removedImage(v.image)

@@ -49,9 +49,9 @@ func (m *Manager) WatchPool(ctx context.Context, r PoolWatchRequest) (PoolWatchR
 	over := time.NewTimer(time.Duration(r.WaitMS) * time.Millisecond)
 	defer over.Stop()
 	for {
-		found, last, more := m.eventsAfter(r.After)
-		reply := PoolWatchReply{Header: m.header(r.Header), Events: found, Last: last}
-		if len(found) > 0 || r.WaitMS == 0 {
+		reply, more := m.eventsAfter(r.After)
+		reply.Header = m.header(r.Header)
+		if len(reply.Events) > 0 || r.WaitMS == 0 {
 			return reply, nil
 		}
 		select {
@@ -68,20 +68,20 @@ func (m *Manager) WatchPool(ctx context.Context, r PoolWatchRequest) (PoolWatchR
 
 // eventsAfter returns the events after the one of that number. A number that has
 // not been given yet is of a manager before this one: then it is all of them.
-func (m *Manager) eventsAfter(number int64) (found []Event, last int64, more <-chan struct{}) {
+func (m *Manager) eventsAfter(number int64) (r PoolWatchReply, more <-chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if number > m.events.last {
 		number = 0
 	}
-	found = []Event{}
+	r = PoolWatchReply{Events: []Event{}, Last: m.events.last, Tight: m.tight}
 	for _, e := range m.events.kept {
 		if e.Number > number {
-			found = append(found, e)
+			r.Events = append(r.Events, e)
 		}
 	}
 	if m.events.more == nil {
 		m.events.more = make(chan struct{})
 	}
-	return found, m.events.last, m.events.more
+	return r, m.events.more
 }

@@ -241,6 +241,11 @@ func (s *groupStore) extend(ctx context.Context, v *volume, target, most int64) 
 	return m.Size(), err
 }
 
+func (s *groupStore) reduce(ctx context.Context, v *volume, from, to int64) (int64, error) {
+	m, err := s.group.Reduce(ctx, v.id.String(), from, to)
+	return m.Size(), err
+}
+
 // remove removes the logical volume, which is the commit point. Its slot is free
 // then: slots are what the tags of volumes name.
 func (s *groupStore) remove(ctx context.Context, v *volume) (gone bool, err error) {

@@ -27,6 +27,9 @@ func (m *Manager) load() error {
 	if err := m.scan(); err != nil {
 		return err
 	}
+	m.mu.Lock()
+	m.judgeLocked()
+	m.mu.Unlock()
 	m.o.Log.Info("pool opened", "dir", m.store.name(), "pool", m.ident.pool, "epoch", m.ident.epoch,
 		"volumes", len(m.volumes), "capacity", m.capacity, "granted", m.granted)
 	if m.granted > m.capacity {

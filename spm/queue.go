@@ -37,6 +37,7 @@ func (m *Manager) enterLocked(v *volume, need int64) *place {
 			"waiting", len(m.queue))
 		p.need = need
 		m.noteWaitLocked(EventWaits, p, false)
+		m.judgeLocked()
 	}
 	if p.expiry != nil {
 		p.expiry.Stop()
@@ -88,6 +89,7 @@ func (m *Manager) dropLocked(p *place, granted bool) {
 	m.o.Log.Warn("a volume does not wait for space any more", "volume", p.v.name, "uuid", p.v.id,
 		"need", p.need, "size", p.v.size, "after", m.o.Now().Sub(p.since), "granted", granted, "waiting", len(m.queue))
 	m.noteWaitLocked(EventWaitsNoMore, p, granted)
+	m.judgeLocked()
 	m.wakeLocked()
 }
 

@@ -100,7 +100,7 @@ func (m *Manager) describeLocked(v *volume) Volume {
 		Name: v.name, ImageUUID: v.image.String(), VolumeUUID: v.id.String(), Generation: v.meta.Generation,
 		DomainUUID: m.ident.domain.String(), Format: v.meta.wireFormat(), Size: v.meta.Capacity,
 		Granted: v.size, Bound: v.bound, Created: time.Unix(v.meta.Created, 0).UTC(),
-		Extensions: v.extensions, PatienceMS: m.o.Patience.Milliseconds(),
+		Extensions: v.extensions, Changes: v.changes, PatienceMS: m.o.Patience.Milliseconds(),
 	}
 	if p, _ := m.placeOfLocked(v); p != nil {
 		w := p.waiting()
@@ -161,7 +161,7 @@ func (m *Manager) GetPoolInfo(_ context.Context, r PoolInfoRequest) (PoolReply, 
 	p := PoolReply{
 		Header: m.header(r.Header), DomainUUID: m.ident.domain.String(), Volumes: len(m.volumes),
 		Capacity: m.capacity, Granted: m.granted, Free: max(m.capacity-m.granted, 0), HostFree: host,
-		Waiting: m.waitingLocked(), Extensions: m.extensions,
+		Waiting: m.waitingLocked(), Tight: m.tight, Extensions: m.extensions,
 		LastExtension: m.lastLatency.Seconds(), LastExtended: m.lastExtended,
 		SPMStarted: m.began.UTC().Format(time.RFC3339), SPMPID: os.Getpid(),
 	}

@@ -61,7 +61,7 @@ func (f *File) next() (context.Context, *request, time.Duration) {
 	}
 	d := f.o.Policy.Decide(state)
 	switch {
-	case f.closed || !d.Ask || (f.resting && !d.Wait):
+	case f.closed || f.shrinking || !d.Ask || ((f.resting || f.given) && !d.Wait):
 		return nil, nil, 0
 	case now.Before(f.notBefore):
 		return nil, nil, f.notBefore.Sub(now)

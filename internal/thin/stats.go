@@ -9,6 +9,9 @@ type Stats struct {
 	Headroom int64 // Granted - End
 	Bound    int64 // 0: none
 
+	// Moved is when the end moved last, or the volume was opened.
+	Moved time.Time
+
 	Extensions int64
 	// LastLatency is of the last extension; the median and the longest are of
 	// the last 64.
@@ -29,7 +32,7 @@ func (f *File) Stats() Stats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := Stats{
-		Granted: f.size, End: f.end, Headroom: f.size - f.end, Bound: f.o.Bound,
+		Granted: f.size, End: f.end, Headroom: f.size - f.end, Bound: f.o.Bound, Moved: f.moved,
 		Extensions: f.extensions, LastLatency: f.latency.last(), FailedRequests: f.failures,
 		Waiting: len(f.waiters) > 0, Waiters: len(f.waiters),
 	}
