@@ -44,6 +44,7 @@ type nbdOptions struct {
 	discard *choice
 	aio     *choice
 	pidFile string
+	qmp     string
 	verbose bool
 	list    bool
 	version bool
@@ -144,6 +145,7 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 	f.Var(&choice{value: "off", allowed: []string{"off"}, refused: map[string]string{"on": noDetect, "unmap": noDetect}},
 		"detect-zeroes", "off")
 
+	f.StringVar(&o.qmp, "qmp", "", "QMP socket of the QEMU that uses the volume: when a write has got ENOSPC, which pauses the guest, let it go on when there is space")
 	f.StringVar(&o.pidFile, "pid-file", "", "write the process's number to this file when the socket is ready")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "as --log-level debug")
 	f.BoolVarP(&o.list, "list", "L", false, "list the exports of the server at -k, or -b and -p")
@@ -185,6 +187,7 @@ type nbdPlan struct {
 	shared           int
 	persistent       bool
 	pidFile          string
+	qmp              string      // of the QEMU that uses the volumes, "" if it is not to be resumed
 	server           nbd.Options // without the logger
 	patient          bool        // --patience was given: it goes before that of a pool
 }
@@ -198,7 +201,7 @@ type nbdExport struct {
 func (o *nbdOptions) plan(images []string, changed func(string) bool, env string) (nbdPlan, error) {
 	p := nbdPlan{
 		raw: o.format.value == formatRaw, backing: *o.backing,
-		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile,
+		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile, qmp: o.qmp,
 		noDM:          o.noDM,
 		ignoreDiscard: o.discard.value == "ignore" || o.discard.value == "off",
 		patient:       changed("patience"),
@@ -329,6 +332,8 @@ func (o *nbdOptions) planExports(p *nbdPlan, images []string, pool string) error
 // checkFormat says whether the format and the backing files fit the exports.
 func (p *nbdPlan) checkFormat() error {
 	switch {
+	case p.qmp != "" && p.spm == "":
+		return errors.New("--qmp is about space that a pool gives: expected a volume (--spm), found files only")
 	case p.spm != "" && p.raw:
 		return errors.New("-f raw: volumes of a pool are served as QCOW2 only for now")
 	case p.spm != "" && p.backing.given():

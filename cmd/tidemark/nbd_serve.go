@@ -41,6 +41,11 @@ func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 	if err := s.start(ctx); err != nil {
 		return errors.Join(err, s.close())
 	}
+	if p.qmp != "" {
+		resume, stop := context.WithCancel(ctx)
+		defer stop()
+		go newResumer(p.qmp, s.disks, log).run(resume)
+	}
 	up := supervise(log, s.describe(), s.alive)
 	failed := make(chan error, 1)
 	go func() { failed <- s.server.Serve(s.gate) }()

@@ -80,9 +80,11 @@ func (d *disk) watchPool(ctx context.Context) {
 	}
 }
 
-// mayGiveBack decides whether a disk has headroom and is idle.
+// mayGiveBack decides whether a disk has headroom and is idle. One whose writer was
+// told that there is no space is not idle: its guest is paused, and goes on when
+// there is headroom again.
 func mayGiveBack(s diskStats, now time.Time) bool {
-	return s.Poisoned == nil && s.Granted > s.End && !s.Thin.Waiting && now.Sub(s.Thin.Moved) >= recallIdle
+	return s.Poisoned == nil && s.Granted > s.End && !s.Thin.Waiting && !s.Thin.Hungry && now.Sub(s.Thin.Moved) >= recallIdle
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -61,7 +61,7 @@ func (f *File) next() (context.Context, *request, time.Duration) {
 	}
 	d := f.o.Policy.Decide(state)
 	switch {
-	case f.closed || f.shrinking || !d.Ask || ((f.resting || f.given) && !d.Wait):
+	case f.closed || f.shrinking || !d.Ask || ((f.resting || f.given && !f.hungry) && !d.Wait):
 		return nil, nil, 0
 	case now.Before(f.notBefore):
 		return nil, nil, f.notBefore.Sub(now)
@@ -145,7 +145,7 @@ func (f *File) grantedLocked(r *request, size int64) func() {
 		f.serveLocked()
 		return func() {}
 	}
-	f.size = size
+	f.size, f.hungry = size, false
 	f.extensions++
 	f.latency.note(took)
 	waited := f.serveLocked()

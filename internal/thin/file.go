@@ -97,6 +97,7 @@ type File struct {
 	shortUntil time.Time // no headroom is asked for before
 	shrinking  bool      // nothing is asked for
 	given      bool      // headroom was given back, and the writer has not gone on since
+	hungry     bool      // a Grow has given up, and nothing was granted since
 	resting    bool      // a final error: ask for no headroom until something changes
 
 	extensions int64

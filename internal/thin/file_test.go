@@ -559,6 +559,28 @@ func TestShrinkGivesHeadroomBack(t *testing.T) {
 	})
 }
 
+// A volume whose writer was told that there is no space asks for headroom until it
+// has some, also when it has given some back before.
+func TestHungry(t *testing.T) {
+	thinTest(t, 256*mib, 0, Options{}, func(t *testing.T, f *File, pool *fakePool) {
+		grow(t, f, 100*mib)
+		require.NoError(t, f.Shrink(t.Context(), 256*mib, 100*mib))
+		pool.set(func() { pool.free = 0 })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := f.Grow(ctx, 200*mib, 200*mib)
+		require.ErrorIs(t, err, block.ErrNoSpace)
+		require.True(t, f.Stats().Hungry)
+		time.Sleep(time.Hour)
+		require.True(t, f.Stats().Hungry)
+		pool.set(func() { pool.free = 1 << 30 })
+		time.Sleep(1100 * time.Millisecond)
+		synctest.Wait()
+		require.False(t, f.Stats().Hungry)
+		require.GreaterOrEqual(t, f.Stats().Headroom, int64(128*mib))
+	})
+}
+
 // A Grow that comes while space is given back waits until that is over.
 func TestGrowWhileHeadroomIsGivenBack(t *testing.T) {
 	thinTest(t, 256*mib, 1<<40, Options{}, func(t *testing.T, f *File, pool *fakePool) {

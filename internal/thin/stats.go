@@ -19,6 +19,9 @@ type Stats struct {
 	// FailedRequests is the number of failures since the last answer.
 	FailedRequests int
 
+	// Hungry says that a Grow has waited in vain, and that nothing was granted
+	// since: the writer may have been told, and may not ask again by itself.
+	Hungry bool
 	// Waiting says that writes wait for space, since when and for how much
 	// more than there is.
 	Waiting      bool
@@ -32,7 +35,7 @@ func (f *File) Stats() Stats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := Stats{
-		Granted: f.size, End: f.end, Headroom: f.size - f.end, Bound: f.o.Bound, Moved: f.moved,
+		Granted: f.size, End: f.end, Headroom: f.size - f.end, Bound: f.o.Bound, Hungry: f.hungry, Moved: f.moved,
 		Extensions: f.extensions, LastLatency: f.latency.last(), FailedRequests: f.failures,
 		Waiting: len(f.waiters) > 0, Waiters: len(f.waiters),
 	}

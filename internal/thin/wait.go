@@ -54,6 +54,7 @@ func (f *File) giveUp(w *waiter, err error) (int64, error) {
 		return w.size, w.err
 	}
 	f.endLocked(w, err)
+	f.hungry = true
 	f.replanLocked()
 	return 0, err
 }
