@@ -135,18 +135,21 @@ func lacks(files []os.DirEntry, name string) bool {
 func (s *dirStore) readVolume(image, id uuid.UUID) (stored, error) {
 	path := filepath.Join(s.domain.image(image), id.String())
 	b, err := os.ReadFile(path + extMeta)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return stored{}, err
 	}
-	meta, err := parseVolumeMeta(b)
-	if err != nil {
-		return stored{}, err
+	info, serr := os.Stat(path)
+	if serr != nil {
+		return stored{}, serr
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return stored{}, err
+	v := stored{image: image, id: id, size: info.Size()}
+	if err == nil {
+		v.meta, err = parseVolumeMeta(b)
 	}
-	return stored{image: image, id: id, meta: meta, size: info.Size()}, nil
+	if err != nil {
+		v.damaged = fmt.Errorf("%s: %w", path+extMeta, err)
+	}
+	return v, nil
 }
 
 func (s *dirStore) path(v *volume) string {

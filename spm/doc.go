@@ -49,6 +49,9 @@
 // first answers for its size. After an extension that failed its size stays reserved, and
 // nobody is told of it before a sync has succeeded.
 //
+// A volume whose metadata cannot be read is damaged: it keeps its space, is shown
+// by its UUID with the reason, may be removed, and keeps nobody from the others.
+//
 // A volume without .meta in a directory with its final name was not made by this
 // package; it is reported, not counted and not touched.
 //

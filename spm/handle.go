@@ -44,6 +44,9 @@ func openVolume(ctx context.Context, api API, nameOrUUID string) (*VolumeHandle,
 	if err != nil {
 		return nil, err
 	}
+	if r.Damaged != "" {
+		return nil, errorf(CodeDamaged, "volume %s is damaged: %s", r.Name, r.Damaged)
+	}
 	h := &VolumeHandle{api: api, info: r.Volume}
 	h.epoch.Store(r.SPMEpoch)
 	h.at.Store(r.Mapping)

@@ -155,6 +155,7 @@ type volume struct {
 
 	size       int64 // granted; of the volume, unless reserved is more
 	bound      int64
+	damaged    error // why nobody can know what is in it; nil: it is whole
 	gone       bool
 	ready      bool // false while it is being made: it has a name and space only
 	extensions int64

@@ -36,6 +36,9 @@ func (m *Manager) ReduceVolume(ctx context.Context, r VolumeReduceRequest) (Volu
 	if err != nil {
 		return VolumeReply{}, err
 	}
+	if err := v.whole(); err != nil {
+		return VolumeReply{}, err
+	}
 	if r.To < 0 || r.To > r.From {
 		return VolumeReply{}, errorf(CodeInvalid, "reduce %s from %d to %d bytes: expected a smaller size", v.name, r.From, r.To)
 	}

@@ -72,4 +72,5 @@ type stored struct {
 	image, id uuid.UUID
 	meta      volumeMeta
 	size      int64
+	damaged   error // why there is no meta; nil: there is
 }

@@ -56,6 +56,14 @@ func (m *Manager) find(h Header, r VolumeRef) (*volume, error) {
 	return v, nil
 }
 
+// whole refuses a volume that is damaged.
+func (v *volume) whole() error {
+	if v.damaged == nil {
+		return nil
+	}
+	return errorf(CodeDamaged, "volume %s is damaged: %v: mend that and start the manager again, or remove the volume", v.name, v.damaged)
+}
+
 // lookLocked finds a volume by a name, an image UUID or a volume UUID.
 func (m *Manager) lookLocked(s string) *volume {
 	id, err := uuid.Parse(s)
@@ -101,6 +109,9 @@ func (m *Manager) describeLocked(v *volume) Volume {
 		DomainUUID: m.ident.domain.String(), Format: v.meta.wireFormat(), Size: v.meta.Capacity,
 		Granted: v.size, Bound: v.bound, Created: time.Unix(v.meta.Created, 0).UTC(),
 		Extensions: v.extensions, Changes: v.changes, PatienceMS: m.o.Patience.Milliseconds(),
+	}
+	if v.damaged != nil {
+		d.Damaged, d.Format = v.damaged.Error(), ""
 	}
 	if p, _ := m.placeOfLocked(v); p != nil {
 		w := p.waiting()

@@ -110,6 +110,9 @@ type Volume struct {
 	Extensions int64     `json:"extensions"` // since the manager started
 	// Changes of Granted since the manager started, of any kind.
 	Changes int64 `json:"changes"`
+	// Damaged says why nothing can be known of it, and it cannot be opened. Its
+	// name is its UUID then.
+	Damaged string `json:"damaged,omitempty"`
 	// Waiting says that it waits for space.
 	Waiting *Waiting `json:"waiting,omitempty"`
 	// PatienceMS is what Options.Patience says, in milliseconds; 0: nothing.
