@@ -15,8 +15,8 @@ import (
 )
 
 // A File is a logical volume as a block.File. Its size belongs to the pool: Grow
-// adopts what the pool has granted, Shrink is refused. internal/thin makes it
-// one that asks the pool.
+// adopts what the pool has granted, Shrink gives space back to it, or is refused.
+// internal/thin makes it one that asks the pool for more.
 type File struct {
 	name     string
 	readOnly bool
@@ -24,6 +24,8 @@ type File struct {
 	unit     int // logical block of the devices, bytes
 	adopt    func(ctx context.Context, need int64) error
 	alarm    func(error)
+	// reduce makes the volume shorter and takes that over; nil: it is never.
+	reduce func(ctx context.Context, from, to int64) error
 
 	at     atomic.Pointer[layout]
 	frozen atomic.Pointer[error]
@@ -221,12 +223,35 @@ func (f *File) Grow(ctx context.Context, need, _ int64) (int64, error) {
 	return size, nil
 }
 
-// Shrink refuses: the space belongs to the pool.
-func (f *File) Shrink(_ context.Context, from, to int64) error {
+// Shrink gives space back to the pool, in whole extents: what is left may be more
+// than to. Nobody may read or write beyond to from the call on.
+func (f *File) Shrink(ctx context.Context, from, to int64) error {
 	if _, err := f.mayWrite("shrink", 0, 0); err != nil {
 		return err
 	}
+	if f.reduce != nil {
+		return f.shrink(ctx, from, to)
+	}
 	return fmt.Errorf("shrink %s from %d to %d bytes: its size belongs to a pool: %w", f.name, from, to, block.ErrUnsupported)
+}
+
+// shrink keeps out every other change of the size until it is known what became of
+// this one: a map that is shorter than expected freezes the File.
+func (f *File) shrink(ctx context.Context, from, to int64) error {
+	f.growMu.Lock()
+	defer f.growMu.Unlock()
+	switch size := f.Size(); {
+	case size != from:
+		return fmt.Errorf("shrink %s: expected %d bytes, found %d: %w", f.name, from, size, block.ErrStale)
+	case to < 0 || to > from:
+		return f.rangeError("shrink", to, 0, from)
+	case to == from:
+		return nil
+	}
+	if err := f.reduce(ctx, from, to); err != nil {
+		return fmt.Errorf("shrink %s from %d to %d bytes: %w", f.name, from, to, err)
+	}
+	return nil
 }
 
 // Size is described at block.File.

@@ -21,6 +21,9 @@ type SegmentOptions struct {
 	// Newest returns the newest map that the pool has told, when the volume is
 	// to grow. It may be nil for a volume that does not.
 	Newest func(ctx context.Context) (Map, error)
+	// Reduce asks the pool to make the volume shorter, from exactly from bytes to
+	// the whole extents that hold to, and returns its map then. It may be nil.
+	Reduce func(ctx context.Context, from, to int64) (Map, error)
 	// Alarm is told why the volume was frozen, once.
 	Alarm func(error)
 	// Sys is the root of sysfs. Default: /sys.
@@ -54,6 +57,15 @@ func OpenSegments(m Map, o SegmentOptions) (*File, error) {
 			return err
 		}
 		return f.adoptLocked(m, o.Sys)
+	}
+	if o.Reduce != nil {
+		f.reduce = func(ctx context.Context, from, to int64) error {
+			m, err := o.Reduce(ctx, from, to)
+			if err != nil {
+				return err
+			}
+			return f.cutLocked(m, to)
+		}
 	}
 	f.at.Store(&layout{m: Map{VG: m.VG, LV: m.LV}})
 	if err := f.adoptLocked(m, o.Sys); err != nil {
@@ -107,6 +119,31 @@ func (f *File) adoptLocked(m Map, sys fs.FS) error {
 	return nil
 }
 
+// cutLocked takes over the map of a volume that was reduced for us: the present one
+// without its end, which must hold to bytes.
+func (f *File) cutLocked(m Map, to int64) error {
+	old := f.at.Load()
+	err := m.check()
+	if err == nil {
+		err = old.m.appendsTo(m)
+	}
+	if err == nil && m.Size() < to {
+		err = fmt.Errorf("volume %s has shrunk to %d bytes, expected at least %d", m.LV, m.Size(), to)
+	}
+	if err != nil {
+		f.Freeze(err)
+		return *f.frozen.Load()
+	}
+	next := &layout{m: m, size: m.Size()}
+	for _, s := range old.spans {
+		if s.size = min(s.size, next.size-s.start); s.size > 0 {
+			next.spans = append(next.spans, s)
+		}
+	}
+	f.at.Store(next)
+	return nil
+}
+
 // deviceLocked returns the physical volume of a segment: the one that is open,
 // if it still is that, or a new one.
 func (f *File) deviceLocked(s MapSegment, sys fs.FS) (*device, error) {
@@ -151,6 +188,9 @@ type DeviceOptions struct {
 	// Refresh makes device-mapper take over the size that the pool has granted
 	// ([Tool.Refresh]). It may be nil for a volume that does not grow.
 	Refresh func(ctx context.Context) error
+	// Reduce asks the pool to make the volume shorter, from exactly from bytes to
+	// the whole extents that hold to, and returns its size then. It may be nil.
+	Reduce func(ctx context.Context, from, to int64) (int64, error)
 	// Alarm is told why the volume was frozen, once.
 	Alarm func(error)
 }
@@ -175,6 +215,20 @@ func OpenDevice(path string, o DeviceOptions) (*File, error) {
 			return err
 		}
 		return f.measureLocked()
+	}
+	if o.Reduce != nil && o.Refresh != nil {
+		f.reduce = func(ctx context.Context, from, to int64) error {
+			size, err := o.Reduce(ctx, from, to)
+			if err != nil {
+				return err
+			}
+			if size < to {
+				f.Freeze(fmt.Errorf("it has shrunk to %d bytes, expected at least %d", size, to))
+				return *f.frozen.Load()
+			}
+			f.at.Store(&layout{size: size, spans: []span{{size: size, d: d}}})
+			return o.Refresh(ctx) // the kernel no longer maps what is somebody else's now
+		}
 	}
 	f.at.Store(&layout{})
 	if err := f.measureLocked(); err != nil {

@@ -23,6 +23,7 @@ import (
 	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
 	"tidemark/internal/thin"
+	"tidemark/internal/unixsock"
 )
 
 // The handle is an Extender by its shape; this package needs not know thin.
@@ -33,7 +34,7 @@ func serve(t *testing.T, dir, sock string, o Options) (m *Manager, kill func()) 
 	t.Helper()
 	m, err := Open(dir, o)
 	require.NoError(t, err)
-	l, err := Listen(sock)
+	l, err := Listen(sock, unixsock.Options{})
 	require.NoError(t, err)
 	served := make(chan error, 1)
 	go func() { served <- m.Serve(l) }()
@@ -157,13 +158,13 @@ func FuzzDispatcher(f *testing.F) {
 
 func TestListen(t *testing.T) {
 	sock := socketPath(t)
-	l, err := Listen(sock)
+	l, err := Listen(sock, unixsock.Options{})
 	require.NoError(t, err)
 	info, err := os.Stat(sock)
 	require.NoError(t, err)
 	require.Equal(t, fs.FileMode(0o600), info.Mode().Perm())
 
-	_, err = Listen(sock)
+	_, err = Listen(sock, unixsock.Options{})
 	require.ErrorIs(t, err, block.ErrInUse, "a live one")
 	require.ErrorContains(t, err, sock)
 	require.NoError(t, l.Close())
@@ -173,21 +174,21 @@ func TestListen(t *testing.T) {
 	require.NoError(t, err)
 	stale.(*net.UnixListener).SetUnlinkOnClose(false)
 	require.NoError(t, stale.Close())
-	l, err = Listen(sock)
+	l, err = Listen(sock, unixsock.Options{})
 	require.NoError(t, err, "a stale one is replaced")
 
 	require.NoError(t, os.Remove(sock))
-	other, err := Listen(sock)
+	other, err := Listen(sock, unixsock.Options{})
 	require.NoError(t, err)
 	require.NoError(t, l.Close())
 	require.FileExists(t, sock, "the socket of somebody else stays")
 	require.NoError(t, other.Close())
 
 	require.NoError(t, os.WriteFile(sock, []byte("precious"), 0o600))
-	_, err = Listen(sock)
+	_, err = Listen(sock, unixsock.Options{})
 	require.ErrorContains(t, err, "not a socket")
 	require.FileExists(t, sock)
-	_, err = Listen("/" + strings.Repeat("x", 200))
+	_, err = Listen("/"+strings.Repeat("x", 200), unixsock.Options{})
 	require.ErrorContains(t, err, "107")
 	left, err := os.ReadDir(filepath.Dir(sock))
 	require.NoError(t, err)
@@ -202,7 +203,7 @@ func TestAcceptErrorsGoToTheLog(t *testing.T) {
 	o.Log = slog.New(slog.NewJSONHandler(&log, nil))
 	m, err := Open(t.TempDir(), o)
 	require.NoError(t, err)
-	l, err := Listen(socketPath(t))
+	l, err := Listen(socketPath(t), unixsock.Options{})
 	require.NoError(t, err)
 	require.ErrorIs(t, m.Serve(&exhausted{Listener: l}), net.ErrClosed)
 	require.NoError(t, m.Close())

@@ -75,6 +75,12 @@ func (c *Client) ExtendVolume(ctx context.Context, r VolumeExtendRequest) (out V
 	return out, err
 }
 
+// ReduceVolume calls Volume.reduce.
+func (c *Client) ReduceVolume(ctx context.Context, r VolumeReduceRequest) (out VolumeReply, err error) {
+	err = c.call(ctx, MethodVolumeReduce, &r, &r.Header, &out)
+	return out, err
+}
+
 // RemoveVolume calls Volume.remove.
 func (c *Client) RemoveVolume(ctx context.Context, r VolumeRemoveRequest) (out VolumeRemoveReply, err error) {
 	err = c.call(ctx, MethodVolumeRemove, &r, &r.Header, &out)
@@ -84,6 +90,12 @@ func (c *Client) RemoveVolume(ctx context.Context, r VolumeRemoveRequest) (out V
 // GetPoolInfo calls Pool.getInfo.
 func (c *Client) GetPoolInfo(ctx context.Context, r PoolInfoRequest) (out PoolReply, err error) {
 	err = c.call(ctx, MethodPoolGetInfo, &r, &r.Header, &out)
+	return out, err
+}
+
+// WatchPool calls Pool.watch.
+func (c *Client) WatchPool(ctx context.Context, r PoolWatchRequest) (out PoolWatchReply, err error) {
+	err = c.call(ctx, MethodPoolWatch, &r, &r.Header, &out)
 	return out, err
 }
 

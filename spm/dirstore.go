@@ -135,18 +135,21 @@ func lacks(files []os.DirEntry, name string) bool {
 func (s *dirStore) readVolume(image, id uuid.UUID) (stored, error) {
 	path := filepath.Join(s.domain.image(image), id.String())
 	b, err := os.ReadFile(path + extMeta)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return stored{}, err
 	}
-	meta, err := parseVolumeMeta(b)
-	if err != nil {
-		return stored{}, err
+	info, serr := os.Stat(path)
+	if serr != nil {
+		return stored{}, serr
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return stored{}, err
+	v := stored{image: image, id: id, size: info.Size()}
+	if err == nil {
+		v.meta, err = parseVolumeMeta(b)
 	}
-	return stored{image: image, id: id, meta: meta, size: info.Size()}, nil
+	if err != nil {
+		v.damaged = fmt.Errorf("%s: %w", path+extMeta, err)
+	}
+	return v, nil
 }
 
 func (s *dirStore) path(v *volume) string {
@@ -202,6 +205,10 @@ func (s *dirStore) undo(_ context.Context, v *volume) error {
 
 func (s *dirStore) extend(_ context.Context, v *volume, target, _ int64) (int64, error) {
 	return target, s.disk.extendFile(s.path(v), target)
+}
+
+func (s *dirStore) reduce(_ context.Context, v *volume, from, to int64) (int64, error) {
+	return to, s.disk.reduceFile(s.path(v), from, to)
 }
 
 // remove takes the image away; the rename is the commit point.

@@ -29,8 +29,10 @@ func newDispatcher(api API) dispatcher {
 		MethodVolumeList:    method(api.ListVolumes),
 		MethodVolumeGetInfo: method(api.GetVolumeInfo),
 		MethodVolumeExtend:  method(api.ExtendVolume),
+		MethodVolumeReduce:  method(api.ReduceVolume),
 		MethodVolumeRemove:  method(api.RemoveVolume),
 		MethodPoolGetInfo:   method(api.GetPoolInfo),
+		MethodPoolWatch:     method(api.WatchPool),
 	}}
 }
 

@@ -49,6 +49,9 @@
 // first answers for its size. After an extension that failed its size stays reserved, and
 // nobody is told of it before a sync has succeeded.
 //
+// A volume whose metadata cannot be read is damaged: it keeps its space, is shown
+// by its UUID with the reason, may be removed, and keeps nobody from the others.
+//
 // A volume without .meta in a directory with its final name was not made by this
 // package; it is reported, not counted and not touched.
 //
@@ -92,7 +95,9 @@
 //     of requests in progress: space is reserved before a file is touched.
 //   - A grant in a directory is one that the host's file system can carry: the
 //     free space must cover what is granted but not allocated yet, of all volumes.
-//   - Sizes only grow, and are absolute. Any request may be repeated. What an
+//   - Sizes are absolute, and requests to extend may be repeated. A size gets
+//     smaller only by its holder's request, which is compare-and-set on the size,
+//     the number of changes that it has had and the manager's epoch. What an
 //     administrator does to a logical volume by hand is taken over and logged.
 //   - No volume is larger than its bound, which the manager computes itself.
 //
@@ -103,6 +108,20 @@
 // kept for a moment, so that a client that repeats a long poll keeps it. Places
 // are served strictly in order: a small request does not pass a large one, or
 // the large one would starve. Nobody gets headroom while somebody waits.
+//
+// When a volume begins to wait and when it has stopped is an [Event], which a
+// client may wait for ([Manager.WatchPool]). The last 256 are kept, in memory: who
+// asks for more than that asks [Manager.GetPoolInfo] what is so now.
+//
+// # Recall
+//
+// A pool is tight while somebody waits or less than Options.Warn is free. Who has a
+// volume open is told (WatchPool), and gives back what an idle one has beyond its
+// data, so that it is there for those who wait: the holder stops using it, then the
+// manager makes the volume shorter, durably, and only then is it free.
+//
+//	reduce: 1 truncate the file, or lvreduce   -> shorter or not, both are valid
+//	        2 fsync, then reply
 //
 // # Locks
 //

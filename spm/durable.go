@@ -2,11 +2,14 @@ package spm
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/google/uuid"
+
+	"tidemark/internal/block"
 )
 
 // A disk changes files so that a power cut leaves what the package comment says.
@@ -88,6 +91,25 @@ func (d disk) extendFile(path string, size int64) error {
 	}
 	if err == nil {
 		err = d.sync(f)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// reduceFile makes the file at path, of exactly from bytes, to bytes long, durably.
+func (d disk) reduceFile(path string, from, to int64) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+	case info.Size() != from:
+		err = fmt.Errorf("%s has %d bytes, expected %d: %w", path, info.Size(), from, block.ErrStale)
+	default:
+		if err = f.Truncate(to); err == nil {
+			err = d.sync(f)
+		}
 	}
 	return errors.Join(err, f.Close())
 }

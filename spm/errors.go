@@ -23,6 +23,7 @@ const (
 	CodeBound        Code = 1007 // the volume may not be larger; final
 	CodeStale        Code = 1008 // the request is about an older generation
 	CodeWrongPool    Code = 1009 // the request is for another pool
+	CodeDamaged      Code = 1011 // mend the volume's metadata, and start the manager again
 	CodeStopping     Code = 1010 // repeat: the manager is going away and may come back
 )
 

@@ -17,6 +17,9 @@ func (m *Manager) ExtendVolume(ctx context.Context, r VolumeExtendRequest) (Volu
 	if err != nil {
 		return VolumeExtendReply{}, err
 	}
+	if err := v.whole(); err != nil {
+		return VolumeExtendReply{}, err
+	}
 	if r.Need < 0 || r.Want < 0 || r.WaitMS < 0 {
 		return VolumeExtendReply{}, errorf(CodeInvalid,
 			"extend %s: need %d, want %d, wait_ms %d: expected numbers that are not negative", v.name, r.Need, r.Want, r.WaitMS)

@@ -26,6 +26,9 @@ type VolumeGroup interface {
 	// in fewer pieces, up to most. An error that wraps block.ErrNoSpace says
 	// that there is too little.
 	Extend(ctx context.Context, name string, target, most int64) (Mapping, error)
+	// Reduce makes a volume of exactly from bytes one of to bytes, a multiple of
+	// the extent size. Its holder has asked for it.
+	Reduce(ctx context.Context, name string, from, to int64) (Mapping, error)
 	// Remove removes a volume. One that is not there is no error.
 	Remove(ctx context.Context, name string) error
 

@@ -151,6 +151,18 @@ func (g *fakeGroup) Extend(_ context.Context, name string, target, _ int64) (Map
 	return g.mapping(name), err
 }
 
+func (g *fakeGroup) Reduce(_ context.Context, name string, from, to int64) (Mapping, error) {
+	err := g.edit(func(s *GroupState) error {
+		i := find(s, name)
+		if s.Volumes[i].Size != from || to%fakeExtent != 0 {
+			return block.ErrStale
+		}
+		s.Volumes[i].Size = to
+		return nil
+	})
+	return g.mapping(name), err
+}
+
 func (g *fakeGroup) Remove(_ context.Context, name string) error {
 	return g.edit(func(s *GroupState) error {
 		s.Volumes = slices.DeleteFunc(s.Volumes, func(v GroupVolume) bool { return v.Name == name })
@@ -312,7 +324,7 @@ func TestGroupManagerDiesAtEveryStep(t *testing.T) {
 			break
 		}
 	}
-	require.Equal(t, []string{"", "a 1", "a 1,b 1", "a 4,b 1", "b 1"}, slices.Sorted(maps.Keys(seen)))
+	require.Equal(t, []string{"", "a 1", "a 1,b 1", "a 2,b 1", "a 4,b 1", "b 1"}, slices.Sorted(maps.Keys(seen)))
 }
 
 // groupStory reports whether the process lived to its end.
@@ -333,6 +345,10 @@ func groupStory(t *testing.T, g *fakeGroup) bool {
 			return err
 		},
 		func() error { _, err := m.ExtendVolume(t.Context(), extendRequest("a", 4*fakeExtent, 0)); return err },
+		func() error {
+			_, err := m.ReduceVolume(t.Context(), reduceRequest(m, volumeOf(t, m, "a"), fakeExtent+1))
+			return err
+		},
 		func() error {
 			_, err := m.RemoveVolume(t.Context(), VolumeRemoveRequest{VolumeRef: VolumeRef{Volume: "a"}})
 			return err

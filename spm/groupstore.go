@@ -128,16 +128,18 @@ func (s *groupStore) scan(ctx context.Context) ([]stored, error) {
 			}
 			continue
 		case s.slots[tags.slot]:
-			return nil, fmt.Errorf("volume %s: its tag %s%d is another volume's, too: correct one of them with lvchange", id, tagSlot, tags.slot)
+			all = append(all, stored{image: tags.image, id: id, size: l.Size,
+				damaged: fmt.Errorf("its tag %s%d is another volume's, too: correct one of them with lvchange", tagSlot, tags.slot)})
+			continue
 		case l.Unusable != nil:
 			s.log.Warn("volume cannot be used", "volume", id, "error", l.Unusable)
 		}
-		meta, err := s.readSlot(tags.slot)
-		if err != nil {
-			return nil, fmt.Errorf("volume %s: slot %d of logical volume %s: %w", id, tags.slot, lvMetadata, err)
-		}
 		s.slots[tags.slot] = true
-		all = append(all, stored{image: tags.image, id: id, meta: meta, size: l.Size})
+		v := stored{image: tags.image, id: id, size: l.Size}
+		if v.meta, err = s.readSlot(tags.slot); err != nil {
+			v.meta, v.damaged = volumeMeta{}, fmt.Errorf("slot %d of logical volume %s: %w", tags.slot, lvMetadata, err)
+		}
+		all = append(all, v)
 	}
 	return all, nil
 }
@@ -238,6 +240,11 @@ func (s *groupStore) undo(ctx context.Context, v *volume) error {
 
 func (s *groupStore) extend(ctx context.Context, v *volume, target, most int64) (int64, error) {
 	m, err := s.group.Extend(ctx, v.id.String(), target, most)
+	return m.Size(), err
+}
+
+func (s *groupStore) reduce(ctx context.Context, v *volume, from, to int64) (int64, error) {
+	m, err := s.group.Reduce(ctx, v.id.String(), from, to)
 	return m.Size(), err
 }
 

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"tidemark/internal/block"
 )
 
 // How long one request to extend may be held by the manager before it is
@@ -24,6 +26,7 @@ type VolumeHandle struct {
 	info  Volume
 	epoch atomic.Int64 // the newest manager that has answered
 	at    atomic.Pointer[Mapping]
+	tight atomic.Bool // as the manager has last said
 }
 
 // Volume looks a volume up by its name, its image's UUID or its own.
@@ -40,6 +43,9 @@ func openVolume(ctx context.Context, api API, nameOrUUID string) (*VolumeHandle,
 	r, err := api.GetVolumeInfo(ctx, VolumeInfoRequest{VolumeRef: VolumeRef{Volume: nameOrUUID}})
 	if err != nil {
 		return nil, err
+	}
+	if r.Damaged != "" {
+		return nil, errorf(CodeDamaged, "volume %s is damaged: %s", r.Name, r.Damaged)
 	}
 	h := &VolumeHandle{api: api, info: r.Volume}
 	h.epoch.Store(r.SPMEpoch)
@@ -118,6 +124,58 @@ func (h *VolumeHandle) Extend(ctx context.Context, need, want int64) (int64, err
 			return 0, fmt.Errorf("extend %s to %d bytes: %w", h.info.Name, need, err)
 		}
 		pause = max(pause, reconnectFirst/2)
+	}
+}
+
+// Tight reports whether the pool recalls headroom, as far as Watch knows.
+func (h *VolumeHandle) Tight() bool { return h.tight.Load() }
+
+// Watch waits until something has happened to the pool after what it has returned
+// before, or for a while, and finds out whether the pool is tight.
+func (h *VolumeHandle) Watch(ctx context.Context, after int64, wait time.Duration) (int64, error) {
+	r, err := h.api.WatchPool(ctx, PoolWatchRequest{After: after, WaitMS: wait.Milliseconds()})
+	if err != nil {
+		return after, err
+	}
+	h.tight.Store(r.Tight)
+	return r.Last, nil
+}
+
+// Reduce makes the volume shorter, from exactly from bytes to about to, and returns
+// its size. Its holder calls it, and from then on uses nothing beyond to. An error
+// says that it has from bytes as before, unless ctx has ended: a manager that dies
+// over the request is waited for, for only the next one knows what became of it.
+func (h *VolumeHandle) Reduce(ctx context.Context, from, to int64) (int64, error) {
+	ref := VolumeRef{Volume: h.info.VolumeUUID, Generation: &h.info.Generation}
+	var refused error
+	for asked := false; ; {
+		now, err := h.api.GetVolumeInfo(ctx, VolumeInfoRequest{VolumeRef: ref})
+		switch {
+		case err != nil && asked && CodeOf(err) == CodeStopping && ctx.Err() == nil:
+			if err := sleep(ctx, reconnectLast); err != nil {
+				return 0, err
+			}
+			continue
+		case err != nil:
+			return 0, err
+		case asked && now.Granted < from:
+			h.learn(now.Mapping)
+			return now.Granted, nil
+		case refused != nil:
+			return 0, refused
+		case now.Granted != from:
+			return 0, fmt.Errorf("reduce %s from %d bytes: it has %d: %w", h.info.Name, from, now.Granted, block.ErrStale)
+		}
+		r, err := h.api.ReduceVolume(ctx, VolumeReduceRequest{
+			Header: Header{SPMEpoch: now.SPMEpoch}, VolumeRef: ref, From: from, To: to, Changes: now.Changes,
+		})
+		if err == nil {
+			h.learn(r.Mapping)
+			return r.Granted, nil
+		}
+		if asked = true; CodeOf(err) != CodeStopping {
+			refused = err
+		}
 	}
 }
 

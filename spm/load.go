@@ -27,6 +27,9 @@ func (m *Manager) load() error {
 	if err := m.scan(); err != nil {
 		return err
 	}
+	m.mu.Lock()
+	m.judgeLocked()
+	m.mu.Unlock()
 	m.o.Log.Info("pool opened", "dir", m.store.name(), "pool", m.ident.pool, "epoch", m.ident.epoch,
 		"volumes", len(m.volumes), "capacity", m.capacity, "granted", m.granted)
 	if m.granted > m.capacity {
@@ -83,9 +86,15 @@ func (m *Manager) scan() error {
 		}
 		v.size, v.ready, v.unsynced = found.size, true, true
 		v.bound = max(v.bound, v.size)
-		if err := m.addLocked(v); err != nil {
-			return err
+		if other := m.names[v.name]; other != nil && found.damaged == nil {
+			found.damaged = fmt.Errorf("volume %s has the same name %q, which is unique in a pool: change DiskAlias in the %s of one of them",
+				other.id, v.name, extMeta)
 		}
+		if found.damaged != nil {
+			v.damaged, v.name, v.bound = found.damaged, found.id.String(), v.size
+			m.o.Log.Error("volume is damaged, and is not served; it keeps its space", "volume", v.id, "image", v.image, "size", v.size, "error", v.damaged)
+		}
+		m.volumes[v.id], m.names[v.name] = v, v
 		m.granted += v.size
 	}
 	return nil
@@ -113,13 +122,3 @@ func (m *Manager) bound(o CreateImage) int64 {
 
 // unit is what the manager rounds sizes up to.
 func (m *Manager) unit() int64 { return max(m.store.grain(), sizeUnit) }
-
-// addLocked gives a volume its places in the maps.
-func (m *Manager) addLocked(v *volume) error {
-	if other := m.names[v.name]; other != nil {
-		return fmt.Errorf("volumes %s and %s have the same name %q, which is unique in a pool: change DiskAlias in one's %s",
-			other.id, v.id, v.name, extMeta)
-	}
-	m.volumes[v.id], m.names[v.name] = v, v
-	return nil
-}

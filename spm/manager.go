@@ -32,8 +32,10 @@ type API interface {
 	ListVolumes(context.Context, VolumeListRequest) (VolumeListReply, error)
 	GetVolumeInfo(context.Context, VolumeInfoRequest) (VolumeReply, error)
 	ExtendVolume(context.Context, VolumeExtendRequest) (VolumeExtendReply, error)
+	ReduceVolume(context.Context, VolumeReduceRequest) (VolumeReply, error)
 	RemoveVolume(context.Context, VolumeRemoveRequest) (VolumeRemoveReply, error)
 	GetPoolInfo(context.Context, PoolInfoRequest) (PoolReply, error)
+	WatchPool(context.Context, PoolWatchRequest) (PoolWatchReply, error)
 }
 
 var (
@@ -69,6 +71,9 @@ type Options struct {
 	Patience time.Duration
 	// Images makes qcow2 images; without it there are raw volumes only.
 	Images Images
+	// Warn is how little may be free until headroom is recalled, in bytes. Default:
+	// a sixteenth of the capacity.
+	Warn int64
 	// Holder tells who holds a volume. Default: by QEMU's image locks.
 	Holder Holder
 	// HostFree returns the bytes that the file system of dir has left.
@@ -127,6 +132,8 @@ type Manager struct {
 	volumes  map[uuid.UUID]*volume
 	names    map[string]*volume
 	queue    []*place
+	events   events
+	tight    bool          // headroom is recalled
 	changed  chan struct{} // closed and replaced when a waiting request should look again
 	servers  []*http.Server
 
@@ -148,9 +155,11 @@ type volume struct {
 
 	size       int64 // granted; of the volume, unless reserved is more
 	bound      int64
+	damaged    error // why nobody can know what is in it; nil: it is whole
 	gone       bool
 	ready      bool // false while it is being made: it has a name and space only
 	extensions int64
+	changes    int64 // of size
 }
 
 // Open opens the pool in dir, or makes one if there is none, and takes its lock.

@@ -35,6 +35,9 @@ func (m *Manager) enterLocked(v *volume, need int64) *place {
 		m.o.Log.Warn("pool is full: a volume waits for space", "volume", v.name, "uuid", v.id,
 			"need", need, "size", v.size, "missing", need-v.size, "capacity", m.capacity, "granted", m.granted,
 			"waiting", len(m.queue))
+		p.need = need
+		m.noteWaitLocked(EventWaits, p, false)
+		m.judgeLocked()
 	}
 	if p.expiry != nil {
 		p.expiry.Stop()
@@ -85,6 +88,8 @@ func (m *Manager) dropLocked(p *place, granted bool) {
 	m.queue = slices.Delete(m.queue, i, i+1)
 	m.o.Log.Warn("a volume does not wait for space any more", "volume", p.v.name, "uuid", p.v.id,
 		"need", p.need, "size", p.v.size, "after", m.o.Now().Sub(p.since), "granted", granted, "waiting", len(m.queue))
+	m.noteWaitLocked(EventWaitsNoMore, p, granted)
+	m.judgeLocked()
 	m.wakeLocked()
 }
 
@@ -92,10 +97,14 @@ func (m *Manager) dropLocked(p *place, granted bool) {
 func (m *Manager) waitingLocked() []Waiting {
 	out := make([]Waiting, 0, len(m.queue))
 	for _, p := range m.queue {
-		out = append(out, Waiting{
-			Name: p.v.name, VolumeUUID: p.v.id.String(),
-			Bytes: max(p.need-p.v.size, 0), Since: p.since.UTC(),
-		})
+		out = append(out, p.waiting())
 	}
 	return out
+}
+
+func (p *place) waiting() Waiting {
+	return Waiting{
+		Name: p.v.name, VolumeUUID: p.v.id.String(),
+		Bytes: max(p.need-p.v.size, 0), Since: p.since.UTC(),
+	}
 }

@@ -11,10 +11,11 @@ import (
 	"tidemark/internal/unixsock"
 )
 
-// Listen makes the API socket at path with mode 0600, as package unixsock says.
-// Make it when the pool is open. Closing the listener removes it.
-func Listen(path string) (net.Listener, error) {
-	return unixsock.Listen(path, unixsock.Options{})
+// Listen makes the API socket at path, as package unixsock says. Make it when
+// the pool is open. Closing the listener removes it. Who may connect may remove
+// volumes.
+func Listen(path string, o unixsock.Options) (net.Listener, error) {
+	return unixsock.Listen(path, o)
 }
 
 // Serve answers on l until Close, and then returns nil. It closes l.

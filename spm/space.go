@@ -47,12 +47,18 @@ func (m *Manager) freeLocked() int64 {
 
 // reserveLocked takes bytes from the pool for v, before its file is touched.
 func (m *Manager) reserveLocked(v *volume, size int64) {
+	if size == v.size {
+		return
+	}
 	m.granted += size - v.size
 	v.size = size
+	v.changes++
+	m.judgeLocked()
 }
 
 // wakeLocked lets every waiting request look again.
 func (m *Manager) wakeLocked() {
+	m.judgeLocked()
 	close(m.changed)
 	m.changed = make(chan struct{})
 }

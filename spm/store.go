@@ -34,6 +34,9 @@ type store interface {
 	// for the store, and returns its size, durably. Without space the error is,
 	// or wraps, block.ErrNoSpace or ENOSPC.
 	extend(ctx context.Context, v *volume, target, most int64) (int64, error)
+	// reduce makes a volume shorter, from exactly from bytes, and returns its size,
+	// durably. Its holder has asked for it.
+	reduce(ctx context.Context, v *volume, from, to int64) (int64, error)
 	// remove removes a volume, which the caller holds. gone says that it is not
 	// there any more, although there was an error.
 	remove(ctx context.Context, v *volume) (gone bool, err error)
@@ -69,4 +72,5 @@ type stored struct {
 	image, id uuid.UUID
 	meta      volumeMeta
 	size      int64
+	damaged   error // why there is no meta; nil: there is
 }

@@ -56,6 +56,14 @@ func (m *Manager) find(h Header, r VolumeRef) (*volume, error) {
 	return v, nil
 }
 
+// whole refuses a volume that is damaged.
+func (v *volume) whole() error {
+	if v.damaged == nil {
+		return nil
+	}
+	return errorf(CodeDamaged, "volume %s is damaged: %v: mend that and start the manager again, or remove the volume", v.name, v.damaged)
+}
+
 // lookLocked finds a volume by a name, an image UUID or a volume UUID.
 func (m *Manager) lookLocked(s string) *volume {
 	id, err := uuid.Parse(s)
@@ -96,12 +104,20 @@ func (m *Manager) whatExistsLocked() string {
 
 // describeLocked is what the wire says of a volume.
 func (m *Manager) describeLocked(v *volume) Volume {
-	return Volume{
+	d := Volume{
 		Name: v.name, ImageUUID: v.image.String(), VolumeUUID: v.id.String(), Generation: v.meta.Generation,
 		DomainUUID: m.ident.domain.String(), Format: v.meta.wireFormat(), Size: v.meta.Capacity,
 		Granted: v.size, Bound: v.bound, Created: time.Unix(v.meta.Created, 0).UTC(),
-		Extensions: v.extensions, PatienceMS: m.o.Patience.Milliseconds(),
+		Extensions: v.extensions, Changes: v.changes, PatienceMS: m.o.Patience.Milliseconds(),
 	}
+	if v.damaged != nil {
+		d.Damaged, d.Format = v.damaged.Error(), ""
+	}
+	if p, _ := m.placeOfLocked(v); p != nil {
+		w := p.waiting()
+		d.Waiting = &w
+	}
+	return d
 }
 
 // describe adds what the store says.
@@ -156,7 +172,7 @@ func (m *Manager) GetPoolInfo(_ context.Context, r PoolInfoRequest) (PoolReply, 
 	p := PoolReply{
 		Header: m.header(r.Header), DomainUUID: m.ident.domain.String(), Volumes: len(m.volumes),
 		Capacity: m.capacity, Granted: m.granted, Free: max(m.capacity-m.granted, 0), HostFree: host,
-		Waiting: m.waitingLocked(), Extensions: m.extensions,
+		Waiting: m.waitingLocked(), Tight: m.tight, Extensions: m.extensions,
 		LastExtension: m.lastLatency.Seconds(), LastExtended: m.lastExtended,
 		SPMStarted: m.began.UTC().Format(time.RFC3339), SPMPID: os.Getpid(),
 	}

@@ -12,8 +12,10 @@ const (
 	MethodVolumeList    = "Volume.list"
 	MethodVolumeGetInfo = "Volume.getInfo"
 	MethodVolumeExtend  = "Volume.extend"
+	MethodVolumeReduce  = "Volume.reduce"
 	MethodVolumeRemove  = "Volume.remove"
 	MethodPoolGetInfo   = "Pool.getInfo"
+	MethodPoolWatch     = "Pool.watch"
 )
 
 // Header identifies the parties of a request or reply. While there is one host
@@ -65,6 +67,19 @@ type VolumeExtendRequest struct {
 	WaitMS int64 `json:"wait_ms,omitempty"`
 }
 
+// A VolumeReduceRequest asks its holder's manager to make the volume shorter, to
+// To bytes or as little more as its grain allows: compare and set. It must have
+// exactly From bytes, and the manager's epoch (in the header) and the volume's
+// Changes must be those that the caller was told last, so that a late duplicate
+// does nothing. Nothing beyond To may be in use any more.
+type VolumeReduceRequest struct {
+	Header
+	VolumeRef
+	From    int64 `json:"from"`
+	To      int64 `json:"to"`
+	Changes int64 `json:"changes"`
+}
+
 // A VolumeRemoveRequest asks that the volume be removed.
 type VolumeRemoveRequest struct {
 	Header
@@ -93,6 +108,13 @@ type Volume struct {
 	Mapping    *Mapping  `json:"mapping,omitempty"`
 	Created    time.Time `json:"created"`
 	Extensions int64     `json:"extensions"` // since the manager started
+	// Changes of Granted since the manager started, of any kind.
+	Changes int64 `json:"changes"`
+	// Damaged says why nothing can be known of it, and it cannot be opened. Its
+	// name is its UUID then.
+	Damaged string `json:"damaged,omitempty"`
+	// Waiting says that it waits for space.
+	Waiting *Waiting `json:"waiting,omitempty"`
 	// PatienceMS is what Options.Patience says, in milliseconds; 0: nothing.
 	PatienceMS int64 `json:"patience_ms,omitempty"`
 }
@@ -141,6 +163,8 @@ type PoolReply struct {
 	HostFree   int64       `json:"host_free"` // what the host's file system could carry beyond Granted
 
 	Waiting []Waiting `json:"waiting"`
+	// Tight says that headroom is recalled: idle volumes should give theirs back.
+	Tight bool `json:"tight"`
 
 	Extensions    int64   `json:"extensions"`     // since the manager started
 	LastExtension float64 `json:"last_extension"` // seconds it took
@@ -164,4 +188,43 @@ type Waiting struct {
 	VolumeUUID string    `json:"volume_uuid"`
 	Bytes      int64     `json:"bytes"`
 	Since      time.Time `json:"since"`
+}
+
+// A PoolWatchRequest asks for the events after the one of that number, 0 for all
+// that the manager remembers. While there is none it waits for WaitMS.
+type PoolWatchRequest struct {
+	Header
+	After  int64 `json:"after"`
+	WaitMS int64 `json:"wait_ms,omitempty"`
+}
+
+// A PoolWatchReply holds the events, the oldest first. Last is the number of the
+// newest that has happened; it begins anew with each manager.
+type PoolWatchReply struct {
+	Header
+	Events []Event `json:"events"`
+	Last   int64   `json:"last"`
+	Tight  bool    `json:"tight"` // as in PoolReply
+}
+
+// The kinds of events.
+const (
+	EventWaits       = "waits"         // a volume waits for space
+	EventWaitsNoMore = "waits-no-more" // it has it (Granted), or has given up
+	EventTight       = "tight"         // headroom is recalled
+	EventTightNoMore = "tight-no-more"
+)
+
+// An Event is something that has happened to the pool. A volume that waits, or did,
+// needs Bytes more than it has, since when; of a pool that has become tight, or no
+// more, Bytes are free.
+type Event struct {
+	Number     int64     `json:"number"`
+	Time       time.Time `json:"time"`
+	Kind       string    `json:"kind"`
+	Name       string    `json:"name,omitempty"`
+	VolumeUUID string    `json:"volume_uuid,omitempty"`
+	Bytes      int64     `json:"bytes"`
+	Since      time.Time `json:"since,omitzero"`
+	Granted    bool      `json:"granted,omitempty"`
 }

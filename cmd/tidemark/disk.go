@@ -42,6 +42,8 @@ type diskSpec struct {
 	// NoDM opens a volume on a volume group through its segments, although
 	// there is device-mapper.
 	NoDM bool
+	// CacheBytes bounds each of the image's two caches; 0: as usual.
+	CacheBytes int64
 	// Policy of a volume's headroom; the zero value is the default one.
 	Policy thin.Policy
 	// Log gets one line per change of state; nil discards them.
@@ -57,14 +59,17 @@ type diskSpec struct {
 type disk struct {
 	spec   diskSpec
 	device block.Device
-	image  *qcow2.Image   // device, unless that is raw; else nil
-	below  chain          // what image reads where it has nothing
-	file   block.File     // below the device
-	host   *hostfile.File // file, or below thin; nil for a logical volume, which has no cache
-	thin   *thin.File     // file, if it is a volume that may grow; else nil
+	image  *qcow2.Image      // device, unless that is raw; else nil
+	below  chain             // what image reads where it has nothing
+	file   block.File        // below the device
+	host   *hostfile.File    // file, or below thin; nil for a logical volume, which has no cache
+	thin   *thin.File        // file, if it is a volume that may grow; else nil
+	volume *spm.VolumeHandle // whose file it is; nil for a file
 	path   string
 	// patience is what the volume's pool says; 0: nothing.
 	patience time.Duration
+	// recalling ends what gives headroom back; nil: nothing does.
+	recalling func()
 }
 
 // openDisk opens the image that spec names, and nothing else but what it allows
@@ -80,6 +85,9 @@ func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 	if err := d.openDevice(ctx); err != nil {
 		return nil, errors.Join(err, d.below.Close(), d.file.Close())
 	}
+	if d.thin != nil {
+		d.recalling = d.recall()
+	}
 	return d, nil
 }
 
@@ -94,7 +102,7 @@ func (d *disk) openDevice(ctx context.Context) (err error) {
 		return err
 	}
 	image, err := d.openImage(ctx, qcow2.Options{
-		RedoDir: redoDir(), Backing: backing,
+		RedoDir: redoDir(), Backing: backing, CacheBytes: d.spec.CacheBytes,
 		ReadOnly: d.spec.ReadOnly, IgnoreDiscard: d.spec.IgnoreDiscard, Logger: d.spec.Log,
 	})
 	if err != nil {
@@ -138,6 +146,7 @@ func (d *disk) openFile(ctx context.Context) error {
 				d.spec.Image, format, block.ErrUnsupported)
 		}
 		handle, d.path, d.patience = h, h.Path(), h.Patience()
+		d.volume = h
 	}
 	file, err := d.openStorage(ctx, handle)
 	if err != nil {
@@ -163,6 +172,9 @@ func (d *disk) openStorage(ctx context.Context, handle *spm.VolumeHandle) (block
 		return f, nil
 	}
 	o := hostfile.Options{ReadOnly: d.spec.ReadOnly, Fixed: handle != nil}
+	if handle != nil {
+		o.Reduce = func(ctx context.Context, from, to int64) (int64, error) { return reduceVolume(ctx, handle, from, to) }
+	}
 	if d.spec.ForceShare {
 		o.Lock = hostfile.LockShared
 	}
@@ -183,6 +195,9 @@ func (d *disk) Path() string { return d.path }
 // Close commits, gives reserved space back and closes everything. No request may
 // be in progress in a front end; those that wait for space are cancelled.
 func (d *disk) Close() error {
+	if d.recalling != nil {
+		d.recalling()
+	}
 	err := d.device.Close()
 	if err != nil {
 		err = fmt.Errorf("close %s: %w", d.path, err)

@@ -170,6 +170,12 @@ func (v *volumeGroup) Extend(ctx context.Context, name string, target, most int6
 	return v.mapping(m), err
 }
 
+// Reduce makes a volume shorter.
+func (v *volumeGroup) Reduce(ctx context.Context, name string, from, to int64) (spm.Mapping, error) {
+	m, err := v.group.Reduce(ctx, name, "", from, to)
+	return v.mapping(m), err
+}
+
 // Remove removes a volume, which the caller holds.
 func (v *volumeGroup) Remove(ctx context.Context, name string) error {
 	l, there := v.group.VG().LV(name)

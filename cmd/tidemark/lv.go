@@ -69,6 +69,7 @@ func openLV(ctx context.Context, m *spm.Mapping, s lvSpec) (*lvFile, error) {
 		f, err := lvm.OpenDevice(lvm.DevicePath(m.Group, s.lv), lvm.DeviceOptions{
 			ReadOnly: s.readOnly, Alarm: alarm,
 			Refresh: func(ctx context.Context) error { return s.tool.Refresh(ctx, m.Group, s.lv) },
+			Reduce:  s.reduce(),
 		})
 		if err != nil {
 			return nil, errors.Join(err, end())
@@ -78,6 +79,13 @@ func openLV(ctx context.Context, m *spm.Mapping, s lvSpec) (*lvFile, error) {
 	o := lvm.SegmentOptions{Name: lvm.DevicePath(m.Group, s.lv), ReadOnly: s.readOnly, Alarm: alarm}
 	if s.handle != nil {
 		o.Newest = func(context.Context) (lvm.Map, error) { return mapOf(s.handle.Mapping()), nil }
+		reduce := s.reduce()
+		o.Reduce = func(ctx context.Context, from, to int64) (lvm.Map, error) {
+			if _, err := reduce(ctx, from, to); err != nil {
+				return lvm.Map{}, err
+			}
+			return mapOf(s.handle.Mapping()), nil
+		}
 	}
 	f, err := lvm.OpenSegments(mapOf(m), o)
 	if err != nil {
@@ -88,6 +96,14 @@ func openLV(ctx context.Context, m *spm.Mapping, s lvSpec) (*lvFile, error) {
 	}
 	s.log.Warn(noDMText, "lv", o.Name)
 	return &lvFile{f, []func() error{s.watch(f, m)}}, nil
+}
+
+// reduce asks the manager, if the volume has one, to make it shorter.
+func (s lvSpec) reduce() func(ctx context.Context, from, to int64) (int64, error) {
+	if s.handle == nil {
+		return nil
+	}
+	return func(ctx context.Context, from, to int64) (int64, error) { return reduceVolume(ctx, s.handle, from, to) }
 }
 
 // watch compares the volume with what the manager says of it, or without a

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os/signal"
 	"syscall"
@@ -36,12 +37,14 @@ func serveMount(ctx context.Context, p mountPlan, log *slog.Logger) error {
 		err = forkReady()
 	}
 	if err == nil {
+		up := supervise(log, fmt.Sprintf("%d files at %s", len(p.files), p.target), s.alive)
 		select {
 		case <-ctx.Done():
 			log.Info("stopping: asked to")
 		case <-s.fs.Done():
 			log.Info("stopping: it was unmounted")
 		}
+		up.Stopping()
 	}
 	if err = errors.Join(err, s.close()); err == nil {
 		log.Info("stopped: everything is committed")
@@ -59,10 +62,11 @@ func markIOFlusher(log *slog.Logger) {
 // start opens the images and shows them.
 func (s *mountService) start(ctx context.Context) error {
 	var files []fusefs.File
+	memory := respectMemory(s.log)
 	for _, f := range s.plan.files {
 		d, err := s.open(ctx, diskSpec{
 			Image: f.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard,
-			Raw: s.plan.raw, Backing: &s.plan.backing,
+			Raw: s.plan.raw, Backing: &s.plan.backing, CacheBytes: memory.cache(len(s.plan.files)),
 		})
 		if err != nil {
 			return err

@@ -78,15 +78,21 @@ func tooOpen(where string) error {
 		"use -k, -b 127.0.0.1 or --tls-creds with verified clients, or add --insecure", where)
 }
 
-func (o *nbdOptions) planUnix(p *nbdPlan) error {
+func (o *nbdOptions) planUnix(p *nbdPlan) (err error) {
 	p.network, p.address = "unix", o.socket
-	mode, err := strconv.ParseUint(o.socketMode, 8, 32)
-	if err != nil || mode == 0 || mode > 0o777 {
-		return fmt.Errorf("--socket-mode %s: expected an octal mode from 0001 to 0777, such as 0660", o.socketMode)
-	}
-	p.socket.Mode = fs.FileMode(mode)
-	p.socket.Group, err = groupNumber(o.socketGroup)
+	p.socket, err = socketOptions(o.socketMode, o.socketGroup)
 	return err
+}
+
+// socketOptions reads who may connect to a socket.
+func socketOptions(mode, group string) (o unixsock.Options, err error) {
+	n, err := strconv.ParseUint(mode, 8, 32)
+	if err != nil || n == 0 || n > 0o777 {
+		return o, fmt.Errorf("--socket-mode %s: expected an octal mode from 0001 to 0777, such as 0660", mode)
+	}
+	o.Mode = fs.FileMode(n)
+	o.Group, err = groupNumber(group)
+	return o, err
 }
 
 func (o *nbdOptions) planInherited(p *nbdPlan, another bool) error {

@@ -26,6 +26,7 @@ type nbdPlan struct {
 	shared          int
 	persistent      bool
 	pidFile         string
+	qmp             string      // of the QEMU that uses the volumes, "" if it is not to be resumed
 	server          nbd.Options // without the logger
 	patient         bool        // --patience was given: it goes before that of a pool
 }
@@ -39,7 +40,7 @@ type nbdExport struct {
 func (o *nbdOptions) plan(images []string, changed func(string) bool, env string) (nbdPlan, error) {
 	p := nbdPlan{
 		raw: o.format.value == formatRaw, backing: *o.backing,
-		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile,
+		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile, qmp: o.qmp,
 		noDM: o.noDM, allocationDepth: o.allocationDepth,
 		ignoreDiscard: o.discard.value == "ignore" || o.discard.value == "off",
 		patient:       changed("patience"),
@@ -120,6 +121,8 @@ func (o *nbdOptions) planExports(p *nbdPlan, images []string, pool string) error
 // checkFormat says whether the format and the backing files fit the exports.
 func (p *nbdPlan) checkFormat() error {
 	switch {
+	case p.qmp != "" && p.spm == "":
+		return errors.New("--qmp is about space that a pool gives: expected a volume (--spm), found files only")
 	case p.spm != "" && p.raw:
 		return errors.New("-f raw: volumes of a pool are served as QCOW2 only for now")
 	case p.spm != "" && p.backing.given():

@@ -22,6 +22,7 @@ type nbdService struct {
 	plan   nbdPlan
 	server *nbd.Server
 	gate   *gate
+	memory memoryBudget
 }
 
 // serveNBD serves until ctx ends, the last client has gone, or the listener
@@ -37,6 +38,12 @@ func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 	if err != nil {
 		return errors.Join(err, s.close())
 	}
+	if p.qmp != "" {
+		resume, stop := context.WithCancel(ctx)
+		defer stop()
+		go newResumer(p.qmp, s.disks, log).run(resume)
+	}
+	up := supervise(log, s.describe(), s.alive)
 	failed := make(chan error, 1)
 	go func() { failed <- s.server.Serve(s.gate) }()
 	select {
@@ -47,6 +54,7 @@ func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 	case err = <-failed:
 		err = fmt.Errorf("accept connections: %w", err)
 	}
+	up.Stopping()
 	if err = errors.Join(err, s.close()); err == nil {
 		log.Info("stopped: everything is committed")
 	}
@@ -55,8 +63,9 @@ func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 
 // start opens everything. The socket comes last: it appears when all is ready.
 func (s *nbdService) start(ctx context.Context) error {
+	s.memory = respectMemory(s.log)
 	o := s.plan.server
-	o.Logger = s.log
+	o.Logger, o.MaxInFlightBytes = s.log, s.memory.requests()
 	var err error
 	if o.TLS, err = s.plan.tls.server(); err != nil {
 		return err
@@ -75,7 +84,7 @@ func (s *nbdService) start(ctx context.Context) error {
 func (s *nbdService) export(ctx context.Context, x nbdExport) error {
 	d, err := s.open(ctx, diskSpec{
 		Image: x.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard,
-		NoDM: s.plan.noDM, Raw: s.plan.raw, Backing: &s.plan.backing,
+		NoDM: s.plan.noDM, Raw: s.plan.raw, Backing: &s.plan.backing, CacheBytes: s.memory.cache(len(s.plan.exports)),
 	})
 	if err != nil {
 		return err
@@ -124,6 +133,11 @@ func (s *nbdService) writePID() error {
 	}
 	s.opened(func() error { return ignoreMissing(os.Remove(path)) })
 	return nil
+}
+
+// describe is what systemctl status shows.
+func (s *nbdService) describe() string {
+	return fmt.Sprintf("%d exports on %s %s", len(s.plan.exports), s.plan.network, s.gate.Addr())
 }
 
 // drain lets requests in progress finish, for a bounded time.

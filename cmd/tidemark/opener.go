@@ -39,6 +39,7 @@ type opener struct {
 	socket string // of the pool manager
 	log    *slog.Logger
 	pool   *spm.Client // nil until a volume was opened
+	disks  []*disk     // in the order of opening
 }
 
 // open opens the image that spec names. It is closed with the opener.
@@ -57,7 +58,15 @@ func (o *opener) open(ctx context.Context, spec diskSpec) (*disk, error) {
 		return nil, o.advise(spec.Image, volume, err)
 	}
 	o.opened(d.Close)
+	o.disks = append(o.disks, d)
 	return d, nil
+}
+
+// alive returns if no disk hangs: who asks for its figures takes its locks.
+func (o *opener) alive(context.Context) {
+	for _, d := range o.disks {
+		d.Stats()
+	}
 }
 
 func (o *opener) dial() error {

@@ -85,7 +85,7 @@ func TestRunKeepsTheData(t *testing.T) {
 
 	p := startRun(t, "--dir", dir, "--capacity", "2G", "--size", "10G", "disk1")
 	testenv.Run(t, qemuIO, "-f", "raw", "-c", "write -P 7 0 200M", "-c", "write -P 9 9G 1M", uri)
-	awaitOutput(t, p, "extensions 2")
+	awaitOutput(t, p, "used 201 MiB")
 	interrupt(t, p)
 
 	p = startRun(t, "--dir", dir)

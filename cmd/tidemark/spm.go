@@ -18,6 +18,7 @@ import (
 	"tidemark/internal/block"
 	"tidemark/internal/size"
 	"tidemark/internal/thin"
+	"tidemark/internal/unixsock"
 	"tidemark/lvm"
 	"tidemark/spm"
 )
@@ -51,6 +52,8 @@ looked at.`,
 	c.Flags().StringVar(&o.group.name, "vg", "", "volume group of the pool")
 	c.Flags().StringSliceVar(&o.group.devices, "devices", nil, "all devices of the volume group")
 	c.Flags().BoolVar(&o.group.create, "create", false, "make the volume group of the devices, which must hold nothing, if there is none")
+	mode := c.Flags().String("socket-mode", "0600", "permissions of the socket; connecting needs write, and who may connect may remove volumes")
+	group := c.Flags().String("socket-group", "", "group of the socket, by name or number")
 	unsafeNoDM(c.Flags(), &o.group.noDM)
 	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -58,6 +61,10 @@ looked at.`,
 		if err != nil {
 			return err
 		}
+		if o.access, err = socketOptions(*mode, *group); err != nil {
+			return fmt.Errorf("spm: %w", err)
+		}
+		respectMemory(log)
 		p, err := openPool(o, log)
 		if err != nil {
 			return err
@@ -67,10 +74,13 @@ looked at.`,
 		}
 		fmt.Fprintf(c.OutOrStdout(), "ready: pool of %s in %s; next: %s volume create --spm %s --size 10G NAME\n",
 			p.describe(c.Context()), o.place(), self(), shellQuote(absolute(p.socket)))
+		up := supervise(log, p.status(c.Context()), p.alive)
+		go p.tellStatus(c.Context(), up)
 		select {
 		case <-c.Context().Done():
 		case err = <-p.failed:
 		}
+		up.Stopping()
 		return errors.Join(err, p.Close())
 	}
 	return c
@@ -82,6 +92,7 @@ type poolOptions struct {
 	capacity bytesFlag
 	group    groupOptions // instead of dir
 	socket   string       // of the API; "" is the default
+	access   unixsock.Options
 	patience time.Duration
 }
 
@@ -154,7 +165,7 @@ func openPool(o *poolOptions, log *slog.Logger) (*pool, error) {
 		return nil, err
 	}
 	p := &pool{Manager: m, socket: cmp.Or(o.socket, socket), failed: make(chan error, 1), served: make(chan struct{})}
-	l, err := spm.Listen(p.socket)
+	l, err := spm.Listen(p.socket, o.access)
 	if err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
@@ -196,6 +207,38 @@ func (p *pool) Close() error {
 	<-p.served
 	return err
 }
+
+// alive returns if the manager does not hang.
+func (p *pool) alive(ctx context.Context) { _, _ = p.GetPoolInfo(ctx, spm.PoolInfoRequest{}) }
+
+// status is what systemctl status shows: how large the pool is, and who waits.
+func (p *pool) status(ctx context.Context) string {
+	r, err := p.GetPoolInfo(ctx, spm.PoolInfoRequest{})
+	if err != nil {
+		return err.Error()
+	}
+	text := fmt.Sprintf("%s granted of %s to %d volumes", size.Format(r.Granted), size.Format(r.Capacity), r.Volumes)
+	for _, w := range r.Waiting {
+		text += fmt.Sprintf("; %s waits for %s since %s", w.Name, size.Format(w.Bytes), w.Since.Local().Format(time.TimeOnly))
+	}
+	return text
+}
+
+// tellStatus keeps that up to date until ctx ends.
+func (p *pool) tellStatus(ctx context.Context, up *supervisor) {
+	seen := int64(0)
+	for ctx.Err() == nil {
+		r, err := p.WatchPool(ctx, spm.PoolWatchRequest{After: seen, WaitMS: statusEvery.Milliseconds()})
+		if err != nil {
+			return // it is closed
+		}
+		seen = r.Last
+		up.Status(p.status(ctx))
+	}
+}
+
+// statusEvery is how old what systemctl status shows may be, when nothing happens.
+const statusEvery = 30 * time.Second
 
 // describe says how large the pool is and how much of it is taken.
 func (p *pool) describe(ctx context.Context) string {

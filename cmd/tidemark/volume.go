@@ -128,6 +128,11 @@ func writeVolumes(w io.Writer, volumes []spm.Volume, p spm.PoolReply) error {
 	}
 	_, err := fmt.Fprintf(w, "pool %s: %s, %s granted, %s free\n", poolPlace(p), size.Format(p.Capacity), size.Format(p.Granted),
 		size.Format(min(p.Free, p.HostFree)))
+	for _, v := range volumes {
+		if v.Damaged != "" {
+			fmt.Fprintf(w, "damaged: %s: %s\n", v.Name, v.Damaged)
+		}
+	}
 	if g := p.Group; g != nil {
 		_, err = fmt.Fprintf(w, "metadata: %s of %s used; %d segments, about %d are possible\n",
 			size.Format(g.MetadataUsed), size.Format(g.MetadataLimit), g.Segments, g.SegmentsLimit)

@@ -3,6 +3,7 @@
 package hostfile
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ type File struct {
 	path     string
 	readOnly bool
 	fixed    bool
+	reduce   func(ctx context.Context, from, to int64) (int64, error)
 
 	size atomic.Int64 // written under resizeMu
 

@@ -3,6 +3,7 @@
 package hostfile
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +20,10 @@ type Options struct {
 	ReadOnly bool
 	// Lock says whom the File excludes and whom it puts up with.
 	Lock Lock
+	// Reduce makes a file that is Fixed shorter, from exactly from bytes to about
+	// to, by asking whoever its size belongs to, and returns its size. It may be
+	// nil: then the file is never shorter.
+	Reduce func(ctx context.Context, from, to int64) (size int64, err error)
 	// Fixed says that the size belongs to somebody else: Grow takes only what
 	// has been granted, and Shrink is refused.
 	Fixed bool
@@ -114,7 +119,7 @@ func newFile(osf *os.File, path string, o Options) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &File{f: osf, raw: raw, path: path, readOnly: o.ReadOnly, fixed: o.Fixed}
+	f := &File{f: osf, raw: raw, path: path, readOnly: o.ReadOnly, fixed: o.Fixed, reduce: o.Reduce}
 	if err := f.lock(o.Lock); err != nil {
 		return nil, err
 	}

@@ -127,11 +127,11 @@ func (f *File) syncLength(size int64) error {
 }
 
 // Shrink is described at block.File.
-func (f *File) Shrink(_ context.Context, from, to int64) error {
+func (f *File) Shrink(ctx context.Context, from, to int64) error {
 	switch {
 	case f.readOnly:
 		return fmt.Errorf("shrink %s: %w", f.path, block.ErrReadOnly)
-	case f.fixed:
+	case f.fixed && f.reduce == nil:
 		return fmt.Errorf("shrink %s: its size belongs to a pool: %w", f.path, block.ErrUnsupported)
 	}
 	if err := f.notClosed("shrink"); err != nil {
@@ -146,6 +146,15 @@ func (f *File) Shrink(_ context.Context, from, to int64) error {
 		return fmt.Errorf("shrink %s from %d to %d bytes: %w", f.path, from, to, block.ErrRange)
 	}
 	f.size.Store(to) // first, so that nothing is written where the file ends
+	if f.fixed {
+		size, err := f.reduce(ctx, from, to)
+		if err != nil {
+			f.size.Store(from)
+			return fmt.Errorf("shrink %s from %d to %d bytes: %w", f.path, from, to, err)
+		}
+		f.size.Store(size)
+		return nil
+	}
 	if err := f.truncate(to); err != nil {
 		f.size.Store(from)
 		return f.failed("shrink", err)

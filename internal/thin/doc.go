@@ -14,7 +14,8 @@
 // # Invariants
 //
 //   - Size grows only after the pool has said so durably and the file below has
-//     adopted the size. It never shrinks: the space belongs to the pool.
+//     adopted the size. It shrinks only when its writer gives space back
+//     (Shrink), never while it asks for some.
 //   - At most one extension is in flight, issued by the only goroutine a File
 //     has. Extensions are absolute sizes, so one whose answer was lost is simply
 //     asked for again, for as long as a Grow waits or the headroom is too small:

@@ -61,7 +61,7 @@ func (f *File) next() (context.Context, *request, time.Duration) {
 	}
 	d := f.o.Policy.Decide(state)
 	switch {
-	case f.closed || !d.Ask || (f.resting && !d.Wait):
+	case f.closed || f.shrinking || !d.Ask || ((f.resting || f.given && !f.hungry) && !d.Wait):
 		return nil, nil, 0
 	case now.Before(f.notBefore):
 		return nil, nil, f.notBefore.Sub(now)
@@ -145,14 +145,14 @@ func (f *File) grantedLocked(r *request, size int64) func() {
 		f.serveLocked()
 		return func() {}
 	}
-	f.size = size
+	f.size, f.hungry = size, false
 	f.extensions++
 	f.latency.note(took)
-	f.serveLocked()
-	end := f.end
+	waited := f.serveLocked()
+	end, rate := f.end, int64(f.rate.now(now))
 	return func() {
 		f.o.Log.Info("volume extended", "volume", f.o.Name, "from", before, "to", size, "asked", r.want,
-			"end", end, "took", took, "overtaken", r.waiting, "failed_requests", failures)
+			"end", end, "took", took, "waited", waited, "rate", rate, "failed_requests", failures)
 	}
 }
 

@@ -87,6 +87,7 @@ type File struct {
 	size    int64
 	end     int64
 	waiters map[*waiter]struct{}
+	moved   time.Time // when the end moved last, or the File was made
 	rate    rateMeter
 	latency latencyMeter
 
@@ -94,6 +95,9 @@ type File struct {
 	failures   int       // of the last extensions, in a row
 	notBefore  time.Time // no request before, after a failure
 	shortUntil time.Time // no headroom is asked for before
+	shrinking  bool      // nothing is asked for
+	given      bool      // headroom was given back, and the writer has not gone on since
+	hungry     bool      // a Grow has given up, and nothing was granted since
 	resting    bool      // a final error: ask for no headroom until something changes
 
 	extensions int64
@@ -113,6 +117,7 @@ func New(inner block.File, ext Extender, o Options) *File {
 		size:    inner.Size(),
 		waiters: make(map[*waiter]struct{}),
 	}
+	f.moved = f.o.Now()
 	go f.run()
 	return f
 }
@@ -169,7 +174,7 @@ func (f *File) enter(ctx context.Context, need, want int64) (*waiter, int64, err
 	switch {
 	case f.closed:
 		return nil, 0, fmt.Errorf("%s: grow: %w", f.o.Name, block.ErrClosed)
-	case need <= f.size:
+	case need <= f.size && !f.shrinking:
 		f.reachedLocked(need)
 		return nil, f.size, nil
 	case f.o.Bound > 0 && need > f.o.Bound:
@@ -189,10 +194,49 @@ func boundError(name string, need, bound int64) error {
 		name, need, bound, block.ErrNoSpace))
 }
 
-// Shrink refuses: the space belongs to the pool.
-func (f *File) Shrink(_ context.Context, from, to int64) error {
-	return fmt.Errorf("%s: shrink from %d to %d bytes: the space belongs to the pool: %w",
-		f.o.Name, from, to, block.ErrUnsupported)
+// Shrink gives space back to the pool, if the inner file can do that. What is left
+// may be more than to, as the pool's grain is. It is refused with ErrInUse while a
+// Grow waits or an extension is in flight. Afterwards no headroom is asked for
+// until the writer goes on.
+func (f *File) Shrink(ctx context.Context, from, to int64) error {
+	if err := f.beginShrink(from, to); err != nil {
+		return fmt.Errorf("%s: shrink from %d to %d bytes: %w", f.o.Name, from, to, err)
+	}
+	err := f.inner.Shrink(ctx, from, to)
+	f.mu.Lock()
+	f.shrinking = false
+	if err == nil {
+		f.size, f.end, f.given = f.inner.Size(), min(f.end, to), true
+	}
+	f.serveLocked()
+	size := f.size
+	f.mu.Unlock()
+	f.decideAgain()
+	if err != nil {
+		return fmt.Errorf("%s: give space back to the pool: %w", f.o.Name, err)
+	}
+	f.o.Log.Info("space was given back to the pool", "volume", f.o.Name, "from", from, "to", size)
+	return nil
+}
+
+// beginShrink lets nothing be asked for until the shrinking is over.
+func (f *File) beginShrink(from, to int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.closed:
+		return block.ErrClosed
+	case f.inner.Info().ReadOnly:
+		return block.ErrReadOnly
+	case f.size != from:
+		return fmt.Errorf("it has %d bytes: %w", f.size, block.ErrStale)
+	case to < 0 || to > from:
+		return block.ErrRange
+	case f.shrinking || f.inflight != nil || len(f.waiters) > 0:
+		return fmt.Errorf("it is about to grow: %w", block.ErrInUse)
+	}
+	f.shrinking = true
+	return nil
 }
 
 // Close ends every Grow that waits with ErrClosed, ends the extension in flight,
@@ -213,8 +257,11 @@ func (f *File) Close() error {
 
 // reachedLocked notes that the writer has come to end.
 func (f *File) reachedLocked(end int64) {
-	f.end = max(f.end, end)
-	f.rate.note(f.o.Now(), f.end)
+	now := f.o.Now()
+	if end > f.end {
+		f.end, f.given, f.moved = end, false, now
+	}
+	f.rate.note(now, f.end)
 }
 
 // decideAgain wakes the goroutine that asks the pool.

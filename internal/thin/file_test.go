@@ -113,6 +113,7 @@ type poolFile struct {
 	size       int64
 	closed     bool
 	readOnly   bool
+	keeps      bool  // Shrink is refused
 	refuse     error // what Grow returns
 	late       int64 // bytes of what was granted that are not to be seen yet
 }
@@ -134,6 +135,21 @@ func (f *poolFile) Grow(context.Context, int64, int64) (int64, error) {
 	}
 	f.size = max(f.size, granted-f.late)
 	return f.size, nil
+}
+
+func (f *poolFile) Shrink(_ context.Context, from, to int64) error {
+	if f.keeps {
+		return block.ErrUnsupported
+	}
+	to = roundUp(to, mib) // the pool's grain
+	f.pool.set(func() {
+		f.pool.size = to
+		f.pool.free += from - to
+	})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.size = to
+	return nil
 }
 
 func (f *poolFile) Info() block.FileInfo { return block.FileInfo{ReadOnly: f.readOnly} }
@@ -382,6 +398,26 @@ func TestFastWriterIsNotOvertaken(t *testing.T) {
 	})
 }
 
+// An extension that takes much longer than the ones before it is not noticed by a
+// writer of 1 GiB/s either, and the granted size stays within 512 MiB of its end.
+func TestFastWriterDoesNotNoticeASlowExtension(t *testing.T) {
+	thinTest(t, 128*mib, 1<<40, Options{}, func(t *testing.T, f *File, pool *fakePool) {
+		for end := int64(0); end < 8<<30; end += mib {
+			pool.set(func() {
+				if pool.latency = 30 * time.Millisecond; len(pool.calls)%8 == 7 {
+					pool.latency = 300 * time.Millisecond
+				}
+			})
+			began := time.Now()
+			grow(t, f, end)
+			require.Zero(t, time.Since(began), "at %d MiB", end/mib)
+			require.LessOrEqual(t, f.Stats().Headroom, int64(512*mib))
+			time.Sleep(time.Second / 1024)
+		}
+		require.GreaterOrEqual(t, f.Stats().MaxLatency, 300*time.Millisecond)
+	})
+}
+
 func TestExtenderDeadThenBack(t *testing.T) {
 	thinTest(t, 128*mib, 1<<40, Options{}, func(t *testing.T, f *File, pool *fakePool) {
 		pool.set(func() { pool.err = fmt.Errorf("nobody answers: %w", block.ErrNoSpace) })
@@ -479,12 +515,85 @@ func TestCloseEndsWaitsAndTheGoroutine(t *testing.T) {
 
 func TestShrinkAndReadOnly(t *testing.T) {
 	thinTest(t, 128*mib, 0, Options{}, func(t *testing.T, f *File, _ *fakePool) {
+		f.inner.(*poolFile).keeps = true
 		require.ErrorIs(t, f.Shrink(t.Context(), 128*mib, 0), block.ErrUnsupported)
+		require.EqualValues(t, 128*mib, f.Size())
 		_, err := f.Grow(t.Context(), -1, 0)
 		require.ErrorIs(t, err, block.ErrRange)
 		f.inner.(*poolFile).readOnly = true
 		_, err = f.Grow(t.Context(), 1, 1)
 		require.ErrorIs(t, err, block.ErrReadOnly)
+	})
+}
+
+// Headroom that was given back is asked for again when the writer goes on, and not
+// before; nothing is given back while the volume is about to grow.
+func TestShrinkGivesHeadroomBack(t *testing.T) {
+	thinTest(t, 128*mib, 1<<40, Options{}, func(t *testing.T, f *File, pool *fakePool) {
+		grow(t, f, 100*mib)
+		synctest.Wait()
+		require.EqualValues(t, 256*mib, f.Size())
+		moved := f.Stats().Moved
+		time.Sleep(time.Minute)
+		require.Equal(t, moved, f.Stats().Moved)
+		require.ErrorIs(t, f.Shrink(t.Context(), 255*mib, 100*mib), block.ErrStale)
+		require.ErrorIs(t, f.Shrink(t.Context(), 256*mib, 257*mib), block.ErrRange)
+		require.NoError(t, f.Shrink(t.Context(), 256*mib, 100*mib+1))
+		require.EqualValues(t, 101*mib, f.Size())
+		require.ErrorIs(t, f.Shrink(t.Context(), 256*mib, 100*mib), block.ErrStale, "a late duplicate")
+		calls := len(pool.seen())
+		time.Sleep(time.Hour)
+		grow(t, f, 100*mib)
+		time.Sleep(time.Hour)
+		require.Len(t, pool.seen(), calls, "nothing is asked for: the writer is where it was")
+		grow(t, f, 101*mib)
+		synctest.Wait()
+		require.EqualValues(t, 256*mib, f.Size(), "the writer has gone on")
+
+		pool.set(func() { pool.free = 0 })
+		done := growLater(t.Context(), f, 300*mib)
+		waiting(t, done)
+		require.ErrorIs(t, f.Shrink(t.Context(), 256*mib, 101*mib), block.ErrInUse)
+		pool.set(func() { pool.free = 1 << 30 })
+		require.NoError(t, <-done)
+	})
+}
+
+// A volume whose writer was told that there is no space asks for headroom until it
+// has some, also when it has given some back before.
+func TestHungry(t *testing.T) {
+	thinTest(t, 256*mib, 0, Options{}, func(t *testing.T, f *File, pool *fakePool) {
+		grow(t, f, 100*mib)
+		require.NoError(t, f.Shrink(t.Context(), 256*mib, 100*mib))
+		pool.set(func() { pool.free = 0 })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := f.Grow(ctx, 200*mib, 200*mib)
+		require.ErrorIs(t, err, block.ErrNoSpace)
+		require.True(t, f.Stats().Hungry)
+		time.Sleep(time.Hour)
+		require.True(t, f.Stats().Hungry)
+		pool.set(func() { pool.free = 1 << 30 })
+		time.Sleep(1100 * time.Millisecond)
+		synctest.Wait()
+		require.False(t, f.Stats().Hungry)
+		require.GreaterOrEqual(t, f.Stats().Headroom, int64(128*mib))
+	})
+}
+
+// A Grow that comes while space is given back waits until that is over.
+func TestGrowWhileHeadroomIsGivenBack(t *testing.T) {
+	thinTest(t, 256*mib, 1<<40, Options{}, func(t *testing.T, f *File, pool *fakePool) {
+		grow(t, f, 100*mib)
+		require.NoError(t, f.beginShrink(256*mib, 128*mib))
+		done := growLater(t.Context(), f, 120*mib)
+		waiting(t, done)
+		require.Empty(t, pool.seen())
+		f.mu.Lock()
+		f.shrinking = false
+		f.serveLocked()
+		f.mu.Unlock()
+		require.NoError(t, <-done)
 	})
 }
 

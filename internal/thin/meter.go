@@ -8,7 +8,7 @@ import (
 // rateWindow is the time over which the speed of the writer is measured, and
 // rateForget how long a measured speed is believed without a new one.
 const (
-	rateWindow = 250 * time.Millisecond
+	rateWindow = 100 * time.Millisecond
 	rateForget = 2 * time.Second
 )
 
@@ -31,7 +31,7 @@ func (m *rateMeter) note(now time.Time, end int64) {
 		return
 	}
 	latest := float64(end-m.end) / span.Seconds()
-	if span < rateForget {
+	if span < rateForget && m.rate > latest { // a faster writer is believed at once
 		latest = (latest + m.rate) / 2
 	}
 	*m = rateMeter{started: true, at: now, end: end, rate: latest}
@@ -45,28 +45,32 @@ func (m *rateMeter) now(now time.Time) float64 {
 	return m.rate
 }
 
-// latencyKept is the number of latencies that p50 and max are taken from.
-const latencyKept = 64
+// latencyKept is the number of latencies that p50 and max are taken from, and
+// latencyRecent that of those of which the longest is expected again.
+const (
+	latencyKept   = 64
+	latencyRecent = 8
+)
 
 // A latencyMeter remembers how long the last extensions took. Its zero value is
 // ready.
 type latencyMeter struct {
 	ring [latencyKept]time.Duration
 	n    int // ever noted
-	mean time.Duration
 }
 
 func (m *latencyMeter) note(d time.Duration) {
 	m.ring[m.n%latencyKept] = d
-	if m.n == 0 {
-		m.mean = d
-	}
-	m.mean += (d - m.mean) / 4
 	m.n++
 }
 
 // expected is what the next extension should be assumed to take.
-func (m *latencyMeter) expected() time.Duration { return max(m.mean, m.last()) }
+func (m *latencyMeter) expected() (d time.Duration) {
+	for i := max(m.n-latencyRecent, 0); i < m.n; i++ {
+		d = max(d, m.ring[i%latencyKept])
+	}
+	return d
+}
 
 func (m *latencyMeter) last() time.Duration {
 	if m.n == 0 {

@@ -6,19 +6,24 @@ import "time"
 const (
 	DefaultChunk   = 128 << 20
 	DefaultFloor   = 128 << 20
-	DefaultCeiling = 256 << 20
+	DefaultCeiling = 384 << 20
 )
 
+// cushion is how much longer than the last ones an extension may take before its
+// writer notices: a sync of the group's metadata now and then waits for what else
+// the disks have to do.
+const cushion = 300 * time.Millisecond
+
 // A Policy says how much headroom a thin volume has. Headroom is the granted
-// size minus the end of what the writer has reserved. With the defaults it stays
-// between 128 and 384 MiB once an extension has been answered, so that the
-// granted size is within 512 MiB of the end.
+// size minus the end of what the writer has reserved. With the defaults it is
+// between 128 and 256 MiB once an extension has been answered, and for a writer
+// of 1 GiB/s at most 512 MiB, so that the granted size is within 512 MiB of the end.
 type Policy struct {
 	// Chunk is what granted sizes are a multiple of; a size that is limited by
 	// the bound or by the end of the pool need not be. Default: 128 MiB.
 	Chunk int64
 	// Floor and Ceiling limit the low-water mark. Below it the next chunks are
-	// asked for. Defaults: 128 MiB, 256 MiB.
+	// asked for. Defaults: 128 MiB, 384 MiB.
 	Floor, Ceiling int64
 }
 
@@ -58,10 +63,11 @@ func (p Policy) Decide(s State) Decision {
 }
 
 // Low is the headroom in bytes below which more is asked for: what the writer
-// uses in the time of two extensions, between the floor and the ceiling.
+// uses in the time of two extensions and a cushion, between the floor and the
+// ceiling.
 func (p Policy) Low(rate float64, latency time.Duration) int64 {
 	p = p.withDefaults()
-	used := 2 * rate * latency.Seconds()
+	used := rate * (2*latency.Seconds() + cushion.Seconds())
 	if used >= float64(p.Ceiling) {
 		return max(p.Ceiling, p.Floor)
 	}

@@ -28,15 +28,18 @@ func TestPolicyDecide(t *testing.T) {
 			State{Size: 128 * mib, End: 130 * mib}, Decision{Ask: true, Wait: true, Target: 384 * mib}},
 		{"a need that equals the size does not wait",
 			State{Size: 128 * mib, End: 128 * mib}, Decision{Ask: true, Target: 256 * mib}},
-		{"fast writer, slow pool: twice what is used meanwhile",
-			State{Size: 1024 * mib, End: 850 * mib, Rate: 1024 * mib, Latency: 100 * time.Millisecond}, // low 204.8
+		{"fast writer, slow pool: twice what is used meanwhile, and the cushion",
+			State{Size: 1024 * mib, End: 850 * mib, Rate: 400 * mib, Latency: 100 * time.Millisecond}, // low 200
 			Decision{Ask: true, Target: 1152 * mib}},
-		{"fast writer, fast pool: the floor",
-			State{Size: 1024 * mib, End: 850 * mib, Rate: 1024 * mib, Latency: time.Millisecond},
+		{"fast writer, fast pool: the cushion",
+			State{Size: 1024 * mib, End: 800 * mib, Rate: 1000 * mib}, // low 300
+			Decision{Ask: true, Target: 1152 * mib}},
+		{"a writer that needs less than the floor: the floor",
+			State{Size: 1024 * mib, End: 850 * mib, Rate: 200 * mib, Latency: 100 * time.Millisecond}, // used 100
 			Decision{Target: 1024 * mib}},
 		{"very slow pool: the ceiling",
 			State{Size: 1024 * mib, End: 800 * mib, Rate: 1024 * mib, Latency: time.Hour},
-			Decision{Ask: true, Target: 1152 * mib}}, // 800+256 rounded up
+			Decision{Ask: true, Target: 1280 * mib}}, // 800+384 rounded up
 		{"the bound limits the target and need not be a chunk",
 			State{Size: 256 * mib, End: 200 * mib, Bound: 300*mib + 7}, Decision{Ask: true, Target: 300*mib + 7}},
 		{"at the bound there is nothing to ask for",
@@ -48,7 +51,7 @@ func TestPolicyDecide(t *testing.T) {
 		{"what the writer wants counts as headroom",
 			State{Size: 128 * mib, End: 129 * mib, Want: 300 * mib}, Decision{Ask: true, Wait: true, Target: 384 * mib}},
 		{"and is limited like it",
-			State{Size: 128 * mib, End: 129 * mib, Want: 1 << 40}, Decision{Ask: true, Wait: true, Target: 512 * mib}},
+			State{Size: 128 * mib, End: 129 * mib, Want: 1 << 40}, Decision{Ask: true, Wait: true, Target: 640 * mib}},
 		{"near the end of the numbers nothing overflows",
 			State{Size: 128 * mib, End: 1<<62 + 1, Bound: 1<<62 + 2}, Decision{Ask: true, Wait: true, Target: 1<<62 + 2}},
 	}
@@ -85,7 +88,7 @@ func TestPolicyOfItsOwn(t *testing.T) {
 	p := Policy{Chunk: 10, Floor: 20, Ceiling: 40}
 	require.Equal(t, Decision{Ask: true, Target: 60}, p.Decide(State{Size: 50, End: 35}))
 	require.Equal(t, int64(40), p.Low(1000, time.Second))
-	require.Equal(t, int64(30), p.Low(15, time.Second))
+	require.Equal(t, int64(34), p.Low(15, time.Second))
 }
 
 func TestRateMeter(t *testing.T) {

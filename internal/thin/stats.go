@@ -9,6 +9,9 @@ type Stats struct {
 	Headroom int64 // Granted - End
 	Bound    int64 // 0: none
 
+	// Moved is when the end moved last, or the volume was opened.
+	Moved time.Time
+
 	Extensions int64
 	// LastLatency is of the last extension; the median and the longest are of
 	// the last 64.
@@ -16,6 +19,9 @@ type Stats struct {
 	// FailedRequests is the number of failures since the last answer.
 	FailedRequests int
 
+	// Hungry says that a Grow has waited in vain, and that nothing was granted
+	// since: the writer may have been told, and may not ask again by itself.
+	Hungry bool
 	// Waiting says that writes wait for space, since when and for how much
 	// more than there is.
 	Waiting      bool
@@ -29,7 +35,7 @@ func (f *File) Stats() Stats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := Stats{
-		Granted: f.size, End: f.end, Headroom: f.size - f.end, Bound: f.o.Bound,
+		Granted: f.size, End: f.end, Headroom: f.size - f.end, Bound: f.o.Bound, Hungry: f.hungry, Moved: f.moved,
 		Extensions: f.extensions, LastLatency: f.latency.last(), FailedRequests: f.failures,
 		Waiting: len(f.waiters) > 0, Waiters: len(f.waiters),
 	}

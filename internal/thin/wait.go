@@ -54,6 +54,7 @@ func (f *File) giveUp(w *waiter, err error) (int64, error) {
 		return w.size, w.err
 	}
 	f.endLocked(w, err)
+	f.hungry = true
 	f.replanLocked()
 	return 0, err
 }
@@ -73,13 +74,17 @@ func (f *File) endLocked(w *waiter, err error) {
 	close(w.done)
 }
 
-// serveLocked ends every waiter whose need the size meets.
-func (f *File) serveLocked() {
+// serveLocked ends every waiter whose need the size meets, and returns how long
+// the first of them has waited; 0 if there was none.
+func (f *File) serveLocked() (waited time.Duration) {
+	now := f.o.Now()
 	for w := range f.waiters {
 		if w.need <= f.size {
+			waited = max(waited, now.Sub(w.since))
 			f.endLocked(w, nil)
 		}
 	}
+	return waited
 }
 
 // failLocked ends every waiter with err.
