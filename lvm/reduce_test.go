@@ -19,8 +19,7 @@ func TestSegmentFileShrinks(t *testing.T) {
 	g := &grower{l: l, name: "v", m: scattered(t, l, "v", 8*mib)}
 	refused := errors.New("no")
 	var refuse error
-	var f *File
-	f = l.open(t, g.m, SegmentOptions{
+	f := l.open(t, g.m, SegmentOptions{
 		Newest: g.newest,
 		Reduce: func(ctx context.Context, from, to int64) (Map, error) {
 			if refuse != nil {

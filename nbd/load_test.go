@@ -48,7 +48,7 @@ func newLoad(t testing.TB, address string, h requestHeader, span int64, depth in
 	for range max(depth, 64) {
 		h.cookie++
 		if h.length > 0 {
-			h.offset = uint64(rng.Int64N(span/int64(h.length))) * uint64(h.length)
+			h.offset = uint64(rng.Int64N(span/int64(h.length))) * h.length
 		}
 		before := len(l.out)
 		l.out = append(h.append(l.out), payload...)

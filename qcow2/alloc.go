@@ -99,9 +99,6 @@ func takeFrom(runs *[]run, want int64) (at, n int64) {
 	return at, n
 }
 
-// putBack makes a cluster that was taken, and not written to, ready again.
-func (a *allocator) putBack(c int64) { a.ready = append(a.ready, run{at: c, n: 1}) }
-
 // has reports whether what is missing can be taken.
 func (a *allocator) has(m missing, toCome int64) bool {
 	return (m == missingMark || len(a.ready) > 0) && !a.lacksTable(m, toCome)

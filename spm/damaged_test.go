@@ -37,7 +37,9 @@ func TestDamagedVolume(t *testing.T) {
 		requireCode(t, CodeDamaged, err)
 		_, err = m.Volume(t.Context(), bad.VolumeUUID)
 		requireCode(t, CodeDamaged, err)
-		require.True(t, err.(*Error).Final())
+		var refusal *Error
+		require.ErrorAs(t, err, &refusal)
+		require.True(t, refusal.Final())
 		extend(t, m, "good", good.Granted+chunkSize, 0)
 		good = volumeOf(t, m, "good")
 		granted = pool(t, m).Granted

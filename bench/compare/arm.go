@@ -125,7 +125,8 @@ func (a arm) start(ctx context.Context, b bed) (*server, error) {
 func (s *server) stop(a arm) error {
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
 	err := s.cmd.Wait()
-	if s.cmd.ProcessState != nil && s.cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled() || err == nil {
+	var exit *exec.ExitError
+	if err == nil || errors.As(err, &exit) && exit.ExitCode() < 0 { // ended by the signal
 		return nil
 	}
 	return fmt.Errorf("%s: %w: %s", a.name, err, s.log.String())

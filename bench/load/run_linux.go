@@ -23,8 +23,10 @@ type Result struct {
 // Places is a set of places.
 type Places []uint64
 
-func newPlaces(n int64) Places    { return make(Places, (n+63)/64) }
-func (p Places) add(i int64)      { p[i/64] |= 1 << (i % 64) }
+func newPlaces(n int64) Places { return make(Places, (n+63)/64) }
+func (p Places) add(i int64)   { p[i/64] |= 1 << (i % 64) }
+
+// Has reports whether place i is in the set.
 func (p Places) Has(i int64) bool { return p[i/64]>>(i%64)&1 != 0 }
 func (p Places) merge(other Places) {
 	for i, w := range other {

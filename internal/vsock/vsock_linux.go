@@ -83,8 +83,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	err = raw.Read(func(s uintptr) bool {
 		for {
 			fd, from, acceptErr = unix.Accept4(int(s), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-			if acceptErr != unix.EINTR && acceptErr != unix.ECONNABORTED {
-				return acceptErr != unix.EAGAIN
+			if !errors.Is(acceptErr, unix.EINTR) && !errors.Is(acceptErr, unix.ECONNABORTED) {
+				return !errors.Is(acceptErr, unix.EAGAIN)
 			}
 		}
 	})

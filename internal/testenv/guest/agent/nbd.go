@@ -58,7 +58,7 @@ func connect(args []string) (string, error) {
 		if _, err := disconnect(args[:1]); err != nil {
 			return "", err
 		}
-		<-ended // whether it liked it does not matter
+		_ = <-ended // whether it liked it does not matter
 	}
 	return "", errors.New("the kernel's workqueue has not enough workers for the connections")
 }
