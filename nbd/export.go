@@ -25,6 +25,8 @@ type Export struct {
 	// AllocationDepth offers the metadata context qemu:allocation-depth: which image
 	// of a backing chain has an extent.
 	AllocationDepth bool
+	// Rotational tells clients that seeking is slow below.
+	Rotational bool
 	// NoMultiConn keeps from clients that several connections are as good as
 	// one, also if the Device's Info says so.
 	NoMultiConn bool

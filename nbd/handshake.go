@@ -267,6 +267,9 @@ func (h *handshake) termsOf(e *export) (terms, blockSizes) {
 	multi := !e.NoMultiConn && h.srv.opts.MaxConnections > 1
 	f, s, size := offer(e.Device.Info(), e.ReadOnly, multi, h.structured)
 	t := terms{size: size, minBlock: int64(s.min), flags: f, structured: h.structured, extended: h.extended}
+	if e.Rotational {
+		t.flags |= txRotational
+	}
 	if h.of == e {
 		t.contexts = h.selected
 	}

@@ -27,6 +27,7 @@ type nbdOptions struct {
 	noDM              bool
 	readOnly          bool
 	allocationDepth   bool
+	rotational        bool
 
 	shared, maxConnections int
 	persistent             bool
@@ -138,6 +139,8 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 	f.BoolVarP(&o.readOnly, "read-only", "r", false, "refuse writes")
 
 	f.BoolVarP(&o.allocationDepth, "allocation-depth", "A", false, "offer the metadata context qemu:allocation-depth")
+
+	f.BoolVar(&o.rotational, "rotational", false, "tell clients that the disk below rotates, so that they sort their requests")
 
 	f.IntVarP(&o.shared, "shared", "e", 0, "serve at most NUM clients at a time, the next one waits; 0 is no limit")
 	f.IntVar(&o.maxConnections, "max-connections", 100, "close connections above this number")

@@ -160,12 +160,13 @@ func TestServeFork(t *testing.T) {
 // told.
 func TestListAsQEMU(t *testing.T) {
 	qemu := testenv.Tool(t, "qemu-nbd")
-	for _, args := range [][]string{{"-x", "n", "-D", "a disk"}, {"-A"}, {"-r"}, {"-e", "1"}} {
+	for _, args := range [][]string{{"-x", "n", "-D", "a disk"}, {"-A"}, {"-r"}, {"-e", "1"}, {"--rotational"}} {
 		p, socket := startNBD(t, append(args, "-t", newImage(t, "4M"))...)
 		theirs := testenv.Run(t, qemu, "-L", "-k", socket)
 		ours := cli(t, "nbd", "-L", "-k", socket)
 		require.Zero(t, ours.code, ours)
 		require.Equal(t, theirs, ours.stdout)
+		require.Equal(t, args[0] == "--rotational", strings.Contains(theirs, "rotational"))
 		stopped(t, p)
 	}
 }

@@ -21,6 +21,7 @@ type nbdPlan struct {
 	backing         backingChoice // what may be opened below an image
 	readOnly        bool
 	allocationDepth bool
+	rotational      bool
 	ignoreDiscard   bool
 	noDM            bool
 	shared          int
@@ -41,7 +42,7 @@ func (o *nbdOptions) plan(images []string, changed func(string) bool, env string
 	p := nbdPlan{
 		raw: o.format.value == formatRaw, backing: *o.backing,
 		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile, qmp: o.qmp,
-		noDM: o.noDM, allocationDepth: o.allocationDepth,
+		noDM: o.noDM, allocationDepth: o.allocationDepth, rotational: o.rotational,
 		ignoreDiscard: o.discard.value == "ignore" || o.discard.value == "off",
 		patient:       changed("patience"),
 		server: nbd.Options{MaxConnections: o.maxConnections, Patience: o.patience,

@@ -92,7 +92,7 @@ func (s *nbdService) export(ctx context.Context, x nbdExport) error {
 	s.log.Info("export is ready", x.logAttrs(d))
 	export := nbd.Export{
 		Name: x.name, Description: x.description, Device: d.Device(),
-		ReadOnly: s.plan.readOnly, AllocationDepth: s.plan.allocationDepth, NoMultiConn: s.plan.shared == 1,
+		ReadOnly: s.plan.readOnly, AllocationDepth: s.plan.allocationDepth, Rotational: s.plan.rotational, NoMultiConn: s.plan.shared == 1,
 	}
 	if !s.plan.patient {
 		export.Patience = d.patience
