@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"tidemark/internal/steps"
 	"tidemark/qcow2/format"
 )
 
@@ -15,12 +16,14 @@ import (
 // allocated by this process, or it would be before the end. But the counts that
 // the end was taken from at open may be wrong, so the tables are asked:
 //
-//	G1  Sync: what is read next is durable
-//	G2  read every L2 table: what an entry names, right or wrong, stays
-//	G3  holding allocating, so that the end stays where it is: shrink the file
+//	V1  Sync: what is read next is durable
+//	V2  read every L2 table: what an entry names, right or wrong, stays
+//	V3  holding allocating, so that the end stays where it is: shrink the file
 //
-// An entry that begins to name something after G2 was read names what is before the
-// image's end.
+// An entry that begins to name something after V2 was read names what is before the
+// image's end. Shrinking may wait for a pool: give ctx an end. Who needs the image's
+// end meanwhile, a reservation or a resize, waits for no longer than its own context
+// says; what is ready can be used, and nothing else waits.
 func (im *Image) GiveBack(ctx context.Context) (size int64, err error) {
 	if err := im.usable(true); err != nil {
 		return im.file.Size(), err
@@ -37,10 +40,12 @@ func (im *Image) GiveBack(ctx context.Context) (size int64, err error) {
 	if err := im.syncUnless(false); err != nil {
 		return im.file.Size(), err
 	}
+	steps.At("V1")
 	named, err := im.namedEnd(ctx)
 	if err != nil {
 		return im.file.Size(), err
 	}
+	steps.At("V2")
 	if err := im.allocating.acquire(ctx); err != nil {
 		return im.file.Size(), err
 	}
@@ -56,12 +61,13 @@ func (im *Image) GiveBack(ctx context.Context) (size int64, err error) {
 		return from, fmt.Errorf("give back what the image does not use: %w", err)
 	}
 	im.mu.Lock()
+	steps.At("V3")
 	im.alloc.openSize = min(im.alloc.openSize, im.file.Size())
 	im.mu.Unlock()
 	return im.file.Size(), nil
 }
 
-// namedEnd is the end of the last cluster that an entry on disk names (G2).
+// namedEnd is the end of the last cluster that an entry on disk names (V2).
 func (im *Image) namedEnd(ctx context.Context) (end int64, err error) {
 	tables, err := im.allTables()
 	if err != nil {

@@ -18,6 +18,7 @@ const (
 	recallLook  = 2 * time.Second
 	recallWatch = 30 * time.Second // while it is not; how long one question waits
 	recallRetry = time.Second      // there is no manager
+	recallLimit = 5 * time.Second  // of one attempt: who needs space meanwhile waits
 )
 
 // reduceLimit bounds the question of a disk that is being closed.
@@ -73,11 +74,18 @@ func (d *disk) watchPool(ctx context.Context) {
 		if !d.volume.Tight() || !mayGiveBack(now, time.Now()) || now.End == kept.End && now.Granted == kept.Granted {
 			continue
 		}
-		if _, err = d.image.GiveBack(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, block.ErrInUse) {
+		if err = d.giveBack(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, block.ErrInUse) {
 			d.spec.Log.Warn("headroom is kept although the pool is tight", "volume", d.volume.Info().Name, "error", err)
 		}
 		kept = d.Stats()
 	}
+}
+
+func (d *disk) giveBack(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, recallLimit)
+	defer cancel()
+	_, err := d.image.GiveBack(ctx)
+	return err
 }
 
 // mayGiveBack decides whether a disk has headroom and is idle. One whose writer was

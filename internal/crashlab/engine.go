@@ -37,6 +37,8 @@ type Disk interface {
 	block.Device
 	// Resize makes the disk larger, durably.
 	Resize(ctx context.Context, size int64) error
+	// GiveBack makes the File as short as the image allows, and returns its size.
+	GiveBack(ctx context.Context) (size int64, err error)
 	// Settle waits until nothing that opening began is still going on.
 	Settle(ctx context.Context) error
 }

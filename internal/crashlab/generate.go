@@ -57,7 +57,7 @@ func (s Shape) Requests() []Request {
 		list = append(list, Request{Kind: Amend, N: 8}, Request{Kind: Amend, N: 64})
 	}
 	return append(list,
-		Request{Kind: Flush}, Request{Kind: Reopen}, Request{Kind: Kill},
+		Request{Kind: Flush}, Request{Kind: Reopen}, Request{Kind: Kill}, Request{Kind: GiveBack, N: 4 * s.Cluster},
 		Request{Kind: Resize, N: s.Size + s.Cluster}, Request{Kind: Resize, N: s.Size + min(2*s.Table, s.Size)},
 	)
 }
@@ -141,6 +141,8 @@ func (s Shape) randomRequest(rng *rand.Rand, size int64) Request {
 			return Request{Kind: FailWrite, N: 1 + rng.Int64N(6)}
 		}
 		return Request{Kind: FailSync}
+	case k == 98 && rng.IntN(2) == 0:
+		return Request{Kind: GiveBack, N: 1 + rng.Int64N(8*s.Cluster)}
 	case k < 99 && s.Amend:
 		return Request{Kind: Amend, N: 1 << (3 + rng.IntN(4))}
 	default:

@@ -18,6 +18,7 @@ const (
 	Flush            //
 	Wait             // until everything that was asked for has ended
 	Resize           // the disk becomes N sectors large
+	GiveBack         // the File is granted N sectors more, and the image gives back what it does not use
 	Reopen           // close, open again: everything is durable
 	Amend            // close, make the reference counts N bits wide, open again
 	Kill             // the process dies, and another one opens the image in the same boot
@@ -27,7 +28,7 @@ const (
 	kindEnd
 )
 
-var kindNames = [kindEnd]string{"", "write", "fua", "zero", "unmap", "discard", "flush", "wait", "resize", "reopen", "amend", "kill", "failsync", "failwrite", "evict"}
+var kindNames = [kindEnd]string{"", "write", "fua", "zero", "unmap", "discard", "flush", "wait", "resize", "giveback", "reopen", "amend", "kill", "failsync", "failwrite", "evict"}
 
 func (k Kind) String() string { return kindNames[k] }
 
@@ -37,7 +38,7 @@ func (k Kind) alone() bool {
 }
 
 // counts says that a request has a number, and no range.
-func (k Kind) counts() bool { return k == Resize || k == Amend || k == FailWrite }
+func (k Kind) counts() bool { return k == Resize || k == GiveBack || k == Amend || k == FailWrite }
 
 // fails says that what comes behind a request may fail, until the image is opened
 // again past the host's cache.

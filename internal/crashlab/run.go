@@ -234,6 +234,8 @@ func (r *runner) alone(q Request) {
 	switch q.Kind {
 	case Resize:
 		err = r.disk.Resize(r.ctx, q.N*sector)
+	case GiveBack:
+		err = r.giveBack(q.N * sector)
 	case Reopen:
 		err = r.disk.Close()
 		r.ack(a, err)
@@ -264,6 +266,20 @@ func (r *runner) alone(q Request) {
 		r.reopen()
 	}
 	r.ack(a, err)
+}
+
+// giveBack grants the File n bytes and has the image give back what it can. A File that
+// keeps its space is as good.
+func (r *runner) giveBack(n int64) error {
+	size := r.gate.Size() + n
+	if _, err := r.gate.Grow(r.ctx, size, size); err != nil {
+		return err
+	}
+	_, err := r.disk.GiveBack(r.ctx)
+	if errors.Is(err, block.ErrUnsupported) {
+		return nil
+	}
+	return err
 }
 
 // amend closes the image and changes the width of its reference counts.

@@ -243,6 +243,8 @@ func (d *toyDisk) Info() block.DeviceInfo {
 func (d *toyDisk) Close() error                 { return d.Flush(context.Background()) }
 func (d *toyDisk) Settle(context.Context) error { return nil }
 
+func (d *toyDisk) GiveBack(context.Context) (int64, error) { return 0, block.ErrUnsupported }
+
 func (d *toyDisk) Resize(_ context.Context, size int64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
