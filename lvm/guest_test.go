@@ -3,6 +3,7 @@ package lvm
 import (
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -25,7 +26,8 @@ func TestInGuest(t *testing.T) {
 
 	g := guest.Start(t, guest.Options{
 		Modules: []string{"dm-mod", "loop"}, Programs: []string{"lvm", "sync"}, Memory: 768,
-		Files: map[string]string{"/lvm.test": tests},
+		Deadline: 5 * time.Minute, // hundreds of commands
+		Files:    map[string]string{"/lvm.test": tests},
 	})
 	r := g.Run("/lvm.test", "-test.v", "-test.run", "^TestDeviceMapper")
 	t.Log(r)

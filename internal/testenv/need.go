@@ -28,6 +28,7 @@ var packages = map[string]string{
 	"mkfs.ext4":           "e2fsprogs",
 	"e2fsck":              "e2fsprogs",
 	"ldd":                 "libc-bin",
+	"sync":                "coreutils",
 	"losetup":             "mount",
 	"umount":              "mount",
 	"fstrim":              "util-linux",

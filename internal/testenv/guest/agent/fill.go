@@ -17,15 +17,29 @@ func (a *agent) fill(args []string) (string, error) {
 	if err := json.Unmarshal([]byte(args[1]), &tree); err != nil {
 		return "", err
 	}
-	for i, size := range tree.Sizes() {
-		if err := writeFile(filepath.Join(args[0], tree.Name(i)), size, tree.Content(i), tree.Synced(i)); err != nil {
-			return "", err
+	sizes := tree.Sizes()
+	files, written := make(chan int), make(chan error)
+	for range tree.Writers {
+		go func() {
+			for i := range files {
+				written <- writeFile(filepath.Join(args[0], tree.Name(i)), sizes[i], tree.Content(i), tree.Synced(i))
+			}
+		}()
+	}
+	go func() {
+		defer close(files)
+		for i := range sizes {
+			files <- i
 		}
+	}()
+	var all error
+	for i := range sizes {
+		all = errors.Join(all, <-written)
 		if err := a.tell(i + 1); err != nil {
 			return "", err
 		}
 	}
-	return "", nil
+	return "", all
 }
 
 // writeFile makes a file of size bytes, in pieces as a program would.

@@ -34,44 +34,98 @@ const (
 
 // connect makes the handshake for every connection, gives all of them to the
 // kernel, and returns when the device can be used.
+//
+// A slow machine meets a flaw of the kernel here. Each connection has a receiver
+// that ends with the connection, and all of them are items of one workqueue. When
+// its workers are not there at once, its rescuer takes the items, one after another:
+// all connections but one are deaf then. Workers that were made once stay for
+// minutes, so it is tried again.
 func connect(args []string) (string, error) {
-	device, count := args[0], args[4]
-	connections, err := strconv.Atoi(count)
+	connections, err := strconv.Atoi(args[4])
 	if err != nil || connections < 1 {
-		return "", fmt.Errorf("%s connections: expected a number", count)
+		return "", fmt.Errorf("%s connections: expected a number", args[4])
 	}
-	var sockets []*os.File
-	defer func() {
-		for _, s := range sockets {
-			_ = s.Close() // the kernel has its own reference
-		}
-	}()
-	var e nbdExport
-	for range connections {
-		s, now, err := handshake(args[1], args[2], args[3])
+	var last error
+	for attempt := range 20 {
+		ended, err := connectOnce(args[0], args[1], args[2], args[3], connections)
 		if err != nil {
 			return "", err
 		}
+		listening, err := receiversListen(connections)
+		if err != nil || listening {
+			return fmt.Sprintf("attempt %d", attempt+1), err
+		}
+		if _, err := disconnect(args[:1]); err != nil {
+			return "", err
+		}
+		last = <-ended
+	}
+	return "", fmt.Errorf("the kernel's workqueue has not enough workers for the connections; the last device ended with: %v", last)
+}
+
+// connectOnce returns when the device has its size. ended says when the kernel
+// has let go of the device.
+func connectOnce(device, network, address, export string, connections int) (ended <-chan error, err error) {
+	var sockets []*os.File
+	var e nbdExport
+	for range connections {
+		s, now, err := handshake(network, address, export)
+		if err != nil {
+			return nil, err
+		}
+		defer s.Close() // the kernel has its own reference
 		sockets, e = append(sockets, s), now
 	}
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	ready := make(chan error, 1)
-	go attach(f, e, sockets, ready)
-	if err := awaitDevice(device, ready); err != nil {
-		return "", err
+	end := make(chan error, 1)
+	go attach(f, e, sockets, end)
+	return end, awaitDevice(device, e.size, end)
+}
+
+// receiversListen waits until every connection has a receiver that runs, and
+// reports whether each of them has a worker of its own.
+func receiversListen(connections int) (bool, error) {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		stacks, err := filepath.Glob("/proc/[0-9]*/stack")
+		if err != nil {
+			return false, err
+		}
+		running := 0
+		for _, path := range stacks {
+			b, err := os.ReadFile(path)
+			if err != nil || !strings.Contains(string(b), "recv_work") {
+				continue // also a process that has ended
+			}
+			name, err := os.ReadFile(filepath.Join(filepath.Dir(path), "comm"))
+			if err == nil && !strings.HasPrefix(string(name), "kworker") {
+				return false, nil // the rescuer, which is called as its workqueue
+			}
+			running++
+		}
+		if running == connections {
+			return true, nil
+		}
 	}
-	return fmt.Sprintf("%d bytes, flags %#x", e.size, e.flags), nil
+	return false, fmt.Errorf("not all of %d receivers run, and no rescuer", connections)
 }
 
 // attach tells the kernel everything and stays in it until the device is
-// disconnected. The kernel wants one thread for all of it.
+// disconnected. The kernel wants one thread for all of it, and gives up at any
+// signal, of which this program gets some: when a child ends, and from its runtime.
 func attach(f *os.File, e nbdExport, sockets []*os.File, failed chan<- error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	runtime.LockOSThread() // for good: the thread ends with this
 	defer f.Close()
+	var all unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &all, nil); err != nil {
+		failed <- err
+		return
+	}
 	set := func(request uint, value uint64) error {
 		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(request), uintptr(value)); errno != 0 {
 			return fmt.Errorf("%s: ioctl %#x with %d: %w", f.Name(), request, value, errno)
@@ -98,16 +152,16 @@ func attach(f *os.File, e nbdExport, sockets []*os.File, failed chan<- error) {
 	failed <- err
 }
 
-// awaitDevice waits until the kernel says that somebody serves the device.
-func awaitDevice(device string, failed <-chan error) error {
-	pid := filepath.Join("/sys/block", filepath.Base(device), "pid")
+// awaitDevice waits until the device has its size, which the kernel gives it last.
+func awaitDevice(device string, size uint64, failed <-chan error) error {
+	sectors := filepath.Join("/sys/block", filepath.Base(device), "size")
 	for {
 		select {
 		case err := <-failed:
 			return fmt.Errorf("it ended before it began: %w", err)
 		case <-time.After(5 * time.Millisecond):
 		}
-		if b, err := os.ReadFile(pid); err == nil && strings.TrimSpace(string(b)) != "" {
+		if b, err := os.ReadFile(sectors); err == nil && strings.TrimSpace(string(b)) == strconv.FormatUint(size/512, 10) {
 			return nil
 		}
 	}

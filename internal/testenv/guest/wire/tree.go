@@ -14,7 +14,9 @@ type Tree struct {
 	Seed  uint64
 	Files int
 	Bytes int64 // of all files together
-	Sync  int   // every Sync-th file is fsynced when it is written
+
+	Sync    int // every Sync-th file is fsynced when it is written
+	Writers int // how many files are written at a time
 }
 
 // filesPerDir is how many files lie in one directory.
