@@ -26,7 +26,7 @@ func TestGuestOnVolumeGroup(t *testing.T) {
 	workspace(t)
 	needMountedFiles(t)
 	seed, _ := testenv.Seed(t)
-	tree := wire.Tree{Seed: seed, Files: 150, Bytes: 96 * mib, Sync: 10}
+	tree := wire.Tree{Seed: seed, Files: 150, Bytes: 96 * mib, Sync: 10, Writers: 2}
 	group := &groupPool{name: "guestpool", devices: []*testenv.LoopDevice{testenv.Loop(t, 2*gib), testenv.Loop(t, 2*gib)}}
 	t.Cleanup(group.tidyUp)
 	binary, err := built()

@@ -8,9 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,16 +23,16 @@ import (
 	"tidemark/spm"
 )
 
-// What a guest writes on its disk: 1,000 files, 256 MiB in all, every tenth with
-// an fsync.
+// What a guest writes on its disk: 1,000 files, 256 MiB in all, four at a time,
+// every tenth with an fsync.
 func guestTree(t *testing.T) wire.Tree {
 	t.Helper()
 	seed, _ := testenv.Seed(t)
-	return wire.Tree{Seed: seed, Files: 1000, Bytes: 256 * mib, Sync: 10}
+	return wire.Tree{Seed: seed, Files: 1000, Bytes: 256 * mib, Sync: 10, Writers: 4}
 }
 
 // guestPrograms are what a guest needs to use a disk.
-var guestPrograms = []string{"mkfs.ext4", "fstrim", "mount", "umount"}
+var guestPrograms = []string{"mkfs.ext4", "fstrim", "mount", "umount", "sync"}
 
 // A guest whose disk is a volume of a pool makes a file system, fills it, trims it
 // and switches off; the volume grows under it, and whoever mounts the volume on the
@@ -53,53 +51,6 @@ func TestGuestOnVolume(t *testing.T) {
 	s.stop()
 	requireGrown(t, p, before)
 	requireFiles(t, tree, "--spm", p.socket, "disk")
-}
-
-// The same with the NBD client of the guest's kernel, over TCP and with four
-// connections.
-func TestGuestKernelClient(t *testing.T) {
-	dir := workspace(t)
-	needMountedFiles(t)
-	tree := guestTree(t)
-	p := newPool(t, filepath.Join(dir, "pool"), 4*gib)
-	before := p.create("disk", 2*gib)
-	s, port := serveTCP(t, "--spm", p.socket, "disk")
-	c, err := nbd.Dial(t.Context(), "tcp", "127.0.0.1:"+port, nbd.ClientOptions{})
-	require.NoError(t, err)
-
-	g := guest.Start(t, guest.Options{
-		Modules: []string{"virtio_net", "nbd"}, Programs: guestPrograms,
-		Args: []string{"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="},
-	})
-	g.Do(wire.Network, "10.0.2.15")
-	const connections = "4"
-	export := g.Do(wire.Connect, "/dev/nbd0", "tcp", "10.0.2.2:"+port, "", connections) // QEMU's name for this host
-	t.Log(export)
-	fillAndTrim(t, g, "/dev/nbd0", tree, c)
-	g.Do(wire.Disconnect, "/dev/nbd0")
-	g.PowerOff()
-	require.NoError(t, s.Signal(syscall.SIGTERM))
-	require.NoError(t, s.Wait(t, stopLimit), s.Output())
-	require.Equal(t, 1+4, strings.Count(s.Output(), `msg="nbd: connected"`), "connections, with that of the test")
-	requireGrown(t, p, before)
-	requireFiles(t, tree, "--spm", p.socket, "disk")
-}
-
-// listeningOn finds the port in what a server logs.
-var listeningOn = regexp.MustCompile(`msg=listening tcp=127\.0\.0\.1:(\d+)`)
-
-// serveTCP starts tidemark nbd on a free port of this host.
-func serveTCP(t *testing.T, args ...string) (p *testenv.Process, port string) {
-	t.Helper()
-	p = testenv.Start(t, program(t, append([]string{"nbd", "-t", "-p", "0"}, args...)...))
-	testenv.Eventually(t, startLimit, "the server says where it listens", func() bool {
-		found := listeningOn.FindStringSubmatch(p.Output())
-		if found != nil {
-			port = found[1]
-		}
-		return found != nil
-	})
-	return p, port
 }
 
 // fillAndTrim makes a file system with the tree in it, and leaves it unmounted. c
@@ -174,7 +125,8 @@ func virtioDisk(socket string) []string {
 func trimAfterRemoving(t *testing.T, g *guest.Guest, c *nbd.Client) {
 	t.Helper()
 	const size = 32 * mib
-	g.Fill("/mnt/more", wire.Tree{Seed: 1, Files: 1, Bytes: size, Sync: 1}, nil)
+	g.Fill("/mnt/more", wire.Tree{Seed: 1, Files: 1, Bytes: size, Sync: 1, Writers: 1}, nil)
+	g.Run("sync") // what else it has written must not come between
 	with := dataOf(t, c)
 	g.Remove("/mnt/more")
 	g.Run("fstrim", "/mnt")
