@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -46,6 +45,7 @@ func connect(args []string) (string, error) {
 	if err != nil || connections < 1 {
 		return "", fmt.Errorf("%s connections: expected a number", args[4])
 	}
+	var last error
 	for attempt := range 20 {
 		ended, err := connectOnce(args[0], args[1], args[2], args[3], connections)
 		if err != nil {
@@ -58,9 +58,9 @@ func connect(args []string) (string, error) {
 		if _, err := disconnect(args[:1]); err != nil {
 			return "", err
 		}
-		_ = <-ended // whether it liked it does not matter
+		last = <-ended
 	}
-	return "", errors.New("the kernel's workqueue has not enough workers for the connections")
+	return "", fmt.Errorf("the kernel's workqueue has not enough workers for the connections; the last device ended with: %v", last)
 }
 
 // connectOnce returns when the device has its size. ended says when the kernel
