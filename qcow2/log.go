@@ -168,8 +168,8 @@ func (im *Image) startLog() error {
 	if err != nil || !ok {
 		return im.fatalUnlessNoSpace(err)
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(fmt.Errorf("sync: %w", err))
+	if err := im.syncUnless(false); err != nil {
+		return err
 	}
 	r, err := redo.Create(im.opts.RedoDir, id, im.opts.RedoSlots)
 	if err != nil {

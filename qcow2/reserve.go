@@ -597,8 +597,8 @@ func (im *Image) giveBack() error {
 		im.listed = nil
 		err = im.listReserved(nil, false) // what is not settled yet stays on it
 	}
-	if err == nil && !mutant.On("shrunk-unsynced") {
-		err = im.file.Sync()
+	if err == nil {
+		err = im.syncUnless(mutant.On("shrunk-unsynced"))
 	}
 	if err != nil {
 		return im.poison(err)

@@ -194,8 +194,8 @@ func (im *Image) countAtEnd(r run) error {
 	if err := im.countRun(r, false); err != nil {
 		return im.fatalUnlessNoSpace(err)
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(err)
+	if err := im.syncUnless(false); err != nil {
+		return err
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
