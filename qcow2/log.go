@@ -184,16 +184,24 @@ func (im *Image) startLog() error {
 	return nil
 }
 
+// takeLog takes the ring away from everybody: who trims it holds tableIO, and who
+// appends to it is in progress.
+func (im *Image) takeLog() *redo.Ring {
+	im.tableIO.Lock()
+	defer im.tableIO.Unlock()
+	return im.ring.Swap(nil)
+}
+
 // leaveLog lets go of the ring and leaves it to the next process.
 func (im *Image) leaveLog() {
-	if r := im.ring.Swap(nil); r != nil {
+	if r := im.takeLog(); r != nil {
 		_ = r.Close()
 	}
 }
 
 // endLog is L4.
 func (im *Image) endLog() error {
-	r := im.ring.Swap(nil)
+	r := im.takeLog()
 	if r == nil {
 		return nil
 	}

@@ -80,7 +80,7 @@ func (im *Image) complete(err error, f block.Flags) error {
 	steps.At("W4")
 	im.commitLater()
 	if err == nil && f.Has(block.FUA) && !mutant.On("fua-ignored") {
-		err = im.flush()
+		err = im.Flush(context.Background()) // the image may have been closed meanwhile
 	}
 	return err
 }
