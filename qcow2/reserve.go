@@ -196,12 +196,17 @@ func (im *Image) planBatch(tables bool) (n int64, full, tight bool, frees uint64
 // blocksToComeLocked is how many refcount blocks there are to be up to the bound. Its
 // caller holds mu.
 func (im *Image) blocksToComeLocked() (n int64) {
+	if im.alloc.end >= im.alloc.bound {
+		return 0
+	}
 	im.refs.mu.Lock()
 	defer im.refs.mu.Unlock()
-	per := im.geo.RefcountsPerBlock()
-	for c := im.alloc.end; c < im.alloc.bound; c = (c/per + 1) * per {
-		if !im.hasBlockLocked(c) {
-			n++
+	per, have := im.geo.RefcountsPerBlock(), int64(len(im.refs.table))
+	first, behind := im.alloc.end/per, (im.alloc.bound-1)/per+1
+	n = behind - first
+	for _, e := range im.refs.table[min(first, have):min(behind, have)] {
+		if e != 0 {
+			n--
 		}
 	}
 	return n
