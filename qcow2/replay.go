@@ -3,6 +3,7 @@ package qcow2
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"tidemark/internal/mutant"
 	"tidemark/internal/redo"
@@ -75,7 +76,8 @@ type replayPlan struct {
 }
 
 // planReplay reads the records and checks them against the image: what they name
-// must be counted once, as the process had left it.
+// must be counted once, as the process had left it, and be no metadata. An image that
+// was put in the place of the ring's own has its number, and other clusters.
 func (im *Image) planReplay(records []redo.Record) (replayPlan, error) {
 	p := replayPlan{map[int64]int64{}, map[int64]format.L2Pair{}}
 	for _, r := range records {
@@ -93,7 +95,8 @@ func (im *Image) planReplay(records []redo.Record) (replayPlan, error) {
 		if i >= int64(len(im.tab.l1)) {
 			return p, misfit("L1 entry %d: expected less than %d", i, len(im.tab.l1))
 		}
-		if err := im.replayable(c); err != nil {
+		named := im.tab.l1[i].Offset() == c<<im.geo.ClusterBits // it is on disk already
+		if err := im.replayable(c, named); err != nil {
 			return p, err
 		}
 	}
@@ -111,15 +114,19 @@ func (im *Image) planReplay(records []redo.Record) (replayPlan, error) {
 		if e.Entry.Offset() == 0 {
 			continue
 		}
-		if err := im.replayable(e.Entry.Offset() >> im.geo.ClusterBits); err != nil {
+		if err := im.replayable(e.Entry.Offset()>>im.geo.ClusterBits, false); err != nil {
 			return p, err
 		}
 	}
 	return p, nil
 }
 
-// replayable returns an error unless cluster c is counted once.
-func (im *Image) replayable(c int64) error {
+// replayable returns an error unless cluster c is counted once, and holds no metadata
+// if it is not a table.
+func (im *Image) replayable(c int64, table bool) error {
+	if _, meta := slices.BinarySearch(im.refs.metadata, c); c < 1 || c >= im.alloc.openEnd || meta && !table {
+		return misfit("cluster %d: expected one before %d that holds no metadata", c, im.alloc.openEnd)
+	}
 	im.refs.mu.Lock()
 	defer im.refs.mu.Unlock()
 	n, err := im.refcountLocked(c)
