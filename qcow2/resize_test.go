@@ -24,31 +24,29 @@ func newDisk(t *testing.T, c qcow2.CreateOptions) *simdisk.Disk {
 	return d
 }
 
-// Of two resizes at once the smaller one must not undo the larger.
-
+// TestGrowNeverShrinks: of two resizes at once the smaller one does not undo the larger.
 func TestGrowNeverShrinks(t *testing.T) {
-	ctx := t.Context()
-	f := faultfile.New(newDisk(t, qcow2.CreateOptions{Size: 1 << 20}), faultfile.Fault{})
-	im, err := qcow2.Open(ctx, f, qcow2.Options{})
-	require.NoError(t, err)
-	in, goon := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	f.Hook(func(op faultfile.Op) {
-		if op.Kind == faultfile.Write && op.Off == 0 {
-			once.Do(func() { close(in); <-goon })
-		}
-	}, nil)
-	a, b := make(chan error, 1), make(chan error, 1)
-	go func() { a <- im.Grow(ctx, 8<<20) }()
-	<-in
-	go func() { b <- im.Grow(ctx, 4<<20) }()
-	time.Sleep(10 * time.Millisecond) // the other one may get as far as it can
-	close(goon)
-	require.NoError(t, <-a)
-	<-b // refused, or done before
-	require.EqualValues(t, 8<<20, im.Info().Size)
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		f := faultfile.New(newDisk(t, qcow2.CreateOptions{Size: 1 << 20}), faultfile.Fault{})
+		im, err := qcow2.Open(ctx, f, qcow2.Options{})
+		require.NoError(t, err)
+		header := stopsOf(f).at(overlaps(faultfile.Write, 0, 1))
+		a, b := make(chan error, 1), make(chan error, 1)
+		go func() { a <- im.Grow(ctx, 8<<20) }()
+		<-header.reached
+		go func() { b <- im.Grow(ctx, 4<<20) }()
+		synctest.Wait() // the other one gets as far as it can
+		header.release()
+		require.NoError(t, <-a)
+		require.ErrorContains(t, <-b, "expected 8388608 to")
+		require.EqualValues(t, 8<<20, im.Info().Size)
+		require.NoError(t, im.Close())
+	})
 }
 
+// TestGrowUnderReads: who reads behind the disk's old end while it grows finds tables
+// that are large enough.
 func TestGrowUnderReads(t *testing.T) {
 	ctx := t.Context()
 	bad := make(chan any, 100)
@@ -90,23 +88,20 @@ func TestGrowUnderReads(t *testing.T) {
 	require.Empty(t, bad)
 }
 
+// TestCloseEndsGrow: closing does not wait for a resize that waits for space.
 func TestCloseEndsGrow(t *testing.T) {
-	p := newPool(64 << 10)
-	require.NoError(t, qcow2.Create(t.Context(), p, qcow2.CreateOptions{Size: 1 << 20, ClusterSize: 4096}))
-	im, err := qcow2.Open(t.Context(), p, qcow2.Options{})
-	require.NoError(t, err)
-	go func() { _ = im.Grow(context.Background(), 64<<30) }()
-	for p.waiting() == 0 {
-		time.Sleep(time.Millisecond)
-	}
-	closed := make(chan error, 1)
-	go func() { closed <- im.Close() }()
-	select {
-	case <-closed:
-	case <-time.After(2 * time.Second):
-		p.raise(1 << 30)
-		t.Error("Close waits for a resize that waits for space, for ever: ", <-closed)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(64 << 10)
+		require.NoError(t, qcow2.Create(t.Context(), p, qcow2.CreateOptions{Size: 1 << 20, ClusterSize: 4096}))
+		im, err := qcow2.Open(t.Context(), p, qcow2.Options{})
+		require.NoError(t, err)
+		grown := make(chan error, 1)
+		go func() { grown <- im.Grow(context.Background(), 64<<30) }()
+		synctest.Wait()
+		require.Equal(t, 1, p.waiting())
+		require.NoError(t, im.Close())
+		require.ErrorIs(t, <-grown, context.Canceled)
+	})
 }
 
 func TestZeroWhileTheDiskGrows(t *testing.T) {
@@ -116,7 +111,7 @@ func TestZeroWhileTheDiskGrows(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, im.WriteAt(ctx, bytes.Repeat([]byte{1}, 96<<10), 0, 0))
 	require.NoError(t, im.Flush(ctx))
-	time.Sleep(50 * time.Millisecond)
+	im.WaitIdle()
 	want := bytes.Repeat([]byte{7}, 32<<10)
 	var once sync.Once
 	f.Hook(func(op faultfile.Op) {
