@@ -35,6 +35,7 @@ type runOptions struct {
 	socket   string    // of NBD; "" is nbd.sock in the pool's directory
 	patience time.Duration
 	files    *choice // auto or off; nil is off
+	output   *outputFormat
 }
 
 func newRun(g *global) *cobra.Command {
@@ -64,6 +65,7 @@ later ("tidemark volume create") are served after a restart.`,
 	c.Flags().DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC")
 	o.files = &choice{value: "auto", allowed: []string{"auto", "off"}}
 	c.Flags().Var(o.files, "files", "show the disks as files in DIR/disks, if it can be done")
+	o.output = outputFlag(c)
 	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) == 1 {
@@ -97,6 +99,9 @@ func (o *runOptions) run(ctx context.Context, screen *live, log *slog.Logger) er
 	s, err := startService(ctx, o, log)
 	if err != nil {
 		return err
+	}
+	if *o.output == "json" {
+		return errors.Join(s.watch(ctx, newStatusLines(screen.out, s)), s.Close())
 	}
 	out := screen.Above(screen.out)
 	fmt.Fprint(out, s.welcome(ctx))
@@ -253,7 +258,7 @@ func (s *service) Close() error {
 }
 
 // watch shows the disks once a second, until ctx ends or something fails.
-func (s *service) watch(ctx context.Context, screen *live) error {
+func (s *service) watch(ctx context.Context, screen interface{ Show([]status) }) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
