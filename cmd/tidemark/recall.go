@@ -74,8 +74,12 @@ func (d *disk) watchPool(ctx context.Context) {
 		if !d.volume.Tight() || !mayGiveBack(now, time.Now()) || now.End == kept.End && now.Granted == kept.Granted {
 			continue
 		}
-		if err = d.giveBack(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, block.ErrInUse) {
-			d.spec.Log.Warn("headroom is kept although the pool is tight", "volume", d.volume.Info().Name, "error", err)
+		if err = d.giveBack(ctx); err != nil {
+			if ctx.Err() == nil && !errors.Is(err, block.ErrInUse) {
+				d.spec.Log.Warn("headroom is kept although the pool is tight; it is tried again", "volume", d.volume.Info().Name, "error", err)
+			}
+			pause(ctx, recallIdle)
+			continue
 		}
 		kept = d.Stats()
 	}
