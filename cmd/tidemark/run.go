@@ -127,6 +127,7 @@ type service struct {
 	socket string
 	failed chan error // the NBD socket does not answer any more
 	served sync.WaitGroup
+	memory memoryBudget
 
 	files    *fusefs.FS // nil if the disks are not shown as files
 	notShown error      // why not, if they were to be
@@ -158,9 +159,10 @@ func startService(ctx context.Context, o *runOptions, log *slog.Logger) (*servic
 	if err != nil {
 		return nil, err
 	}
+	memory := respectMemory(log)
 	s := &service{
-		pool: p, failed: make(chan error, 1),
-		server: nbd.NewServer(nbd.Options{Logger: log, Patience: o.patience}),
+		pool: p, failed: make(chan error, 1), memory: memory,
+		server: nbd.NewServer(nbd.Options{Logger: log, Patience: o.patience, MaxInFlightBytes: memory.requests()}),
 		socket: cmp.Or(o.socket, filepath.Join(o.pool.dir, "nbd.sock")),
 	}
 	if err := s.start(ctx, o, log); err != nil {
@@ -175,7 +177,7 @@ func (s *service) start(ctx context.Context, o *runOptions, log *slog.Logger) er
 		return err
 	}
 	for _, name := range names {
-		d, err := openDisk(ctx, diskSpec{Image: name, Pool: s.pool, Log: log})
+		d, err := openDisk(ctx, diskSpec{Image: name, Pool: s.pool, CacheBytes: s.memory.cache(len(names)), Log: log})
 		if err != nil {
 			return err
 		}
