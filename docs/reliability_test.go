@@ -1,6 +1,7 @@
 package docs_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -33,6 +34,37 @@ func TestNamedBugs(t *testing.T) {
 		}
 	}
 	require.Greater(t, rows, 30)
+}
+
+// TestRules: every rule of the engine has a place and a test, and they exist.
+func TestRules(t *testing.T) {
+	text, err := os.ReadFile("reliability.md")
+	require.NoError(t, err)
+	_, section, ok := strings.Cut(string(text), "## Rules\n")
+	require.True(t, ok)
+	section, _, _ = strings.Cut(section, "\n## ")
+	rules := 0
+	for line := range strings.Lines(section) {
+		if !regexp.MustCompile(`^\| \d`).MatchString(line) {
+			continue
+		}
+		rules++
+		require.True(t, strings.HasPrefix(line, fmt.Sprintf("| %d | ", rules)), line)
+		places := regexp.MustCompile("`([a-z0-9_/]+\\.go):(\\w+)`").FindAllStringSubmatch(line, -1)
+		require.NotEmpty(t, places, line)
+		for _, m := range places {
+			code, err := os.ReadFile(filepath.Join("..", m[1]))
+			require.NoError(t, err, line)
+			declared := regexp.MustCompile(`(?m)^(func (\(\w+ [^)]+\) )?|type |var |const |\t)` + m[2] + `\b`)
+			require.True(t, declared.Match(code), "%s declares no %s", m[1], m[2])
+		}
+		tests := regexp.MustCompile("`([a-z0-9/]+)\\.(Test\\w+)`").FindAllStringSubmatch(line, -1)
+		require.NotEmpty(t, tests, line)
+		for _, m := range tests {
+			require.Contains(t, testsOf(t, filepath.Join("..", m[1])), "\nfunc "+m[2]+"(t *testing.T)", line)
+		}
+	}
+	require.Equal(t, 19, rules)
 }
 
 // TestMutants: the table of mutants has the mutants that there are, with what each does,

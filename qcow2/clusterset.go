@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"cmp"
 	"iter"
 	"math/bits"
 	"slices"
@@ -59,28 +60,34 @@ func (s *clusterSet) all() iter.Seq[int64] {
 // smallest gaps until at most n are left.
 func mergeRanges(ranges []format.ClusterRange, n int) []format.ClusterRange {
 	sorted := slices.Clone(ranges)
-	slices.SortFunc(sorted, func(a, b format.ClusterRange) int { return int(min(max(a.At-b.At, -1), 1)) })
-	join := func(i int) { // i with the one behind it
-		end := max(sorted[i].At+sorted[i].N, sorted[i+1].At+sorted[i+1].N)
-		sorted[i].N = end - sorted[i].At
-		sorted = slices.Delete(sorted, i+1, i+2)
+	slices.SortFunc(sorted, func(a, b format.ClusterRange) int { return cmp.Compare(a.At, b.At) })
+	apart := joinRanges(sorted, func(i int, gap int64) bool { return gap <= 0 })
+	if len(apart) <= n {
+		return apart
 	}
-	gap := func(i int) int64 { return sorted[i+1].At - sorted[i].At - sorted[i].N }
-	for i := 0; i+1 < len(sorted); {
-		if gap(i) <= 0 {
-			join(i)
-		} else {
-			i++
+	gap := func(i int) int64 { return apart[i+1].At - apart[i].At - apart[i].N }
+	order := make([]int, len(apart)-1) // of the gaps, the smallest first
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(gap(a), gap(b)) })
+	closed := make([]bool, len(order))
+	for _, i := range order[:len(apart)-n] {
+		closed[i] = true
+	}
+	return joinRanges(apart, func(i int, _ int64) bool { return closed[i] })
+}
+
+// joinRanges joins range i of those that are sorted with the one behind it where join
+// says so of i and of the gap between them.
+func joinRanges(sorted []format.ClusterRange, join func(i int, gap int64) bool) []format.ClusterRange {
+	var joined []format.ClusterRange
+	for i, r := range sorted {
+		if last := len(joined) - 1; i > 0 && join(i-1, r.At-joined[last].At-joined[last].N) {
+			joined[last].N = max(joined[last].N, r.At+r.N-joined[last].At)
+			continue
 		}
+		joined = append(joined, r)
 	}
-	for len(sorted) > n {
-		least := 0
-		for i := 1; i+1 < len(sorted); i++ {
-			if gap(i) < gap(least) {
-				least = i
-			}
-		}
-		join(least)
-	}
-	return sorted
+	return joined
 }

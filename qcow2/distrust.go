@@ -4,13 +4,14 @@ import (
 	"tidemark/internal/redo"
 )
 
-// A DistrustError says that the process which had the image open before saw a
-// failed sync in this boot: what reads return may not be on the disk.
+// A DistrustError says that the image stopped, in this boot, in a process that had it
+// open before, most likely because a sync failed: what reads return may not be on the
+// disk.
 type DistrustError struct{}
 
 func (*DistrustError) Error() string {
-	return "a sync of this image failed since the host was booted, so the host's cache may hold what the disk does not: " +
-		"drop the cache (or reboot), check the image, then open it"
+	return "this image stopped accepting writes since the host was booted, as a sync or a write of its metadata failed or it contradicts itself, " +
+		"so the host's cache may hold what the disk does not: drop the cache (or reboot), check the image, then open it"
 }
 
 // distrust remembers for the next process of this boot that the image stopped: in the

@@ -27,7 +27,8 @@
 //
 // # Write order
 //
-// Reserve, ahead of use, by one goroutine at a time (reserve.go):
+// Reserve, ahead of use, by one goroutine at a time (reserve.go, find_free.go,
+// ready.go):
 //
 //	R1  choose clusters: counted 0 below the image's end, or a run at the end
 //	R2  File.Grow, durable when it returns. Where that has to wait, nothing is
@@ -71,13 +72,13 @@
 // Commit, shared by all flushes that wait (commit.go, push.go); it allocates
 // nothing:
 //
-//	C1  note what is unlinked, how many writes have completed, and how far the
-//	    ring is filled
-//	C2  copy the dirty tables; write those that are copies of a snapshot's, and
-//	    Sync if there were any or the barrier was raised before
-//	C3  write the other L2 tables and the L1 table
+//	C1  note what is unlinked, and how many writes have completed
+//	C2  note how far the ring is filled; copy the dirty tables; write those that
+//	    are copies of a snapshot's, and Sync if there were any or the barrier was
+//	    raised before
+//	C3  write the other L2 tables and the L1 table; trim the ring
 //	C4  write the dirty reference counts; Sync. Commit point: what had completed
-//	    at C1 is durable. Trim the ring
+//	    at C1 is durable
 //
 // L2 tables that this process made come from R6 and read zero, so such a table,
 // its entries and the L1 entry that names it may land in any order.
@@ -98,13 +99,17 @@
 // What a writer that died had reserved is given back after the next open, in the
 // background: settle.go, S1 to S4.
 //
-// Closing: commit, free, count the ready clusters 0 again, Sync, shrink the file
-// to the image's end, Sync, and end the ring.
+// Closing (close.go): commit, free, count the ready clusters 0 again, Sync, shrink the
+// file to the image's end, durably, and end the ring. Nothing touches the file after
+// that, not even what a request that has ended would still do.
 //
 // # Poison
 //
-// Any failed Sync and any failed write of metadata is final: the image stops
-// accepting writes and flushes, also those in progress, and says why; reads go on.
+// Any failed Sync and any failed write of metadata is final (poison.go): the image
+// stops accepting writes and flushes, also those in progress, and says why; reads go
+// on. So are counts that contradict an entry when they are lowered, and counts that
+// cannot be read then. No Sync is believed beside one that fails: they are one at a
+// time.
 // Space that the storage lacks is no error but a wait (rule 14): metadata has its
 // space since R4, data waits for it.
 //
@@ -137,6 +142,13 @@
 //	dirty.mu    (Mutex)    list of dirty slices
 //
 // From tableIO on, the build tag lockcheck checks the order, and that none of them is
-// held where space and other requests are waited for. Nobody waits for space or a
-// peer while holding any of them; a Sync is waited for under the first five at most.
+// held where space and other requests are waited for. Nobody waits for space while
+// holding any of them, or for a peer, but for a reservation of an image that must not
+// become larger: under allocating, it waits until the requests in progress have ended
+// (reap.go), which never wait for allocating. A Sync, or a durable write, is waited for
+// under the first six at most.
+//
+// Outside of all, requests (RWMutex) is held shared by flushes and resizes, and by
+// Close. Inside of all, and of each other, are syncing (one Sync at a time), taskMu, and
+// those in claims and committer: under them none of the others is taken.
 package qcow2

@@ -177,6 +177,7 @@ func (im *Image) eraseSome(ctx context.Context, gc, end, limit int64, e erasure)
 	ch.frees = true
 	t, err := im.begin(true, "erase", gc<<im.geo.ClusterBits, 0)
 	if err != nil {
+		_ = im.finish(&ch) // nothing was changed
 		return gc, nothingMissing, err
 	}
 	if end<<im.geo.ClusterBits > limit && im.size() != limit {

@@ -21,7 +21,7 @@ import (
 //	V3  holding allocating, so that the end stays where it is: shrink the file
 //
 // An entry that begins to name something after V2 was read names what is before the
-// image's end. Shrinking may wait for a pool. Who needs the image's
+// image's end. Shrinking may wait for a pool, until ctx or the image ends. Who needs the image's
 // end meanwhile, a reservation or a resize, waits for no longer than its own context
 // says; what is ready can be used, and nothing else waits.
 func (im *Image) GiveBack(ctx context.Context) (size int64, err error) {
@@ -32,6 +32,9 @@ func (im *Image) GiveBack(ctx context.Context) (size int64, err error) {
 		return im.file.Size(), im.usable(true)
 	}
 	defer im.tasks.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(im.ctx, cancel)() // closing ends the wait
 	select {
 	case <-im.settled: // it may find that more is ours
 	case <-ctx.Done():

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 
@@ -113,3 +115,44 @@ func TestGiveBackRefused(t *testing.T) {
 type keeping struct{ block.File }
 
 func (keeping) Shrink(context.Context, int64, int64) error { return block.ErrUnsupported }
+
+// TestCloseEndsGivingBack: a pool that does not take space back holds up nobody who
+// closes the image.
+func TestCloseEndsGivingBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		d := newDisk(t, qcow2.CreateOptions{Size: 64 << 20, ClusterSize: 4096})
+		_, err := d.Grow(ctx, 32<<20, 32<<20)
+		require.NoError(t, err)
+		f := &reluctant{File: d}
+		im, err := qcow2.Open(ctx, f, qcow2.Options{})
+		require.NoError(t, err)
+		given := make(chan error, 1)
+		go func() {
+			_, err := im.GiveBack(ctx)
+			given <- err
+		}()
+		synctest.Wait()
+		require.EqualValues(t, 1, f.asked.Load())
+		closed := make(chan error, 1)
+		go func() { closed <- im.Close() }()
+		synctest.Wait()
+		require.Len(t, closed, 1, "closing waits for the pool")
+		require.NoError(t, <-closed)
+		require.ErrorIs(t, <-given, context.Canceled)
+	})
+}
+
+// A reluctant file does not answer who first wants it shorter.
+type reluctant struct {
+	block.File
+	asked atomic.Int64
+}
+
+func (r *reluctant) Shrink(ctx context.Context, from, to int64) error {
+	if r.asked.Add(1) > 1 {
+		return r.File.Shrink(ctx, from, to)
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}

@@ -250,24 +250,6 @@ func (im *Image) open2(ctx context.Context) error {
 	return nil
 }
 
-// poison latches the first error after which nothing may be reported as
-// written, and returns what every later mutation returns.
-func (im *Image) poison(err error) error {
-	if errors.Is(err, block.ErrNoSpace) {
-		// Space does not mend it: nobody is to wait for that.
-		err = errors.New(err.Error())
-	}
-	err = fmt.Errorf("image stopped accepting writes: %w", err)
-	if mutant.On("poison-not-latched") {
-		return err
-	}
-	if im.poisoned.CompareAndSwap(nil, &err) {
-		im.log.Error("image stopped accepting writes; what was not flushed may be lost: check the storage, then open the image again", "cause", err)
-		im.distrust()
-	}
-	return *im.poisoned.Load()
-}
-
 // enter begins what knows no host cluster; exit ends it.
 func (im *Image) enter(mutates bool) error {
 	im.requests.RLock()
@@ -330,60 +312,6 @@ func (im *Image) Header() format.Header {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	return *im.header
-}
-
-// Close waits for the requests in progress, of which those that wait for space
-// are cancelled, commits, gives reserved space back and shrinks the file to the
-// image's end. It does not close the file.
-func (im *Image) Close() error {
-	im.taskMu.Lock()
-	first := im.closed.CompareAndSwap(false, true)
-	im.taskMu.Unlock()
-	if !first {
-		return block.ErrClosed
-	}
-	im.cancel()
-	im.stopCommits()
-	im.requests.Lock()
-	defer im.requests.Unlock()
-	im.tasks.Wait()
-	im.waitIdle()
-	if im.opts.ReadOnly {
-		return nil
-	}
-	if err := im.shut(); err != nil {
-		im.leaveLog()
-		return err
-	}
-	return im.endLog()
-}
-
-// shut makes the file what it is to be while nobody has it open.
-func (im *Image) shut() error {
-	if err := im.poisoned.Load(); err != nil {
-		return *err
-	}
-	if mutant.On("freed-before-last-commit") {
-		im.parted = append(im.parted, parted{runs: im.gone})
-		im.gone = nil
-		_ = im.reapNow()
-	}
-	if err := im.commit(); err != nil {
-		return err
-	}
-	if err := im.reapNow(); err != nil {
-		return err
-	}
-	return im.giveBack()
-}
-
-// waitIdle waits until no request for data is in progress. The reaper, which
-// waits for the same, has ended.
-func (im *Image) waitIdle() {
-	im.grace.wanted.Store(true)
-	for !im.grace.idle() {
-		<-im.grace.ended
-	}
 }
 
 // readFull reads len(p) bytes; bytes behind the file's end are an error.

@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
-	"fmt"
 
 	"tidemark/internal/mutant"
 	"tidemark/internal/redo"
@@ -168,8 +167,8 @@ func (im *Image) startLog() error {
 	if err != nil || !ok {
 		return im.fatalUnlessNoSpace(err)
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(fmt.Errorf("sync: %w", err))
+	if err := im.syncUnless(false); err != nil {
+		return err
 	}
 	r, err := redo.Create(im.opts.RedoDir, id, im.opts.RedoSlots)
 	if err != nil {
@@ -184,16 +183,24 @@ func (im *Image) startLog() error {
 	return nil
 }
 
+// takeLog takes the ring away from everybody: who trims it holds tableIO, and who
+// appends to it is in progress.
+func (im *Image) takeLog() *redo.Ring {
+	im.tableIO.Lock()
+	defer im.tableIO.Unlock()
+	return im.ring.Swap(nil)
+}
+
 // leaveLog lets go of the ring and leaves it to the next process.
 func (im *Image) leaveLog() {
-	if r := im.ring.Swap(nil); r != nil {
+	if r := im.takeLog(); r != nil {
 		_ = r.Close()
 	}
 }
 
 // endLog is L4.
 func (im *Image) endLog() error {
-	r := im.ring.Swap(nil)
+	r := im.takeLog()
 	if r == nil {
 		return nil
 	}
@@ -204,187 +211,6 @@ func (im *Image) endLog() error {
 	steps.At("L4")
 	if err := r.Remove(); err != nil {
 		im.log.Warn("the redo ring stays behind; it is not used any more", "error", err)
-	}
-	return nil
-}
-
-// redoLog replays the ring that a process has left behind, and commits that. It
-// reports whether the ring goes on to be used.
-func (im *Image) redoLog() (bool, error) {
-	e, ok := im.header.FindExtension(format.ExtRedo)
-	if !ok || im.header.Autoclear&format.AutoclearRedo == 0 || im.opts.RedoDir == "" {
-		return false, nil
-	}
-	id, err := format.DecodeRedo(e.Data)
-	if err != nil {
-		return false, nil // of another version: not ours
-	}
-	r, records, err := redo.Open(im.opts.RedoDir, id)
-	if errors.Is(err, redo.ErrNone) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	if im.opts.DropRedo {
-		return false, r.Remove()
-	}
-	if r.Distrusted() {
-		return false, errors.Join(&DistrustError{}, r.Close())
-	}
-	im.ring.Store(r) // so that what poisons from here on is noted in it
-	todo, err := im.planReplay(records)
-	var other *misfitError
-	if errors.As(err, &other) {
-		im.log.Warn("the redo ring does not fit the image, which somebody else has changed; what was completed and not flushed may be lost", "error", err)
-		im.ring.Store(nil)
-		return false, r.Remove()
-	}
-	if err == nil {
-		err = im.replay(todo)
-		// Among the entries may be some of X3, whose bytes are in the host's cache and
-		// nowhere else.
-		im.barrier.Store(!mutant.On("replayed-without-barrier"))
-	}
-	if err == nil && !mutant.On("replayed-uncommitted") {
-		err = im.commit()
-	}
-	if err != nil {
-		im.leaveLog()
-		return false, fmt.Errorf("replay what a process that died had completed: %w", err)
-	}
-	r.Trim(r.Head())
-	im.logTried = true
-	im.log.Info("replayed what a process that died had completed", "records", len(records))
-	return true, nil
-}
-
-// A misfitError says that a ring is not of the image as it is. Other errors while
-// it is replayed say nothing about it, and leave it to the next opening.
-type misfitError struct{ what string }
-
-func (e *misfitError) Error() string { return e.what }
-
-func misfit(format string, args ...any) error { return &misfitError{fmt.Sprintf(format, args...)} }
-
-// A replayPlan is the last state of every L1 and L2 entry that a ring has.
-type replayPlan struct {
-	tables  map[int64]int64 // L1 index -> host cluster
-	entries map[int64]format.L2Pair
-}
-
-// planReplay reads the records and checks them against the image: what they name
-// must be counted once, as the process had left it.
-func (im *Image) planReplay(records []redo.Record) (replayPlan, error) {
-	p := replayPlan{map[int64]int64{}, map[int64]format.L2Pair{}}
-	for _, r := range records {
-		a := int64(r.A & (1<<recordKindShift - 1))
-		switch r.A >> recordKindShift {
-		case recordTable:
-			p.tables[a] = int64(r.B)
-		case recordEntry:
-			p.entries[a] = format.L2Pair{Entry: format.L2Entry(r.B), Sub: format.Subclusters(r.C)}
-		default:
-			return p, misfit("record of kind %d: expected %d or %d", r.A>>recordKindShift, recordEntry, recordTable)
-		}
-	}
-	for i, c := range p.tables {
-		if i >= int64(len(im.tab.l1)) {
-			return p, misfit("L1 entry %d: expected less than %d", i, len(im.tab.l1))
-		}
-		if err := im.replayable(c); err != nil {
-			return p, err
-		}
-	}
-	for gc, e := range p.entries {
-		if gc >= im.geo.Clusters(im.size()) {
-			return p, misfit("guest cluster %d: expected less than %d", gc, im.geo.Clusters(im.size()))
-		}
-		if _, made := p.tables[im.l1Index(gc)]; !made && !im.tab.l1[im.l1Index(gc)].Copied() {
-			return p, misfit("guest cluster %d: expected an L2 table of the disk's own", gc)
-		}
-		kind := e.Entry.Kind(im.geo)
-		if kind == format.Compressed || im.geo.SubclusterKind(e.Entry, e.Sub, 0) == format.Invalid {
-			return p, misfit("entry 0x%016x of guest cluster %d: expected one that we write", uint64(e.Entry), gc)
-		}
-		if e.Entry.Offset() == 0 {
-			continue
-		}
-		if err := im.replayable(e.Entry.Offset() >> im.geo.ClusterBits); err != nil {
-			return p, err
-		}
-	}
-	return p, nil
-}
-
-// replayable returns an error unless cluster c is counted once.
-func (im *Image) replayable(c int64) error {
-	im.refs.mu.Lock()
-	defer im.refs.mu.Unlock()
-	n, err := im.refcountLocked(c)
-	if err == nil && n != 1 {
-		err = misfit("cluster %d: counted %d times, expected 1", c, n)
-	}
-	return err
-}
-
-// replay puts the plan into the tables in memory.
-func (im *Image) replay(p replayPlan) error {
-	for i, c := range p.tables {
-		if err := im.replayTable(i, c); err != nil {
-			return err
-		}
-	}
-	for gc, e := range p.entries {
-		if err := im.replayEntry(gc, e); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (im *Image) replayTable(i, c int64) error {
-	old := im.tab.l1[i]
-	if old.Offset() == c<<im.geo.ClusterBits {
-		return nil
-	}
-	im.addMetadata(c)
-	if old != 0 {
-		_, err := im.copyTable(i, c, &change{})
-		return err
-	}
-	im.tab.mu.Lock()
-	defer im.tab.mu.Unlock()
-	im.setL1Locked(i, c)
-	// What the process had written into it may be there; the rest reads zero.
-	for _, n := range im.slicesOfTable(i) {
-		im.tab.seen[n] = struct{}{}
-	}
-	return nil
-}
-
-func (im *Image) replayEntry(gc int64, p format.L2Pair) error {
-	s, err := im.slice(gc)
-	if err != nil {
-		return err
-	}
-	if s == nil || s.shared.Load() {
-		return fmt.Errorf("guest cluster %d: expected an L2 table of the disk's own", gc)
-	}
-	_, i := im.sliceOf(gc)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	old := s.loadLocked(i)
-	if old == p {
-		return nil
-	}
-	delete(s.bad, i)
-	s.storeLocked(i, p)
-	im.markDirtyLocked(s)
-	if !samePlace(old, p) {
-		im.mu.Lock()
-		defer im.mu.Unlock()
-		im.unlinkPairLocked(old)
 	}
 	return nil
 }

@@ -25,6 +25,9 @@ func (im *Image) Grow(ctx context.Context, size int64) error {
 	defer cancel()
 	defer context.AfterFunc(im.ctx, cancel)() // closing ends the wait
 	for {
+		if err := im.mayGrow(size); err != nil {
+			return err // before space is asked for
+		}
 		need := im.growNeed(size)
 		lockorder.Waits("a larger file")
 		if _, err := im.file.Grow(ctx, need, need); err != nil {
@@ -36,6 +39,18 @@ func (im *Image) Grow(ctx context.Context, size int64) error {
 		}
 		// Others were faster: their reservations took that space.
 	}
+}
+
+// mayGrow says why the disk cannot have that size.
+func (im *Image) mayGrow(size int64) error {
+	switch old := im.size(); {
+	case size < old || size > im.geo.MaxSize():
+		return fmt.Errorf("grow disk to %d bytes: expected %d to %d bytes", size, old, im.geo.MaxSize())
+	case size > old && im.backingSize > old:
+		return fmt.Errorf("grow disk to %d bytes: the backing file has %d bytes, the disk %d, so content of it would show behind the disk's end: "+
+			"convert the disk to one without a backing file first", size, im.backingSize, old)
+	}
+	return nil
 }
 
 // growNeed is how long the file must be so that an L1 table for size bytes, and
@@ -60,11 +75,8 @@ func (im *Image) growNow(ctx context.Context, size int64) error {
 		return fmt.Errorf("grow disk to %d bytes: %w", size, err)
 	}
 	defer im.allocating.release()
-	if old := im.size(); size < old || size > im.geo.MaxSize() {
-		return fmt.Errorf("grow disk to %d bytes: expected %d to %d bytes", size, old, im.geo.MaxSize())
-	} else if size > old && im.backingSize > old {
-		return fmt.Errorf("grow disk to %d bytes: the backing file has %d bytes, the disk %d, so content of it would show behind the disk's end: "+
-			"convert the disk to one without a backing file first", size, im.backingSize, old)
+	if err := im.mayGrow(size); err != nil {
+		return err
 	}
 	if err := im.growAllocating(size); err != nil {
 		return fmt.Errorf("grow disk to %d bytes: %w", size, err)
@@ -194,8 +206,8 @@ func (im *Image) countAtEnd(r run) error {
 	if err := im.countRun(r, false); err != nil {
 		return im.fatalUnlessNoSpace(err)
 	}
-	if err := im.file.Sync(); err != nil {
-		return im.poison(err)
+	if err := im.syncUnless(false); err != nil {
+		return err
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()

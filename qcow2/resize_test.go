@@ -3,6 +3,7 @@ package qcow2_test
 import (
 	"bytes"
 	"context"
+	"math"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -207,5 +208,20 @@ func TestGrowOverALongerBackingFile(t *testing.T) {
 	got := make([]byte, 256<<10)
 	require.NoError(t, im.ReadAt(ctx, got, 256<<10, 0))
 	requireSame(t, make([]byte, 256<<10), got, "what the disk gained")
+	require.NoError(t, im.Close())
+}
+
+// TestGrowRefusedAsksForNoSpace: a size that cannot be is refused before the file is
+// made larger for its L1 table, which would be as large as the mistake.
+func TestGrowRefusedAsksForNoSpace(t *testing.T) {
+	ctx := t.Context()
+	d := newDisk(t, qcow2.CreateOptions{Size: 1 << 20, ClusterSize: 4096})
+	im, err := qcow2.Open(ctx, d, qcow2.Options{})
+	require.NoError(t, err)
+	before := d.Size()
+	for _, size := range []int64{math.MaxInt64, 1 << 60, 1 << 50, 1<<20 - 1, -1} {
+		require.ErrorContains(t, im.Grow(ctx, size), "expected 1048576 to", size)
+		require.Equal(t, before, d.Size(), size)
+	}
 	require.NoError(t, im.Close())
 }

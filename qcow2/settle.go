@@ -209,27 +209,30 @@ func (im *Image) acquitSome(entries []format.L2Pair) {
 	}
 }
 
-// convict is S4.
+// convict is S4. Counts that cannot be read stay as they are: the list stays too, so
+// that the next process settles them.
 func (im *Image) convict() error {
 	im.mu.Lock()
 	guilty := im.suspects
-	im.suspects, im.owed = nil, nil
+	im.suspects = nil // it is not shared with who unlinks any more
 	im.mu.Unlock()
 	freed, err := im.uncountLeaks(guilty)
-	if err != nil {
-		return im.poison(err)
-	}
 	im.mu.Lock()
-	im.alloc.proven = guilty
+	if err != nil {
+		im.suspects = guilty
+		im.mu.Unlock()
+		return err
+	}
+	im.owed, im.alloc.proven = nil, guilty
 	im.mu.Unlock()
 	kept, err := im.keepTables()
+	im.mu.Lock()
+	im.freedLocked() // also where no table could be kept
+	im.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	steps.At("S4")
-	im.mu.Lock()
-	im.freedLocked()
-	im.mu.Unlock()
 	im.log.Info("gave back what a writer that died had left", "bytes", freed<<im.geo.ClusterBits, "kept", kept<<im.geo.ClusterBits)
 	if err := im.writeRefcounts(false); err != nil {
 		return im.fatalUnlessNoSpace(err)

@@ -3,6 +3,7 @@ package qcow2_test
 import (
 	"bytes"
 	"context"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -97,4 +98,38 @@ func TestLeaksAreGivenBackBesideAHeldWrite(t *testing.T) {
 		require.NoError(t, <-held, "about 1 MB was given back meanwhile")
 		require.NoError(t, im.Close())
 	})
+}
+
+// TestSettlingThatCannotReadCounts: what settling cannot read it leaves, with the list,
+// to the next opening. A read that fails has damaged nothing, so the image goes on.
+func TestSettlingThatCannotReadCounts(t *testing.T) {
+	ctx := t.Context()
+	d := newDisk(t, qcow2.CreateOptions{Size: 1 << 20, ClusterSize: 4096})
+	o := qcow2.Options{CommitInterval: -1}
+	im, err := qcow2.Open(ctx, d, o)
+	require.NoError(t, err)
+	want := bytes.Repeat([]byte{7}, 4096)
+	require.NoError(t, im.WriteAt(ctx, want, 0, block.FUA))
+	im.WaitIdle() // the process dies, with much that is reserved
+	d = d.Crash(simdisk.KeepAll)
+
+	f := faultfile.New(d, faultfile.Fault{})
+	s3 := stopsOf(f).at(kindOf(faultfile.Sync))
+	im, err = qcow2.Open(ctx, f, o)
+	require.NoError(t, err)
+	<-s3.reached
+	f.SetFault(faultfile.Fault{Kinds: faultfile.Read, At: 1, Err: syscall.EIO})
+	s3.release()
+	<-im.Settled()
+	require.Equal(t, 1, f.Injected())
+	require.NoError(t, im.WriteAt(ctx, want, 4096, block.FUA))
+	require.NoError(t, im.Close())
+
+	im, err = qcow2.Open(ctx, d, o)
+	require.NoError(t, err)
+	<-im.Settled()
+	requireRead(t, im, want, 0)
+	requireRead(t, im, want, 4096)
+	require.NoError(t, im.Close())
+	requireClean(t, d)
 }

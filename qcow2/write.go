@@ -80,7 +80,7 @@ func (im *Image) complete(err error, f block.Flags) error {
 	steps.At("W4")
 	im.commitLater()
 	if err == nil && f.Has(block.FUA) && !mutant.On("fua-ignored") {
-		err = im.flush()
+		err = im.Flush(context.Background()) // the image may have been closed meanwhile
 	}
 	return err
 }
@@ -301,82 +301,4 @@ func samePlace(a, b format.L2Pair) bool {
 func (im *Image) refusal(p piece) error {
 	return &format.CorruptError{What: fmt.Sprintf("L2 entry of guest cluster %d", p.off>>im.geo.ClusterBits), Off: -1,
 		Want: "a kind that the specification defines", Got: p.kind.String()}
-}
-
-// nowPieces bounds a write that is done inline.
-const nowPieces = 8
-
-// writeNow is WriteAt with NoWait. It finds, or publishes, the places of all bytes
-// before it writes any; what was published reads as before.
-func (im *Image) writeNow(p []byte, off int64, f block.Flags) error {
-	if im.direct || f.Has(block.FUA) || (off|int64(len(p)))&(maxSliceBytes-1) != 0 || im.throttled() {
-		return block.ErrWouldBlock
-	}
-	t, err := im.begin(true, "write", off, int64(len(p)))
-	if err != nil {
-		return err
-	}
-	defer im.grace.leave(t)
-	var places [nowPieces]struct{ host, n int64 }
-	k := 0
-	for at := off; at < off+int64(len(p)); k++ {
-		if k == len(places) {
-			return block.ErrWouldBlock
-		}
-		host, n := im.placeNow(at, off+int64(len(p))-at)
-		if n == 0 {
-			return block.ErrWouldBlock
-		}
-		places[k].host, places[k].n = host, n
-		at += n
-	}
-	for _, place := range places[:k] {
-		if _, err = im.file.WriteAt(p[:place.n], place.host); err != nil {
-			break
-		}
-		p = p[place.n:]
-	}
-	if errors.Is(err, block.ErrNoSpace) {
-		return block.ErrWouldBlock // to be held; writing the same again does no harm
-	}
-	if err != nil {
-		err = fmt.Errorf("write at %d: %w", off, err)
-	}
-	return im.complete(err, 0)
-}
-
-// placeNow is where the bytes at off are to be written, as far as that is known or
-// can be decided without waiting; n is 0 if not.
-func (im *Image) placeNow(off, want int64) (host, n int64) {
-	number, _ := im.sliceOf(off >> im.geo.ClusterBits)
-	s := im.tab.dir.get(number)
-	if s == nil {
-		return 0, 0
-	}
-	if !s.used.Load() {
-		s.used.Store(true)
-	}
-	piece, err := im.locate(s, off, want)
-	if err != nil {
-		return 0, 0
-	}
-	switch decideWrite(piece.situation) {
-	case actInPlace:
-		return piece.host, piece.n
-	case actAllocate:
-		if im.ring.Load() == nil || s.shared.Load() {
-			return 0, 0
-		}
-		ch, ok := im.startChange(im.geo.Clusters(piece.n) + 1)
-		if !ok {
-			return 0, 0
-		}
-		host, n, _, err = im.allocate(off, piece.n, &ch)
-		_ = im.finish(&ch) // there is a ring: nothing is written
-		if err != nil {
-			n = 0
-		}
-		return host, n
-	}
-	return 0, 0
 }
