@@ -151,6 +151,7 @@ type Image struct {
 	// ring is the redo ring, nil if there is none (yet). See log.go.
 	ring     atomic.Pointer[redo.Ring]
 	logTried bool // whoever holds allocating reads and sets it
+	l1Filled bool // likewise; see fillL1
 
 	mu     lockorder.Mutex // guards all below
 	header *format.Header
