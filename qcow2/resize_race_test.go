@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/faultfile"
+	"tidemark/internal/simdisk"
 	"tidemark/qcow2"
 )
 
@@ -49,4 +50,31 @@ func TestTableAddedWhileTheL1TableMoves(t *testing.T) {
 		requireClean(t, f)
 	}
 	require.NotZero(t, met, "a table was ready while the L1 table moved")
+}
+
+// TestCopiedTableWhileTheL1TableMoves: the disk grows while an L2 table that was a
+// snapshot's is only copied in memory. Wherever the power is cut meanwhile, what was
+// flushed before is there: the larger L1 table names no copy that is not on the disk.
+func TestCopiedTableWhileTheL1TableMoves(t *testing.T) {
+	m := subject{name: "grown over a snapshot", size: 512 << 10, options: "cluster_size=4k", script: []string{"write -P 1 0 300k"}}.make(t)
+	m.snapshot(t, "last")
+	f := faultfile.New(m.disk, faultfile.Fault{})
+	im := m.open(t, f, qcow2.Options{CommitInterval: -1, RedoDir: t.TempDir()})
+	at := len(m.content) - 4096
+	require.NoError(t, im.WriteAt(t.Context(), []byte{3}, int64(at), 0)) // copies the table
+	var left []*simdisk.Disk
+	f.Hook(nil, func(op faultfile.Op, _ error) {
+		if op.Kind&faultfile.Syncs != 0 {
+			left = append(left, m.disk.Crash(simdisk.DropAll))
+		}
+	})
+	require.NoError(t, im.Grow(t.Context(), 2<<30)) // more than one cluster of L1 table
+	f.Hook(nil, nil)
+	require.Greater(t, len(left), 2)
+	for _, d := range left {
+		again := m.open(t, d, qcow2.Options{ReadOnly: true})
+		requireRead(t, again, m.content[:at], 0)
+		require.NoError(t, again.Close())
+	}
+	require.NoError(t, im.Close())
 }

@@ -201,3 +201,14 @@ func TestCopiedTableOfSeveralSlices(t *testing.T) {
 		c.judge(t, c.disk)
 	}
 }
+
+// TestKeptByAZeroMark: a cluster reads zero and keeps its host cluster. Who writes to it
+// gets a fresh one, and the one that was kept is given back.
+func TestKeptByAZeroMark(t *testing.T) {
+	m := subject{name: "zero marks", size: 512 << 10, options: "cluster_size=4k", script: []string{"write -P 1 0 64k", "write -z 0 64k"}}.make(t)
+	im := m.open(t, m.disk, qcow2.Options{CommitInterval: -1})
+	m.put(t, im, bytes.Repeat([]byte{7}, 32<<10), 8<<10)
+	require.NoError(t, im.Close())
+	requireClean(t, m.disk)
+	m.judge(t, m.disk)
+}
