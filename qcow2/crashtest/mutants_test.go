@@ -114,7 +114,7 @@ func buildTests(t *testing.T, dir, name, pkg string) string {
 
 // cutting is what a test says that cuts the power, makes the storage fail, or watches
 // the order in which it is written to, as one who may cut the power does.
-var cutting = regexp.MustCompile(`copyWatch|\.Crash\(|FailSync|faultfile\.|\.Evict\(|newCrasher|testenv\.Command|exec\.Command`)
+var cutting = regexp.MustCompile(`copyWatch|syncCounter|\.Crash\(|FailSync|faultfile\.|\.Evict\(|newCrasher|testenv\.Command|exec\.Command`)
 
 // plainTests are the engine's tests that cut no power and let nothing fail.
 func plainTests(t *testing.T) (run string) {
