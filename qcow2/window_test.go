@@ -2,6 +2,8 @@ package qcow2_test
 
 import (
 	"bytes"
+	"log/slog"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -211,4 +213,28 @@ func TestKeptByAZeroMark(t *testing.T) {
 	require.NoError(t, im.Close())
 	requireClean(t, m.disk)
 	m.judge(t, m.disk)
+}
+
+// TestRingOfAnImageThatOthersChanged: a process died, and another program, which does not
+// know the ring, opened the image for writing. The ring is not replayed over what that
+// one wrote; the next process says so, and removes it.
+func TestRingOfAnImageThatOthersChanged(t *testing.T) {
+	m := subject{name: "opened by others", size: 1 << 20, options: "cluster_size=4k"}.make(t)
+	dir := t.TempDir()
+	im := m.open(t, m.disk, qcow2.Options{CommitInterval: -1, RedoDir: dir})
+	require.NoError(t, im.WriteAt(t.Context(), []byte{1}, 0, 0))
+	left, ring := m.disk.Crash(simdisk.KeepAll), copyDir(t, dir)
+	require.NoError(t, im.Close())
+	_, err := left.WriteAt(make([]byte, 8), 88) // the autoclear features
+	require.NoError(t, err)
+	var log bytes.Buffer
+	for i := range 2 {
+		im = m.open(t, left, qcow2.Options{CommitInterval: -1, RedoDir: ring, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		require.Equal(t, 1, strings.Count(log.String(), "another program has opened the image"), "opening %d: %s", i+1, &log)
+		require.Empty(t, readRing(ring))
+		requireRead(t, im, make([]byte, 4096), 0)
+		<-im.Settled()
+		require.NoError(t, im.Close())
+	}
+	requireClean(t, left)
 }
