@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"tidemark/internal/block"
@@ -111,7 +112,7 @@ func (d *disk) openDevice(ctx context.Context) (err error) {
 		reserve = fileReserve
 	}
 	image, err := d.openImage(ctx, qcow2.Options{
-		RedoDir: redoDir(), Backing: backing, CacheBytes: d.spec.CacheBytes, ReserveBytes: reserve,
+		RedoDir: redoDirOf(redoDir(), d.file.Info().ID), Backing: backing, CacheBytes: d.spec.CacheBytes, ReserveBytes: reserve,
 		ReadOnly: d.spec.ReadOnly, IgnoreDiscard: d.spec.IgnoreDiscard, Logger: d.spec.Log,
 	})
 	if err != nil {
@@ -212,6 +213,9 @@ func (d *disk) Close() error {
 		err = fmt.Errorf("close %s: %w", d.path, err)
 	}
 	err = errors.Join(err, d.below.Close())
+	if dir := redoDirOf(redoDir(), d.file.Info().ID); dir != "" {
+		_ = os.Remove(dir) // it is empty, unless somebody has to find something there
+	}
 	if ferr := d.file.Close(); ferr != nil {
 		err = errors.Join(err, fmt.Errorf("close %s: %w", d.path, ferr))
 	}
