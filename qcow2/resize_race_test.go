@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -62,14 +63,18 @@ func TestCopiedTableWhileTheL1TableMoves(t *testing.T) {
 	im := m.open(t, f, qcow2.Options{CommitInterval: -1, RedoDir: t.TempDir()})
 	at := len(m.content) - 4096
 	require.NoError(t, im.WriteAt(t.Context(), []byte{3}, int64(at), 0)) // copies the table
+	var mu sync.Mutex                                                    // the engine reserves beside it
 	var left []*simdisk.Disk
 	f.Hook(nil, func(op faultfile.Op, _ error) {
+		mu.Lock()
+		defer mu.Unlock()
 		if op.Kind&faultfile.Syncs != 0 {
 			left = append(left, m.disk.Crash(simdisk.DropAll))
 		}
 	})
 	require.NoError(t, im.Grow(t.Context(), 2<<30)) // more than one cluster of L1 table
 	f.Hook(nil, nil)
+	im.WaitIdle()
 	require.Greater(t, len(left), 2)
 	for _, d := range left {
 		again := m.open(t, d, qcow2.Options{ReadOnly: true})
