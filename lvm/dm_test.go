@@ -64,6 +64,46 @@ func (m mapped) open(t *testing.T) *File {
 	return f
 }
 
+// A volume that gives its end back is shorter for the kernel, too, and grows again.
+func TestDeviceMapperShrinks(t *testing.T) {
+	needDeviceMapper(t)
+	l := newLab(t, GroupOptions{ExtentSize: 64 * kib}, 64*mib, 64*mib)
+	m := onTwoDevices(t, l, "v", 2*mib)
+	tool := l.tool(t, ToolOptions{})
+	require.NoError(t, tool.Activate(t.Context(), l.Name(), "v"))
+	f, err := OpenDevice(DevicePath(l.Name(), "v"), DeviceOptions{
+		Refresh: func(ctx context.Context) error { return tool.Refresh(ctx, l.Name(), "v") },
+		Reduce: func(ctx context.Context, from, to int64) (int64, error) {
+			now, err := l.Reduce(ctx, "v", "", from, roundUp(to, 64*kib))
+			return now.Size(), err
+		},
+		Alarm: func(err error) { t.Errorf("alarm: %v", err) },
+	})
+	require.NoError(t, err)
+	p := bytes.Repeat([]byte("tidemark"), 2*mib/8)
+	_, err = f.WriteAt(p, 0)
+	require.NoError(t, err)
+	require.NoError(t, f.Shrink(t.Context(), 2*mib, mib/2+1))
+	const size = mib/2 + 64*kib
+	require.EqualValues(t, size, f.Size())
+	now, err := f.devices[0].size()
+	require.NoError(t, err)
+	require.EqualValues(t, size, now, "the kernel maps no more than that")
+	_, err = f.WriteAt(p[:512], size)
+	require.ErrorIs(t, err, block.ErrRange)
+	got := make([]byte, size)
+	_, err = f.ReadAt(got, 0)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(p[:size], got))
+	_, err = m.Extend(t.Context(), mib, 0)
+	require.NoError(t, err)
+	_, err = f.Grow(t.Context(), mib, mib)
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, f.Size(), int64(mib))
+	require.NoError(t, f.Close())
+	require.NoError(t, tool.Deactivate(t.Context(), l.Name(), "v"))
+}
+
 func TestDeviceMapperFileConformance(t *testing.T) {
 	needDeviceMapper(t)
 	l := newLab(t, GroupOptions{ExtentSize: 4 * kib}, 64*mib, 64*mib)

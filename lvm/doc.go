@@ -83,7 +83,9 @@
 // # Locks
 //
 //	Group.mu        one command that changes the group, at a time; held across it
-//	File.growMu     one adoption of a new size
+//	File.growMu     one change of the size; held while the pool is asked to take
+//	                space back, so that no map is looked at before it is known
+//	                what became of that
 //	File.blocks     a block that is read, modified and written, against writers
 //	File.syncMu     one sync at a time, so that the first error latches
 //

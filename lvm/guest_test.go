@@ -33,6 +33,7 @@ func TestInGuest(t *testing.T) {
 	t.Log(r)
 	require.Contains(t, r, "--- PASS: TestDeviceMapperFileConformance")
 	require.Contains(t, r, "--- PASS: TestDeviceMapperGuards")
+	require.Contains(t, r, "--- PASS: TestDeviceMapperShrinks")
 	require.NotContains(t, r, "--- SKIP", "in the guest there is everything")
 	g.PowerOff()
 }

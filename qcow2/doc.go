@@ -36,7 +36,8 @@
 //	R3  where a refcount block is missing: the block, Sync, its entry in the
 //	    refcount table, Sync
 //	R4  zero what is not known to read zero; for L2 tables also what is, so that
-//	    the storage has space for them
+//	    the storage has space for them; for the same reason, before the first R1,
+//	    what is empty of the L1 table
 //	R5  write the list of what is reserved, and the counts 1; Sync
 //	R6  the clusters are ready: counted, reading zero, both durably
 //

@@ -71,7 +71,7 @@ func (im *Image) moveBackingName() (*format.Header, error) {
 	if _, err := im.file.WriteAt([]byte(h.BackingFile), off); err != nil {
 		return nil, fmt.Errorf("write backing file name: %w", err)
 	}
-	if err := im.syncUnless(false); err != nil {
+	if err := im.syncUnless(mutant.On("name-moved-unsynced")); err != nil {
 		return nil, err
 	}
 	sector := make([]byte, format.SectorSize)

@@ -27,3 +27,38 @@ func TestZeroingThatFoundNoSpace(t *testing.T) {
 	requireSame(t, make([]byte, len(got)), got, "zeroed")
 	require.NoError(t, im.Close())
 }
+
+// TestRefcountTableThatFoundNoSpace: the sector of the refcount table for a new block
+// is in a hole of the file, and the storage has no space for it. The write waits, as for
+// any other space, and the image goes on.
+func TestRefcountTableThatFoundNoSpace(t *testing.T) {
+	ctx := t.Context()
+	d := newDisk(t, qcow2.CreateOptions{Size: 4 << 20, ClusterSize: 512})
+	f := &holed{File: d}
+	im, err := qcow2.Open(ctx, f, qcow2.Options{ReserveBytes: 16 << 10})
+	require.NoError(t, err)
+	h := im.Header()
+	f.from, f.to = h.RefcountTableOffset, h.RefcountTableOffset+int64(h.RefcountTableClusters)*512
+	want := bytes.Repeat([]byte{7}, 1<<20)
+	require.NoError(t, im.WriteAt(ctx, want, 0, 0))
+	require.Greater(t, f.writes, 1, "it was tried again")
+	requireRead(t, im, want, 0)
+	require.NoError(t, im.Close())
+	requireClean(t, d)
+}
+
+// A holed file has no space for the first write between from and to.
+type holed struct {
+	block.File
+	from, to int64
+	writes   int
+}
+
+func (f *holed) WriteAt(p []byte, off int64) (int, error) {
+	if off >= f.from && off < f.to {
+		if f.writes++; f.writes == 1 {
+			return 0, block.ErrNoSpace
+		}
+	}
+	return f.File.WriteAt(p, off)
+}

@@ -26,7 +26,8 @@ type Options struct {
 	Backing block.Device
 	// RedoDir is a directory, best on a tmpfs, for the ring that lets completed
 	// writes survive the death of the process; "" means none: then the tables
-	// that a write changes are written before it completes, which is slower.
+	// that a write changes are written before it completes, which is slower. It is
+	// this file's alone: a copy of an image that was open names the same ring.
 	RedoDir string
 	// DropRedo removes a ring that was left behind instead of replaying it, and
 	// forgets that the file was not to be trusted; after a [DistrustError], when the
@@ -151,6 +152,7 @@ type Image struct {
 	// ring is the redo ring, nil if there is none (yet). See log.go.
 	ring     atomic.Pointer[redo.Ring]
 	logTried bool // whoever holds allocating reads and sets it
+	l1Filled bool // likewise; see fillL1
 
 	mu     lockorder.Mutex // guards all below
 	header *format.Header

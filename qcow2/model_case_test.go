@@ -81,11 +81,28 @@ func parseModelCase(text string) (c modelCase, err error) {
 	return c, lines.Err()
 }
 
-// newModelCase makes a case of one to eight clients and at least 200 operations.
+// least is how many operations are done for certain: of a phase in which the process
+// dies, as many as it waits for.
+func (c modelCase) least() (n int) {
+	for _, p := range phasesOf(c.ops) {
+		done, end := p[1]-p[0], c.ops[p[1]-1]
+		if end.endsPhase() {
+			done--
+		}
+		if end.verb == "kill" && end.off > 0 {
+			done = min(done, int(end.off))
+		}
+		n += done
+	}
+	return n
+}
+
+// newModelCase makes a case of one to eight clients and at least 200 operations that
+// are done.
 func newModelCase(rng *rand.Rand, s subject) modelCase {
 	c := modelCase{subject: s.name, ring: rng.IntN(2) == 0, reserve: 4096 << rng.IntN(5), commit: []int{0, 1, 5000}[rng.IntN(3)]}
 	clients, size := 1+rng.IntN(8), s.size
-	for len(c.ops) < 200 {
+	for c.least() < 200 {
 		from := len(c.ops)
 		stripes := cutStripes(rng, size, clients)
 		for range 40 + rng.IntN(60) {

@@ -1,9 +1,11 @@
 package qcow2
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
+	"tidemark/internal/block"
 	"tidemark/internal/lockorder"
 	"tidemark/internal/mutant"
 	"tidemark/internal/steps"
@@ -180,12 +182,14 @@ func (im *Image) addBlock(b, c int64) error {
 	} else if err := im.countRun(run{at: c, n: 1}, false); err != nil {
 		return err
 	}
-	if _, err := im.file.WriteAt(data, c*cs); err != nil {
-		err = fmt.Errorf("write refcount block: %w", err)
-		if c/per != b {
-			err = im.uncount([]run{{at: c, n: 1}}, err)
+	undo := func(err error) error {
+		if c/per == b {
+			return err
 		}
-		return err
+		return im.uncount([]run{{at: c, n: 1}}, err)
+	}
+	if _, err := im.file.WriteAt(data, c*cs); err != nil {
+		return undo(fmt.Errorf("write refcount block: %w", err))
 	}
 	if err := im.syncUnless(mutant.On("refcount-block-unsynced")); err != nil {
 		return err
@@ -200,7 +204,13 @@ func (im *Image) addBlock(b, c int64) error {
 	sector := make([]byte, format.SectorSize)
 	format.EncodeTable(sector, entries)
 	if _, err := im.file.WriteAt(sector, tableOff+first*8); err != nil {
-		return im.poison(fmt.Errorf("write refcount table: %w", err))
+		// The storage may have no space for that part of the table, where it was a
+		// hole; nothing has changed then (rule 14).
+		err = fmt.Errorf("write refcount table: %w", err)
+		if errors.Is(err, block.ErrNoSpace) {
+			return undo(err)
+		}
+		return im.poison(err)
 	}
 	if err := im.syncUnless(mutant.On("refcount-entry-unsynced")); err != nil {
 		return err

@@ -14,12 +14,15 @@ import (
 // reports whether the ring goes on to be used.
 func (im *Image) redoLog() (bool, error) {
 	e, ok := im.header.FindExtension(format.ExtRedo)
-	if !ok || im.header.Autoclear&format.AutoclearRedo == 0 || im.opts.RedoDir == "" {
+	if !ok || im.opts.RedoDir == "" {
 		return false, nil
 	}
 	id, err := format.DecodeRedo(e.Data)
 	if err != nil {
 		return false, nil // of another version: not ours
+	}
+	if im.header.Autoclear&format.AutoclearRedo == 0 {
+		return false, im.dropLog(id)
 	}
 	r, records, err := redo.Open(im.opts.RedoDir, id)
 	if errors.Is(err, redo.ErrNone) {
@@ -59,6 +62,19 @@ func (im *Image) redoLog() (bool, error) {
 	im.logTried = true
 	im.log.Info("replayed what a process that died had completed", "records", len(records))
 	return true, nil
+}
+
+// dropLog removes a ring that is not the image's any more, because another program has
+// opened that for writing, and says so if something is lost with it.
+func (im *Image) dropLog(id uint64) error {
+	r, records, err := redo.Open(im.opts.RedoDir, id)
+	if err != nil {
+		return nil // there is none, or none that says anything
+	}
+	if len(records) > 0 {
+		im.log.Warn("another program has opened the image for writing since a process died that served it; what that one had completed and not flushed may be lost", "records", len(records))
+	}
+	return r.Remove()
 }
 
 // A misfitError says that a ring is not of the image as it is. Other errors while

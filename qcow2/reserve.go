@@ -53,6 +53,9 @@ func (im *Image) reserveNow(f *fill, thorough bool) error {
 	if err := im.usable(true); err != nil {
 		return err
 	}
+	if err := im.fillL1(); err != nil {
+		return err
+	}
 	n, full, tight, seen := im.planBatch(f.table)
 	find := func() ([]run, error) { return im.findFree(n, tight && thorough) }
 	if f.table {

@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -266,6 +267,35 @@ func (im *Image) setL1Locked(i, c int64) {
 	}
 	im.tab.l1[i] = format.NewL1Entry(c << im.geo.ClusterBits)
 	im.tab.l1Dirty[int(i*8/format.SectorSize)] = struct{}{}
+}
+
+// fillL1 writes zeroes over what reads zero of the L1 table on disk, once, so that the
+// storage has space for it: in a file that was copied it may be a hole, and a commit
+// that finds no space there is final (rule 14). Its caller holds allocating.
+func (im *Image) fillL1() error {
+	if im.l1Filled {
+		return nil
+	}
+	im.tableIO.Lock() // so that nobody writes entries meanwhile
+	defer im.tableIO.Unlock()
+	im.mu.Lock()
+	off, n := im.header.L1Offset, int64(im.header.L1Size)*8
+	im.mu.Unlock()
+	end := off + (n+format.SectorSize-1)/format.SectorSize*format.SectorSize // as entries are written
+	for p := make([]byte, maxSliceBytes); off < end; off += int64(len(p)) {
+		p = p[:min(int64(len(p)), end-off)]
+		if _, err := readFull(im.file, p, off); err != nil {
+			return im.poison(fmt.Errorf("read L1 table: %w", err))
+		}
+		if slices.ContainsFunc(p, func(b byte) bool { return b != 0 }) {
+			continue
+		}
+		if _, err := im.file.WriteAt(p, off); err != nil {
+			return im.fatalUnlessNoSpace(fmt.Errorf("write what is empty of the L1 table: %w", err))
+		}
+	}
+	im.l1Filled = true
+	return nil
 }
 
 // slicesOfTable are the numbers of the slices of the L2 table of L1 entry i.

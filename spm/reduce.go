@@ -67,7 +67,7 @@ func (m *Manager) reducible(v *volume, r VolumeReduceRequest) error {
 		return goneError(v)
 	case v.meta.wireFormat() == FormatRaw:
 		return errorf(CodeInvalid, "reduce %s: a raw volume is all data", v.name)
-	case r.SPMEpoch != m.ident.epoch || r.Changes != v.changes || r.From != v.size || v.unsynced:
+	case r.SPMEpoch != m.ident.epoch || r.Changes != v.changes || r.From != v.size: // and the store compares with what there is
 		return errorf(CodeStale, "reduce %s: the request is about %d bytes after %d changes in epoch %d, and it has %d after %d in epoch %d: look it up again",
 			v.name, r.From, r.Changes, r.SPMEpoch, v.size, v.changes, m.ident.epoch)
 	}

@@ -111,6 +111,21 @@ func TestReduceOfUnknownOutcome(t *testing.T) {
 	}
 }
 
+// A manager that has just started takes space back, too, and durably.
+func TestReduceAfterARestart(t *testing.T) {
+	dir := t.TempDir()
+	m := openPool(t, dir, testOptions())
+	create(t, m, "a", 10*gib)
+	extend(t, m, "a", 300*mib, 0)
+	require.NoError(t, m.Close())
+	m = openPool(t, dir, testOptions())
+	_, err := m.ReduceVolume(t.Context(), reduceRequest(m, volumeOf(t, m, "a"), 200*mib))
+	require.NoError(t, err)
+	require.NoError(t, os.Truncate(volumeOf(t, m, "a").Path, 150*mib)) // by hand
+	_, err = m.ReduceVolume(t.Context(), reduceRequest(m, volumeOf(t, m, "a"), 100*mib))
+	require.ErrorIs(t, err, block.ErrStale)
+}
+
 // Who waits gets what an idle one gives back.
 func TestReduceServesWhoWaits(t *testing.T) {
 	fullPool(t, func(t *testing.T, m *Manager) {

@@ -4,6 +4,7 @@ package main_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,7 +46,7 @@ func TestGroupChangedByHandFreezes(t *testing.T) {
 			case <-time.After(freezeLimit):
 				t.Fatalf("the export still writes %v after %s", freezeLimit, name)
 			}
-			require.Contains(t, s.proc.Output(), "ALARM")
+			testenv.Eventually(t, freezeLimit, "the alarm", func() bool { return strings.Contains(s.proc.Output(), "ALARM") })
 			require.Error(t, c.ReadAt(t.Context(), make([]byte, 4096), 0, 0), "nor does it read")
 
 			// Another volume takes all that there is, and gets none of it.

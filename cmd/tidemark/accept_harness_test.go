@@ -109,6 +109,7 @@ func workspace(t testing.TB) string {
 type testPool struct {
 	t        testing.TB
 	args     []string // of the manager
+	env      []string // of the manager, besides ours
 	dir      string   // of the pool, or for what goes with one on a volume group
 	socket   string
 	capacity int64
@@ -131,7 +132,9 @@ func newPool(t testing.TB, dir string, capacity int64) *testPool {
 // start starts the manager and waits until it answers.
 func (p *testPool) start() {
 	p.t.Helper()
-	p.proc = testenv.Start(p.t, program(p.t, append([]string{"spm"}, p.args...)...))
+	cmd := program(p.t, append([]string{"spm"}, p.args...)...)
+	cmd.Env = append(cmd.Env, p.env...)
+	p.proc = testenv.Start(p.t, cmd)
 	ready(p.t, p.proc, func() error {
 		c, err := spm.Dial(p.socket)
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strconv"
@@ -59,6 +60,7 @@ Options of -o for qcow2:
 	backing := c.Flags().StringP("backing", "b", "", "backing file; only looked at, and not with -u")
 	backingFormat := c.Flags().StringP("backing-format", "F", "", "format of the backing file: raw or qcow2")
 	unseen := c.Flags().BoolP("backing-unsafe", "u", false, "do not look at the backing file; then SIZE is needed")
+	out := outputFlag(c)
 	refuse(c, refuseObject)
 	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -81,8 +83,10 @@ Options of -o for qcow2:
 		if *quiet {
 			return nil
 		}
-		_, err = fmt.Fprintln(c.OutOrStdout(), s.describe(args[0]))
-		return err
+		return out.print(c.OutOrStdout(), s.created(args[0]), func(w io.Writer) error {
+			_, err := fmt.Fprintln(w, s.describe(args[0]))
+			return err
+		})
 	}
 	return c
 }
@@ -304,4 +308,23 @@ func (s createSpec) describe(path string) string {
 	}
 	return fmt.Sprintf("Formatting '%s', fmt=qcow2 cluster_size=%d extended_l2=%s compression_type=%s size=%d%s%s lazy_refcounts=%s refcount_bits=%d",
 		path, g.ClusterSize(), onOff[s.ExtendedL2], cmp.Or(s.CompressionType, "zlib"), s.Size, compat, backing, onOff[s.LazyRefcounts], 1<<g.RefcountOrder)
+}
+
+// createdJSON is what --output=json tells of a new image, by the names that info
+// gives them.
+type createdJSON struct {
+	Filename      string `json:"filename"`
+	Format        string `json:"format"`
+	VirtualSize   int64  `json:"virtual-size"`
+	ClusterSize   int64  `json:"cluster-size,omitempty"`
+	BackingFile   string `json:"backing-filename,omitempty"`
+	BackingFormat string `json:"backing-filename-format,omitempty"`
+}
+
+func (s createSpec) created(path string) createdJSON {
+	c := createdJSON{Filename: path, Format: s.format, VirtualSize: s.Size, BackingFile: s.BackingFile, BackingFormat: s.BackingFormat}
+	if g, err := s.Geometry(); err == nil && s.format != "raw" {
+		c.ClusterSize = g.ClusterSize()
+	}
+	return c
 }

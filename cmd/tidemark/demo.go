@@ -60,19 +60,24 @@ matched and the image is clean.`,
 	c.Flags().StringVar(&o.dir, "dir", "", "where the directory is made (default the system's temporary directory)")
 	c.Flags().Var(&o.size, "size", "how much is written")
 	c.Flags().Uint64Var(&o.seed, "seed", 0, "seed of the data (default a new one)")
+	output := outputFlag(c)
 	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		log, err := g.quietLogger(c, c.ErrOrStderr())
 		if err != nil {
 			return err
 		}
-		return o.run(c.Context(), c.OutOrStdout(), log)
+		progress := c.OutOrStdout()
+		if *output == "json" {
+			progress = c.ErrOrStderr()
+		}
+		return o.run(c.Context(), progress, c.OutOrStdout(), *output, log)
 	}
 	return c
 }
 
 // run makes the place, and removes it whatever happens.
-func (o *demoOptions) run(ctx context.Context, out io.Writer, log *slog.Logger) error {
+func (o *demoOptions) run(ctx context.Context, progress, out io.Writer, format outputFormat, log *slog.Logger) error {
 	if o.size%demoBlock != 0 {
 		return fmt.Errorf("--size %d: expected a multiple of %s", int64(o.size), size.Format(demoBlock))
 	}
@@ -83,8 +88,11 @@ func (o *demoOptions) run(ctx context.Context, out io.Writer, log *slog.Logger) 
 	if err != nil {
 		return err
 	}
-	d := &demo{o: *o, out: out, dir: dir, log: log, began: time.Now()}
-	return errors.Join(d.run(ctx), os.RemoveAll(dir))
+	d := &demo{o: *o, out: progress, dir: dir, log: log, began: time.Now()}
+	if err := errors.Join(d.run(ctx), os.RemoveAll(dir)); err != nil {
+		return err
+	}
+	return format.print(out, d.result(), d.summary)
 }
 
 // makeDir makes the directory, on a file system that has the room.
@@ -136,7 +144,7 @@ func (d *demo) run(ctx context.Context) error {
 	if least := d.leastExtensions(); d.extensions < least {
 		return fmt.Errorf("demo: the disk was extended %d times, expected at least %d", d.extensions, least)
 	}
-	return d.summary()
+	return nil
 }
 
 // leastExtensions is how often the disk has to grow: for the default size as
@@ -352,9 +360,9 @@ func (d *demo) checkQEMU(ctx context.Context) error {
 }
 
 // summary says what was done, as a table.
-func (d *demo) summary() error {
-	fmt.Fprintln(d.out)
-	t := newTable(d.out)
+func (d *demo) summary(w io.Writer) error {
+	fmt.Fprintln(w)
+	t := newTable(w)
 	t.row("written", size.Format(int64(d.o.size)), perSecond(int64(d.o.size), d.writing))
 	t.row("read and compared", size.Format(int64(d.o.size)), perSecond(int64(d.o.size), d.reading))
 	t.row("extensions", d.extensions)
@@ -365,6 +373,27 @@ func (d *demo) summary() error {
 	t.row("time", shortDuration(time.Since(d.began)))
 	t.row("result", "every byte matched, the image is clean")
 	return t.end()
+}
+
+// demoJSON is the same for a program. Times are in seconds, sizes in bytes.
+type demoJSON struct {
+	Seed        uint64  `json:"seed"`
+	Size        int64   `json:"size"`
+	Writing     float64 `json:"write_seconds"`
+	Reading     float64 `json:"read_seconds"`
+	Extensions  int64   `json:"extensions"`
+	LatencyMean float64 `json:"extension_mean_seconds"`
+	LatencyMax  float64 `json:"extension_longest_seconds"`
+	HeadroomMax int64   `json:"largest_headroom"`
+	Clean       bool    `json:"clean"` // and every byte matched; else there is an error
+}
+
+func (d *demo) result() demoJSON {
+	return demoJSON{
+		Seed: d.o.seed, Size: int64(d.o.size), Writing: d.writing.Seconds(), Reading: d.reading.Seconds(), Extensions: d.extensions,
+		LatencyMean: (d.latency / time.Duration(max(d.extensions, 1))).Seconds(), LatencyMax: d.latencyMax.Seconds(),
+		HeadroomMax: d.headroomMax, Clean: true,
+	}
 }
 
 func perSecond(n int64, d time.Duration) string {

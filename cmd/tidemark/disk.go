@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"tidemark/internal/block"
@@ -91,6 +92,11 @@ func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 	return d, nil
 }
 
+// fileReserve is how much of a file may be reserved ahead of use by a writer who uses it
+// up within half a second. It costs nothing but a longer file, without content, while
+// the image is open.
+const fileReserve = 256 << 20
+
 // openDevice opens the image in the file.
 func (d *disk) openDevice(ctx context.Context) (err error) {
 	if d.spec.Raw {
@@ -101,8 +107,12 @@ func (d *disk) openDevice(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	reserve := int64(0) // the engine's own choice: what a volume is granted, others lack
+	if d.thin == nil {
+		reserve = fileReserve
+	}
 	image, err := d.openImage(ctx, qcow2.Options{
-		RedoDir: redoDir(), Backing: backing, CacheBytes: d.spec.CacheBytes,
+		RedoDir: redoDirOf(redoDir(), d.file.Info().ID), Backing: backing, CacheBytes: d.spec.CacheBytes, ReserveBytes: reserve,
 		ReadOnly: d.spec.ReadOnly, IgnoreDiscard: d.spec.IgnoreDiscard, Logger: d.spec.Log,
 	})
 	if err != nil {
@@ -203,6 +213,9 @@ func (d *disk) Close() error {
 		err = fmt.Errorf("close %s: %w", d.path, err)
 	}
 	err = errors.Join(err, d.below.Close())
+	if dir := redoDirOf(redoDir(), d.file.Info().ID); dir != "" {
+		_ = os.Remove(dir) // it is empty, unless somebody has to find something there
+	}
 	if ferr := d.file.Close(); ferr != nil {
 		err = errors.Join(err, fmt.Errorf("close %s: %w", d.path, ferr))
 	}

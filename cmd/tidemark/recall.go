@@ -18,7 +18,6 @@ const (
 	recallLook  = 2 * time.Second
 	recallWatch = 30 * time.Second // while it is not; how long one question waits
 	recallRetry = time.Second      // there is no manager
-	recallLimit = 5 * time.Second  // of one attempt: who needs space meanwhile waits
 )
 
 // reduceLimit bounds the question of a disk that is being closed.
@@ -57,6 +56,12 @@ func (d *disk) recall() (stop func()) {
 	}
 }
 
+// watchPool gives no attempt a limit. While one is under way nobody moves the image's
+// end, and who needs that waits. But what became of a request that was lost with the
+// manager only the next manager knows; to go on without knowing would be to write to
+// space that is somebody else's by now, or to freeze the export as if somebody had
+// reduced its volume by hand. Who waits for the end would wait for the manager anyway:
+// only it can make the volume larger.
 func (d *disk) watchPool(ctx context.Context) {
 	var kept diskStats // when it last gave back what it could
 	seen := int64(0)
@@ -74,18 +79,15 @@ func (d *disk) watchPool(ctx context.Context) {
 		if !d.volume.Tight() || !mayGiveBack(now, time.Now()) || now.End == kept.End && now.Granted == kept.Granted {
 			continue
 		}
-		if err = d.giveBack(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, block.ErrInUse) {
-			d.spec.Log.Warn("headroom is kept although the pool is tight", "volume", d.volume.Info().Name, "error", err)
+		if _, err = d.image.GiveBack(ctx); err != nil {
+			if ctx.Err() == nil && !errors.Is(err, block.ErrInUse) {
+				d.spec.Log.Warn("headroom is kept although the pool is tight; it is tried again", "volume", d.volume.Info().Name, "error", err)
+			}
+			pause(ctx, recallIdle)
+			continue
 		}
 		kept = d.Stats()
 	}
-}
-
-func (d *disk) giveBack(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, recallLimit)
-	defer cancel()
-	_, err := d.image.GiveBack(ctx)
-	return err
 }
 
 // mayGiveBack decides whether a disk has headroom and is idle. One whose writer was

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,6 +26,17 @@ func redoDir() string {
 		}
 	}
 	return ""
+}
+
+// redoDirOf is where in dir the ring of the image in the storage called id is kept; ""
+// means that there is no such place. A copy of an image that was open names the same
+// ring, and must not find it: the ring is the other one's, who may be using it.
+func redoDirOf(dir, id string) string {
+	if dir == "" || id == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(id))
+	return filepath.Join(dir, fmt.Sprintf("%x", sum[:16]))
 }
 
 // ours reports whether dir is a directory that nobody else may change.

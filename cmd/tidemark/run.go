@@ -35,6 +35,7 @@ type runOptions struct {
 	socket   string    // of NBD; "" is nbd.sock in the pool's directory
 	patience time.Duration
 	files    *choice // auto or off; nil is off
+	output   *outputFormat
 }
 
 func newRun(g *global) *cobra.Command {
@@ -64,6 +65,7 @@ later ("tidemark volume create") are served after a restart.`,
 	c.Flags().DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC")
 	o.files = &choice{value: "auto", allowed: []string{"auto", "off"}}
 	c.Flags().Var(o.files, "files", "show the disks as files in DIR/disks, if it can be done")
+	o.output = outputFlag(c)
 	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) == 1 {
@@ -98,6 +100,9 @@ func (o *runOptions) run(ctx context.Context, screen *live, log *slog.Logger) er
 	if err != nil {
 		return err
 	}
+	if *o.output == "json" {
+		return errors.Join(s.watch(ctx, newStatusLines(screen.out, s)), s.Close())
+	}
 	out := screen.Above(screen.out)
 	fmt.Fprint(out, s.welcome(ctx))
 	err = s.watch(ctx, screen)
@@ -122,6 +127,7 @@ type service struct {
 	socket string
 	failed chan error // the NBD socket does not answer any more
 	served sync.WaitGroup
+	memory memoryBudget
 
 	files    *fusefs.FS // nil if the disks are not shown as files
 	notShown error      // why not, if they were to be
@@ -153,9 +159,10 @@ func startService(ctx context.Context, o *runOptions, log *slog.Logger) (*servic
 	if err != nil {
 		return nil, err
 	}
+	memory := respectMemory(log)
 	s := &service{
-		pool: p, failed: make(chan error, 1),
-		server: nbd.NewServer(nbd.Options{Logger: log, Patience: o.patience}),
+		pool: p, failed: make(chan error, 1), memory: memory,
+		server: nbd.NewServer(nbd.Options{Logger: log, Patience: o.patience, MaxInFlightBytes: memory.requests()}),
 		socket: cmp.Or(o.socket, filepath.Join(o.pool.dir, "nbd.sock")),
 	}
 	if err := s.start(ctx, o, log); err != nil {
@@ -170,7 +177,7 @@ func (s *service) start(ctx context.Context, o *runOptions, log *slog.Logger) er
 		return err
 	}
 	for _, name := range names {
-		d, err := openDisk(ctx, diskSpec{Image: name, Pool: s.pool, Log: log})
+		d, err := openDisk(ctx, diskSpec{Image: name, Pool: s.pool, CacheBytes: s.memory.cache(len(names)), Log: log})
 		if err != nil {
 			return err
 		}
@@ -253,7 +260,7 @@ func (s *service) Close() error {
 }
 
 // watch shows the disks once a second, until ctx ends or something fails.
-func (s *service) watch(ctx context.Context, screen *live) error {
+func (s *service) watch(ctx context.Context, screen interface{ Show([]status) }) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
@@ -48,13 +49,14 @@ looked at.`,
 	addPoolFlags(c.Flags(), o)
 	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of the API (default DIR/spm.sock, of a group /run/tidemark/NAME.sock)")
 	c.Flags().DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC, unless tidemark nbd says otherwise")
-	c.Flags().String("state", "", "directory for a cache; no pool needs one yet")
+	c.Flags().StringVar(&o.state, "state", "", "directory for a cache: the pool's last state, to be read while no manager runs; it may be removed at any time")
 	c.Flags().StringVar(&o.group.name, "vg", "", "volume group of the pool")
 	c.Flags().StringSliceVar(&o.group.devices, "devices", nil, "all devices of the volume group")
 	c.Flags().BoolVar(&o.group.create, "create", false, "make the volume group of the devices, which must hold nothing, if there is none")
 	mode := c.Flags().String("socket-mode", "0600", "permissions of the socket; connecting needs write, and who may connect may remove volumes")
 	group := c.Flags().String("socket-group", "", "group of the socket, by name or number")
 	unsafeNoDM(c.Flags(), &o.group.noDM)
+	out := outputFlag(c)
 	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		log, err := g.logger(c.ErrOrStderr())
@@ -69,13 +71,11 @@ looked at.`,
 		if err != nil {
 			return err
 		}
-		if o.group.name != "" && (o.group.noDM || !lvm.DeviceMapper()) {
-			fmt.Fprintln(c.OutOrStdout(), "note: "+noDMText)
+		if err := o.ready(c.Context(), c.OutOrStdout(), *out, p); err != nil {
+			return errors.Join(err, p.Close())
 		}
-		fmt.Fprintf(c.OutOrStdout(), "ready: pool of %s in %s; next: %s volume create --spm %s --size 10G NAME\n",
-			p.describe(c.Context()), o.place(), self(), shellQuote(absolute(p.socket)))
 		up := supervise(log, p.status(c.Context()), p.alive)
-		go p.tellStatus(c.Context(), up)
+		go p.tellStatus(c.Context(), up, o.state, log)
 		select {
 		case <-c.Context().Done():
 		case err = <-p.failed:
@@ -86,6 +86,27 @@ looked at.`,
 	return c
 }
 
+// ready says that the pool answers: to people with what to do next, to programs
+// with its state.
+func (o *poolOptions) ready(ctx context.Context, w io.Writer, out outputFormat, p *pool) error {
+	info, err := p.GetPoolInfo(ctx, spm.PoolInfoRequest{})
+	if err != nil {
+		return err
+	}
+	state := struct {
+		Socket string `json:"socket"`
+		spm.PoolReply
+	}{absolute(p.socket), info}
+	return out.print(w, state, func(w io.Writer) error {
+		if o.group.name != "" && (o.group.noDM || !lvm.DeviceMapper()) {
+			fmt.Fprintln(w, "note: "+noDMText)
+		}
+		_, err := fmt.Fprintf(w, "ready: pool of %s in %s; next: %s volume create --spm %s --size 10G NAME\n",
+			p.describe(ctx), o.place(), self(), shellQuote(absolute(p.socket)))
+		return err
+	})
+}
+
 // poolOptions say which pool to open.
 type poolOptions struct {
 	dir      string
@@ -94,6 +115,7 @@ type poolOptions struct {
 	socket   string       // of the API; "" is the default
 	access   unixsock.Options
 	patience time.Duration
+	state    string // directory of a cache; "" is none
 }
 
 // place says where the pool is.
@@ -224,10 +246,16 @@ func (p *pool) status(ctx context.Context) string {
 	return text
 }
 
-// tellStatus keeps that up to date until ctx ends.
-func (p *pool) tellStatus(ctx context.Context, up *supervisor) {
+// tellStatus keeps that, and the cache in state if there is one, up to date until
+// ctx ends.
+func (p *pool) tellStatus(ctx context.Context, up *supervisor, state string, log *slog.Logger) {
 	seen := int64(0)
 	for ctx.Err() == nil {
+		if state != "" {
+			if err := p.saveState(ctx, state); err != nil && ctx.Err() == nil {
+				log.Warn("the cache of the pool's state is not up to date", "error", err)
+			}
+		}
 		r, err := p.WatchPool(ctx, spm.PoolWatchRequest{After: seen, WaitMS: statusEvery.Milliseconds()})
 		if err != nil {
 			return // it is closed

@@ -26,7 +26,7 @@ its manager ("tidemark spm", or "tidemark run").
 NAME is a volume's name, the UUID of its image, or its own.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return fmt.Errorf("volume: there is no verb %q: expected create, list, info, extend or remove", args[0])
+				return fmt.Errorf("volume: there is no verb %q: expected create, list, info, extend, remove or watch", args[0])
 			}
 			return c.Help()
 		},
@@ -36,6 +36,7 @@ NAME is a volume's name, the UUID of its image, or its own.`,
 	dial := func() (*manager, error) { return dialSPM(*socket) }
 	c.AddCommand(
 		newVolumeCreate(dial), newVolumeList(dial), newVolumeInfo(dial), newVolumeExtend(dial), newVolumeRemove(dial),
+		newVolumeWatch(dial),
 		newVolumeRefused("resize", "changing the virtual size of a volume"),
 		newVolumeRefused("snapshot", "snapshots of volumes"),
 	)

@@ -83,7 +83,7 @@ func TestVolumeMistakes(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"frob"}, `there is no verb "frob": expected create, list, info, extend or remove`},
+		{[]string{"frob"}, `there is no verb "frob": expected create, list, info, extend, remove or watch`},
 		{[]string{"create", "--size", "1G"}, "expected NAME"},
 		{[]string{"create", "b"}, "give --size SIZE, such as --size 10G"},
 		{[]string{"create", "--size", "lots", "b"}, `--size lots: "lots": not a size: expected a number`},

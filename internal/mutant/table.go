@@ -16,6 +16,7 @@ func Table() []Mutant {
 		{"l1-switched-unsynced", "a larger L1 table is switched to before it is durable", "big changes switch in one sector"},
 		{"width-switched-unsynced", "reference counts of another width are switched to before they are durable", "big changes switch in one sector"},
 		{"header-switched-unsynced", "what follows a switch of the header does not wait for it", "big changes switch in one sector"},
+		{"name-moved-unsynced", "the header names the new place of the backing file's name before the name is there", "a header is valid at every moment"},
 		{"old-name-uncleared", "an extension is written over the backing file's old name before that is gone", "a header is valid at every moment"},
 		{"old-table-freed-before-switch", "the old L1 table is freed before the header names the new one", "I4"},
 		{"size-before-table", "the disk is larger in the header before there is an L1 table for that", "big changes switch in one sector"},

@@ -26,17 +26,30 @@ func Loop(t testing.TB, size int64) *LoopDevice {
 	t.Helper()
 	Need(t, "root")
 	Need(t, "loop")
-	d := &LoopDevice{File: filepath.Join(t.TempDir(), "loop.img")}
-	below, err := os.OpenFile(d.File, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	path := filepath.Join(t.TempDir(), "loop.img")
+	below, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err == nil {
-		err = below.Truncate(size)
+		err = errors.Join(below.Truncate(size), below.Close())
 	}
+	if err != nil {
+		t.Fatalf("make a file of %d bytes: %v", size, err)
+	}
+	return LoopOver(t, path)
+}
+
+// LoopOver makes a loop device over a file that there is.
+func LoopOver(t testing.TB, path string) *LoopDevice {
+	t.Helper()
+	Need(t, "root")
+	Need(t, "loop")
+	d := &LoopDevice{File: path}
+	below, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err == nil {
 		defer below.Close()
 		d.f, err = attach(below)
 	}
 	if err != nil {
-		t.Fatalf("make a loop device of %d bytes: %v", size, err)
+		t.Fatalf("make a loop device of %s: %v", path, err)
 	}
 	d.Path = d.f.Name()
 	t.Cleanup(func() { _ = d.f.Close() }) // the last one, unless something has leaked
@@ -74,6 +87,9 @@ func attach(below *os.File) (*os.File, error) {
 	}
 	return nil, last
 }
+
+// Detach takes it away before the test ends, when nobody else has it open.
+func (d *LoopDevice) Detach() error { return d.f.Close() }
 
 // Grow makes the device larger.
 func (d *LoopDevice) Grow(t testing.TB, size int64) {

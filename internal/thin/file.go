@@ -195,8 +195,9 @@ func boundError(name string, need, bound int64) error {
 }
 
 // Shrink gives space back to the pool, if the inner file can do that. What is left
-// may be more than to, as the pool's grain is. It is refused with ErrInUse while a
-// Grow waits or an extension is in flight. Afterwards no headroom is asked for
+// may be more than to, as the pool's grain is. It is refused, with an error that
+// wraps ErrInUse and ErrUnsupported, while a Grow waits or an extension is in flight:
+// who closes an image need not care. Afterwards no headroom is asked for
 // until the writer goes on.
 func (f *File) Shrink(ctx context.Context, from, to int64) error {
 	if err := f.beginShrink(from, to); err != nil {
@@ -233,7 +234,7 @@ func (f *File) beginShrink(from, to int64) error {
 	case to < 0 || to > from:
 		return block.ErrRange
 	case f.shrinking || f.inflight != nil || len(f.waiters) > 0:
-		return fmt.Errorf("it is about to grow: %w", block.ErrInUse)
+		return fmt.Errorf("it is about to grow: %w: %w", block.ErrInUse, block.ErrUnsupported)
 	}
 	f.shrinking = true
 	return nil

@@ -17,6 +17,7 @@ var killers = map[string][]killer{
 	"l1-switched-unsynced":             {{"512 on a file", "write 0+4; write 100+2; flush; resize 321; flush"}},
 	"width-switched-unsynced":          {{"512 refcounts 64 on a file", "write 0+4; amend 16"}},
 	"header-switched-unsynced":         {{"512 on a file", "resize 321"}},
+	"name-moved-unsynced":              {{"on raw, a long name on a file", "write 0+8; flush"}},
 	"old-name-uncleared": {
 		{"on raw, a long name on a volume", "write 0+8; flush"},
 		{"on raw, a long name on a file", "write 0+8; flush"},

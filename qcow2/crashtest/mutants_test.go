@@ -112,8 +112,9 @@ func buildTests(t *testing.T, dir, name, pkg string) string {
 	return path
 }
 
-// cutting is what a test says that cuts the power, or makes the storage fail.
-var cutting = regexp.MustCompile(`\.Crash\(|FailSync|faultfile\.|\.Evict\(|newCrasher|testenv\.Command|exec\.Command`)
+// cutting is what a test says that cuts the power, makes the storage fail, or watches
+// the order in which it is written to, as one who may cut the power does.
+var cutting = regexp.MustCompile(`copyWatch|syncCounter|\.Crash\(|FailSync|faultfile\.|\.Evict\(|newCrasher|testenv\.Command|exec\.Command`)
 
 // plainTests are the engine's tests that cut no power and let nothing fail.
 func plainTests(t *testing.T) (run string) {

@@ -140,7 +140,9 @@ func (r row) prepare(t *testing.T, name string) subject {
 func (s *subject) adopt(t *testing.T, b built) {
 	b = b.load(t)
 	s.setup.Start, s.files = b.state, 1+len(b.backing)
-	s.setup.Engine.Audit = audit(b.sums)
+	names, err := readNamed(simdisk.NewDisk(b.state, s.setup.Options))
+	require.NoError(t, err)
+	s.setup.Engine.Audit = auditNamed(names, audit(b.sums))
 	if len(b.sums) > 0 { // what snapshots own comes on top of the bound
 		s.setup.Engine.Limit = func(f block.File, cuts int) (int64, error) {
 			n, err := limit(f, cuts)
