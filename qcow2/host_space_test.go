@@ -9,6 +9,7 @@ import (
 	"tidemark/internal/block"
 	"tidemark/internal/faultfile"
 	"tidemark/qcow2"
+	"tidemark/qcow2/format"
 )
 
 // TestZeroingThatFoundNoSpace: a cluster that the storage had no space to zero is
@@ -43,6 +44,21 @@ func TestRefcountTableThatFoundNoSpace(t *testing.T) {
 	require.NoError(t, im.WriteAt(ctx, want, 0, 0))
 	require.Greater(t, f.writes, 1, "it was tried again")
 	requireRead(t, im, want, 0)
+	require.NoError(t, im.Close())
+	requireClean(t, d)
+}
+
+// TestRingThatFoundNoSpace: the storage has no space for the number of the ring at first.
+// The image has one when the wait for that is over.
+func TestRingThatFoundNoSpace(t *testing.T) {
+	ctx := t.Context()
+	d := newDisk(t, qcow2.CreateOptions{Size: 1 << 20})
+	f := &holed{File: d, to: 65536}
+	im, err := qcow2.Open(ctx, f, qcow2.Options{RedoDir: t.TempDir()})
+	require.NoError(t, err)
+	require.NoError(t, im.WriteAt(ctx, []byte{1}, 0, 0))
+	h := im.Header()
+	require.NotZero(t, h.Autoclear&format.AutoclearRedo)
 	require.NoError(t, im.Close())
 	requireClean(t, d)
 }

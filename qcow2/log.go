@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 
+	"tidemark/internal/block"
 	"tidemark/internal/mutant"
 	"tidemark/internal/redo"
 	"tidemark/internal/steps"
@@ -165,6 +166,7 @@ func (im *Image) startLog() error {
 	id, _ := format.DecodeRedo(data)
 	ok, err := im.putExtension(format.ExtRedo, data, false)
 	if err != nil || !ok {
+		im.logTried = !errors.Is(err, block.ErrNoSpace) // then again, with the next reservation
 		return im.fatalUnlessNoSpace(err)
 	}
 	if err := im.syncUnless(false); err != nil {
