@@ -14,10 +14,14 @@ var killers = map[string][]killer{
 	"refcount-block-unsynced":          {{"512 refcounts 64 on a file", "write 62+4"}},
 	"refcount-entry-unsynced":          {{"512 refcounts 64 on a file", "write 62+4"}},
 	"refcount-table-switched-unsynced": {{"512 refcounts 64, the refcount table grows on a file", "write 3700+190; flush; write 3890+200; flush"}},
-	"l1-switched-unsynced":             {{"512 on a file", "write 0+4; write 100+2; flush; resize 321; flush"}},
-	"width-switched-unsynced":          {{"512 refcounts 64 on a file", "write 0+4; amend 16"}},
-	"header-switched-unsynced":         {{"512 on a file", "resize 321"}},
-	"name-moved-unsynced":              {{"on raw, a long name on a file", "write 0+8; flush"}},
+	"l1-switched-unsynced": {
+		{"512 on a file", "write 0+4; write 100+2; flush; resize 321; flush"},
+		{"1k refcounts 4 on a file", "fua 258+2; resize 768"},
+		{"1k refcounts 4 on a file", "write 0+4; write 258+2; flush; resize 768; flush"},
+	},
+	"width-switched-unsynced":  {{"512 refcounts 64 on a file", "write 0+4; amend 16"}},
+	"header-switched-unsynced": {{"512 on a file", "resize 321"}},
+	"name-moved-unsynced":      {{"on raw, a long name on a file", "write 0+8; flush"}},
 	"old-name-uncleared": {
 		{"on raw, a long name on a volume", "write 0+8; flush"},
 		{"on raw, a long name on a file", "write 0+8; flush"},
