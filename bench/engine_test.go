@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"path/filepath"
+	"runtime"
 	"sync/atomic"
 	"testing"
 
@@ -142,5 +143,39 @@ func BenchmarkEngine(b *testing.B) {
 		d, rng := newBed(b, qcow2.CreateOptions{}, qcow2.Options{}), rand.New(rand.NewPCG(1, 1))
 		d.fill(b)
 		d.measure(b, true, func(int) error { return d.WriteAt(ctx, p, hot(rng), block.FUA) })
+	})
+	b.Run("op=overwrite/bs=4k/writers=8", func(b *testing.B) {
+		d := newBed(b, qcow2.CreateOptions{}, qcow2.Options{})
+		d.fill(b)
+		d.together(b, hot)
+	})
+	b.Run("op=overwrite+flush/bs=4k/writers=8", func(b *testing.B) {
+		d := newBed(b, qcow2.CreateOptions{}, qcow2.Options{})
+		d.fill(b)
+		before := d.file.syncs.Load()
+		d.together(b, hot, func() error { return d.Flush(ctx) })
+		b.ReportMetric(float64(d.file.syncs.Load()-before)/float64(b.N), "syncs/flush")
+	})
+}
+
+// together has 8 writers write where place says, each followed by what else there is.
+func (d *bed) together(b *testing.B, place func(*rand.Rand) int64, then ...func() error) {
+	b.SetBytes(blockSize)
+	b.ReportAllocs()
+	b.SetParallelism(8 / runtime.GOMAXPROCS(0))
+	var seed atomic.Uint64
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		rng, p := rand.New(rand.NewPCG(seed.Add(1), 1)), make([]byte, blockSize)
+		for pb.Next() {
+			if err := d.write(context.Background(), p, place(rng)); err != nil {
+				b.Error(err)
+			}
+			for _, f := range then {
+				if err := f(); err != nil {
+					b.Error(err)
+				}
+			}
+		}
 	})
 }

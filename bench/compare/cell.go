@@ -102,6 +102,13 @@ func cells() []cell {
 	}, fuseCells(over, empty)...)
 }
 
+// has reports whether an arm takes part in a cell: ours, and those of peers that
+// something is wanted beside.
+func (c cell) has(a arm) bool {
+	_, wanted := c.against[a.peer()]
+	return a.fuse == c.fuse && (a.ours() || wanted)
+}
+
 // withTime gives a cell's job its time and its seed.
 func (c cell) withTime(d time.Duration, seed uint64) load.Job {
 	j := c.job

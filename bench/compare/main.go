@@ -115,7 +115,7 @@ func (m *bench) rounds(ctx context.Context, o options, cells []cell, arms []arm)
 		for _, c := range cells {
 			for _, i := range rng.Perm(len(arms)) {
 				a := arms[i]
-				if a.fuse != c.fuse || a.raw && c.image.backing || slices.ContainsFunc(all, func(s sample) bool { return s.Cell == c.name && s.Arm == a.name && s.Round == round }) {
+				if !c.has(a) || slices.ContainsFunc(all, func(s sample) bool { return s.Cell == c.name && s.Arm == a.name && s.Round == round }) {
 					continue
 				}
 				s, err := m.measure(ctx, c, a, round)
