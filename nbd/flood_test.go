@@ -28,7 +28,7 @@ const floodVar = "TIDEMARK_TEST_FLOOD"
 func TestFloodHelper(t *testing.T) {
 	f := strings.Fields(os.Getenv(floodVar))
 	if len(f) != 3 {
-		t.Skip("only as the attacker of another test")
+		return // it is no test by itself, and none that was skipped
 	}
 	n, err := strconv.Atoi(f[1])
 	require.NoError(t, err)
