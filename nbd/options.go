@@ -37,7 +37,8 @@ type Options struct {
 	MaxHeld int
 	// TLS requires every client to begin with STARTTLS; nil serves without
 	// encryption and refuses STARTTLS. Set ClientAuth to RequireAndVerifyClientCert
-	// and ClientCAs to serve only clients that have a certificate.
+	// and ClientCAs to serve only clients that have a certificate; the chains that
+	// verify it are in what VerifyConnection gets.
 	TLS *tls.Config
 }
 

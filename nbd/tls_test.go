@@ -22,8 +22,9 @@ type tlsParties struct {
 	server, right *tls.Config
 }
 
-func newTLSParties(t testing.TB) tlsParties {
-	pki := testenv.NewPKI(t)
+func newTLSParties(t testing.TB) tlsParties { return tlsPartiesOf(t, testenv.NewPKI(t)) }
+
+func tlsPartiesOf(t testing.TB, pki *testenv.PKI) tlsParties {
 	p := tlsParties{pki: pki, client: pki.Issue(t, "client", x509.ExtKeyUsageClientAuth)}
 	p.server = &tls.Config{
 		Certificates: []tls.Certificate{pki.Issue(t, "server", x509.ExtKeyUsageServerAuth)},
@@ -86,7 +87,8 @@ func TestTLS(t *testing.T) {
 	require.EqualValues(t, 8<<20, x.Size)
 }
 
-// Who has no certificate, or one of somebody else, or a server's, reaches nothing;
+// Who has no certificate, or one of somebody else, or a server's, reaches nothing, and
+// neither does a client that gets one of them from a server (CVE-2024-7383);
 // who does not ask for TLS is told nothing.
 func TestTLSWrongClients(t *testing.T) {
 	p, other := newTLSParties(t), testenv.NewPKI(t)
