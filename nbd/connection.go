@@ -2,6 +2,8 @@ package nbd
 
 import (
 	"container/list"
+	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"time"
@@ -105,7 +107,11 @@ func (srv *Server) serve(c *connection, log *slog.Logger) {
 		log = log.With("tls", h.peerName())
 	}
 	if s == nil {
-		log.Debug("nbd: the handshake ended without an export", "reason", err)
+		level := slog.LevelDebug
+		if errors.Is(err, errTLS) { // whoever gives out certificates wants to know
+			level = slog.LevelInfo
+		}
+		log.Log(context.Background(), level, "nbd: the handshake ended without an export", "remote", c.RemoteAddr().String(), "reason", err)
 		return
 	}
 	_ = c.SetDeadline(time.Time{}) // the handshake's

@@ -64,6 +64,8 @@ func verifyClients(c *tls.Config) {
 }
 
 var (
+	// errTLS: the client or the server did not prove who it is to the other.
+	errTLS = errors.New("TLS")
 	// errPlaintext: bytes behind STARTTLS that nobody may have sent.
 	errPlaintext = errors.New("plaintext behind STARTTLS, which may be from somebody else")
 	// errTLSRequired: EXPORT_NAME has no other way to be told.
@@ -100,7 +102,7 @@ func (h *handshake) startTLS(data []byte) error {
 	}
 	c := tls.Server(h.conn.Conn, h.srv.tls)
 	if err := c.Handshake(); err != nil {
-		return fmt.Errorf("TLS: %w", err)
+		return fmt.Errorf("%w: %w", errTLS, err)
 	}
 	fresh := h.srv.newHandshake(h.conn, c, h.log)
 	fresh.secure = c

@@ -5,8 +5,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"io"
+	"log/slog"
 	"net"
 	"runtime"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -95,7 +98,9 @@ func TestTLSWrongClients(t *testing.T) {
 	d := newMemDevice(4096)
 	before := runtime.NumGoroutine()
 	t.Run("", func(t *testing.T) {
-		ts := serveTLS(t, Options{TLS: p.server}, Export{Name: "x", Device: d})
+		log := &lockedBuffer{}
+		o := Options{TLS: p.server, Logger: slog.New(slog.NewTextHandler(log, nil))}
+		ts := serveTLS(t, o, Export{Name: "x", Device: d})
 		for name, c := range map[string]*tls.Config{
 			"no certificate":            p.as(),
 			"somebody else's authority": p.as(other.Issue(t, "client", x509.ExtKeyUsageClientAuth)),
@@ -114,9 +119,30 @@ func TestTLSWrongClients(t *testing.T) {
 		}
 		require.NoError(t, ts.dial(t, ClientOptions{TLS: p.right}).Flush(t.Context()))
 		require.Equal(t, 0, d.seen("read")+d.seen("write"), "nothing else reached the device")
+		for _, why := range []string{"client didn't provide a certificate", "the client's certificate: x509: ", "unsupported versions", "remote=127.0.0.1"} {
+			eventually(t, why+" is in the log", func() bool { return strings.Contains(log.String(), why) })
+		}
 		require.Zero(t, ts.Stats().Panics)
 	})
 	eventually(t, "all goroutines gone", func() bool { return runtime.NumGoroutine() <= before })
+}
+
+// A lockedBuffer is a log that may be read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex // guards b
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // Before TLS every option but STARTTLS and ABORT is refused, and the connection may
