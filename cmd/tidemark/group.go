@@ -18,7 +18,7 @@ import (
 // groupRunDir is where everything on this host that has to do with a volume group
 // is found: who manages it, who has a volume of it open, how lvm is run on it.
 // The group's UUID, not its name, says which group that is.
-func groupRunDir(uuid string) string { return filepath.Join("/run/tidemark", "vg-"+uuid) }
+func groupRunDir(uuid string) string { return filepath.Join(runDir, "vg-"+uuid) }
 
 // What is in it.
 func lockDir(run string) string { return filepath.Join(run, "volumes") }
@@ -55,7 +55,7 @@ type groupOptions struct {
 
 // openVolumeGroup opens a group, or makes it if it is asked to and there is none.
 func openVolumeGroup(ctx context.Context, o groupOptions) (*volumeGroup, error) {
-	conf := filepath.Join("/run/tidemark", "lvm-"+o.name)
+	conf := filepath.Join(runDir, "lvm-"+o.name)
 	tool, err := lvm.NewTool(lvm.ToolOptions{Devices: o.devices, Dir: conf})
 	if err != nil {
 		return nil, err

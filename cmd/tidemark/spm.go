@@ -215,7 +215,7 @@ func (o *poolOptions) open(log *slog.Logger) (m *spm.Manager, socket string, err
 		return nil, "", err
 	}
 	m, err = spm.OpenGroup(g, s)
-	return m, filepath.Join("/run/tidemark", o.group.name+".sock"), err
+	return m, filepath.Join(runDir, o.group.name+".sock"), err
 }
 
 // groupOpenLimit is how long lvm may take to find a group; it waits for whoever

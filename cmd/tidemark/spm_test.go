@@ -81,7 +81,6 @@ func TestSPMCreatesOnNothingOnly(t *testing.T) {
 	require.Equal(t, exitFailure, code)
 	require.Contains(t, stderr, "wipefs -a DEVICE")
 	testenv.Run(t, testenv.Tool(t, "e2fsck"), "-fn", d.Path)
-	require.NoError(t, os.RemoveAll("/run/tidemark/lvm-tidemark-nothing"))
 }
 
 // TestSPMStops: SIGTERM answers what is held, ends the process with success and
