@@ -28,8 +28,11 @@ type Options struct {
 	// MaxInFlightBytes bounds the memory for requests in progress of all
 	// connections together, beyond 1 MiB that each of them has for itself; 0 is
 	// 1 GiB, and less than 32 MiB is taken as that. A connection that would exceed
-	// it is not read from until there is room. Writes that wait for space may have
-	// as much again; one that would exceed it is treated as one above MaxHeld.
+	// it is not read from until there is room. If it reads and sends, it does not
+	// wait for those who do not: who leaves replies unread, or a payload half sent,
+	// for more than a second, plus one for every 4 MiB, is closed. Writes that wait
+	// for space may have as much again; one that would exceed it is treated as one
+	// above MaxHeld.
 	MaxInFlightBytes int64
 	// MaxHeld is how many requests of one connection may wait for space with
 	// all their patience at a time; the next is answered ENOSPC after 2 s. 0 is
