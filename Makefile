@@ -64,6 +64,7 @@ test: need deps $(GOTESTSUM) ## all tests; what had to be skipped is named at th
 	$(GOTESTSUM) --jsonfile .cache/test-3.json --format pkgname -- -tags crashlab -count=1 -timeout 30m $(TEST_FLAGS) $(LAB) || rc=1
 	$(GOTESTSUM) --jsonfile .cache/test-4.json --format pkgname -- -p 1 -count=1 -timeout 30m $(TEST_FLAGS) $(LONG) || rc=1
 	$(GOTESTSUM) --jsonfile .cache/test-5.json --format pkgname --rerun-fails=1 --rerun-fails-max-failures=5 --packages="$$(echo $$slow)" -- -p 1 -count=1 -timeout 30m $(TEST_FLAGS) || rc=1
+	tools/measured .cache/test-*.json
 	tools/skips .cache/test-*.json || rc=1
 	exit $$rc
 

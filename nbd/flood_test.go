@@ -115,7 +115,7 @@ func TestSpeedUnderAttack(t *testing.T) {
 					ratio := 0.0
 					for try := 0; try < 3 && ratio < 0.75; try++ { // others use this machine too
 						ratio = relativeSpeed(t, quiet.address, attacked.address, span, length, depth, n)
-						t.Logf("%d KiB, depth %d: %.2f of the speed", length>>10, depth, ratio)
+						t.Logf("measured: under attack, %d KiB, depth %d: %.2f of the speed", length>>10, depth, ratio)
 					}
 					require.GreaterOrEqual(t, ratio, 0.75, "%d KiB, depth %d", length>>10, depth)
 				}

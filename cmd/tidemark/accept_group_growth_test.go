@@ -105,7 +105,7 @@ func TestGroupFullAndVgextend(t *testing.T) {
 	for at := int64(0); at <= wrote; at += 64 * mib {
 		requirePattern(t, c, 1, at, mib)
 	}
-	t.Logf("held after %d MiB, resumed %v after vgextend", wrote/mib, resumed.Round(time.Millisecond))
+	t.Logf("measured: held after %d MiB, resumed %v after vgextend", wrote/mib, resumed.Round(time.Millisecond))
 
 	var err error
 	for at := wrote + mib; err == nil; at += mib {
