@@ -1,6 +1,9 @@
 package nbd
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
 // budget bounds what one connection has in progress: requests and the bytes of
 // their buffers. Only the connection's reader waits for it. What it has above
@@ -8,6 +11,7 @@ import "sync"
 type budget struct {
 	pool     *pool
 	bytesMax int
+	crowded  func() // called now and then while the pool is waited for
 
 	mu       sync.Mutex // guards the rest
 	changed  sync.Cond
@@ -16,8 +20,8 @@ type budget struct {
 	closed   bool
 }
 
-func newBudget(p *pool, bytesMax int) *budget {
-	b := &budget{pool: p, bytesMax: bytesMax}
+func newBudget(p *pool, bytesMax int, crowded func()) *budget {
+	b := &budget{pool: p, bytesMax: bytesMax, crowded: crowded}
 	b.changed.L = &b.mu
 	return b
 }
@@ -29,11 +33,38 @@ func (b *budget) acquire(n int) bool {
 	if !ok {
 		return false
 	}
-	if !b.pool.acquire(shared, b.isClosed) {
+	if shared > 0 && !b.pool.try(shared) && !b.waitForPool(shared) {
 		b.add(-1, -n) // the pool never had it
 		return false
 	}
 	return true
+}
+
+// waitForPool waits, and tells crowded of it, until there are n bytes or the budget
+// was closed.
+func (b *budget) waitForPool(n int) bool {
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		tick := time.NewTicker(crowdedGrace)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				b.crowded()
+			case <-ended:
+				return
+			}
+		}
+	}()
+	return b.pool.acquire(n, b.isClosed)
+}
+
+// shares reports whether it has something that the pool counts.
+func (b *budget) shares() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.bytes > ownBytes
 }
 
 // tryAcquire takes the place of a request of n bytes if there is one.

@@ -21,7 +21,7 @@ import (
 // end nothing is.
 func TestBudgetsShareAPool(t *testing.T) {
 	p := newPool(payloadBytesMax)
-	a, b := newBudget(p, inFlightBytesMax), newBudget(p, inFlightBytesMax)
+	a, b := newBudget(p, inFlightBytesMax, func() {}), newBudget(p, inFlightBytesMax, func() {})
 	require.True(t, a.acquire(ownBytes))
 	require.Zero(t, p.used, "its own")
 	require.True(t, a.acquire(payloadBytesMax))
@@ -45,7 +45,7 @@ func TestBudgetsShareAPool(t *testing.T) {
 // What does not fit is not taken in part.
 func TestBudgetTriesOnly(t *testing.T) {
 	p := newPool(payloadBytesMax)
-	a, b := newBudget(p, inFlightBytesMax), newBudget(p, ownBytes)
+	a, b := newBudget(p, inFlightBytesMax, func() {}), newBudget(p, ownBytes, func() {})
 	require.True(t, a.tryAcquire(ownBytes))
 	require.True(t, a.tryAcquire(payloadBytesMax))
 	require.False(t, a.tryAcquire(1), "the pool's limit")
@@ -68,7 +68,7 @@ func TestBudgetTriesOnly(t *testing.T) {
 func TestBudgetClosedWhileItWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPool(payloadBytesMax)
-		a, b := newBudget(p, inFlightBytesMax), newBudget(p, inFlightBytesMax)
+		a, b := newBudget(p, inFlightBytesMax, func() {}), newBudget(p, inFlightBytesMax, func() {})
 		require.True(t, a.acquire(payloadBytesMax))
 		require.True(t, a.acquire(ownBytes))
 		require.True(t, b.acquire(100))

@@ -43,7 +43,8 @@
 // replies of a batch lie there the reader executes nothing inline. Everything goes
 // to the off-load, which waits for its replies to leave, so that a client that
 // does not read stops its own reader at its budget and nobody else, and is thrown
-// out after WriteTimeout.
+// out after WriteTimeout; or sooner, when one that reads waits for what all share
+// (crowd.go).
 //
 // # Streams
 //

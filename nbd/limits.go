@@ -92,6 +92,11 @@ const (
 	writeTimeoutDefault = 30 * time.Second
 	writeRateMin        = 1 << 20 // bytes per second
 
+	// crowdedGrace and crowdedRate bound the same while another connection waits for
+	// the bytes that all share: who takes longer gives way.
+	crowdedGrace = time.Second
+	crowdedRate  = 4 << 20 // bytes per second
+
 	// lingerMax is how long a connection is read from after its last reply, so
 	// that closing it does not destroy that reply on its way (TCP resets a
 	// connection that is closed with unread data).

@@ -33,6 +33,8 @@ type outbox struct {
 	batch       replies    // what was offered
 	first, last *request   // what was put, linked by next
 
+	transfer transfer // of a write that waits
+
 	// full: there is a batch. Only offer, and so only the reader, sets it.
 	full atomic.Bool
 
@@ -213,6 +215,8 @@ func (o *outbox) write(message [][]byte) error {
 		t.clock.Reset(o.allowed(n))
 	}
 	defer t.clock.Stop()
+	o.transfer.begin(n)
+	defer o.transfer.end()
 	return o.to.write(message)
 }
 

@@ -229,6 +229,8 @@ func (s *session) receivePayload(rq *request) error {
 		late := time.AfterFunc(s.srv.transferTime(int(n)), func() { s.kill(errSlow) })
 		defer late.Stop()
 	}
+	s.payload.begin(int(n))
+	defer s.payload.end()
 	got, err := s.in.readFull(rq.buf.data)
 	s.bytesIn += uint64(got)
 	return err

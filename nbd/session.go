@@ -20,13 +20,14 @@ type session struct {
 	log    *slog.Logger
 	terms  terms
 
-	ctx    context.Context // of every request; cancelled when the connection is dead
-	cancel context.CancelCauseFunc
-	budget *budget
-	out    outbox
-	wg     sync.WaitGroup // goroutines that run may not leave behind; only the reader adds
-	dead   atomic.Bool    // the connection has ended or will at once
-	done   chan struct{}  // closed when no request is left
+	ctx     context.Context // of every request; cancelled when the connection is dead
+	cancel  context.CancelCauseFunc
+	budget  *budget
+	out     outbox
+	payload transfer       // of a write that is being received
+	wg      sync.WaitGroup // goroutines that run may not leave behind; only the reader adds
+	dead    atomic.Bool    // the connection has ended or will at once
+	done    chan struct{}  // closed when no request is left
 
 	reader // the reader's own
 
@@ -50,8 +51,9 @@ var (
 func newSession(srv *Server, e *export, conn net.Conn, log *slog.Logger, t terms) *session {
 	s := &session{
 		srv: srv, export: e, conn: conn, log: log, terms: t, stream: streamOver(conn, &srv.buffers),
-		budget: newBudget(srv.inFlight, srv.connectionBytes), done: make(chan struct{}), held: map[*request]struct{}{},
+		done: make(chan struct{}), held: map[*request]struct{}{},
 	}
+	s.budget = newBudget(srv.inFlight, srv.connectionBytes, func() { srv.crowded(s) })
 	s.idle.L = &s.mu
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.out = outbox{

@@ -5,8 +5,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"io"
+	"log/slog"
 	"net"
 	"runtime"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,8 +25,9 @@ type tlsParties struct {
 	server, right *tls.Config
 }
 
-func newTLSParties(t testing.TB) tlsParties {
-	pki := testenv.NewPKI(t)
+func newTLSParties(t testing.TB) tlsParties { return tlsPartiesOf(t, testenv.NewPKI(t)) }
+
+func tlsPartiesOf(t testing.TB, pki *testenv.PKI) tlsParties {
 	p := tlsParties{pki: pki, client: pki.Issue(t, "client", x509.ExtKeyUsageClientAuth)}
 	p.server = &tls.Config{
 		Certificates: []tls.Certificate{pki.Issue(t, "server", x509.ExtKeyUsageServerAuth)},
@@ -86,14 +90,17 @@ func TestTLS(t *testing.T) {
 	require.EqualValues(t, 8<<20, x.Size)
 }
 
-// Who has no certificate, or one of somebody else, or a server's, reaches nothing;
+// Who has no certificate, or one of somebody else, or a server's, reaches nothing, and
+// neither does a client that gets one of them from a server (CVE-2024-7383);
 // who does not ask for TLS is told nothing.
 func TestTLSWrongClients(t *testing.T) {
 	p, other := newTLSParties(t), testenv.NewPKI(t)
 	d := newMemDevice(4096)
 	before := runtime.NumGoroutine()
 	t.Run("", func(t *testing.T) {
-		ts := serveTLS(t, Options{TLS: p.server}, Export{Name: "x", Device: d})
+		log := &lockedBuffer{}
+		o := Options{TLS: p.server, Logger: slog.New(slog.NewTextHandler(log, nil))}
+		ts := serveTLS(t, o, Export{Name: "x", Device: d})
 		for name, c := range map[string]*tls.Config{
 			"no certificate":            p.as(),
 			"somebody else's authority": p.as(other.Issue(t, "client", x509.ExtKeyUsageClientAuth)),
@@ -112,9 +119,30 @@ func TestTLSWrongClients(t *testing.T) {
 		}
 		require.NoError(t, ts.dial(t, ClientOptions{TLS: p.right}).Flush(t.Context()))
 		require.Equal(t, 0, d.seen("read")+d.seen("write"), "nothing else reached the device")
+		for _, why := range []string{"client didn't provide a certificate", "the client's certificate: x509: ", "unsupported versions", "remote=127.0.0.1"} {
+			eventually(t, why+" is in the log", func() bool { return strings.Contains(log.String(), why) })
+		}
 		require.Zero(t, ts.Stats().Panics)
 	})
 	eventually(t, "all goroutines gone", func() bool { return runtime.NumGoroutine() <= before })
+}
+
+// A lockedBuffer is a log that may be read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex // guards b
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // Before TLS every option but STARTTLS and ABORT is refused, and the connection may

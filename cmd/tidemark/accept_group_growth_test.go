@@ -74,6 +74,9 @@ func TestGroupFullAndVgextend(t *testing.T) {
 	v := g.create("disk", 10*gib)
 	s := g.serve("disk", "--patience", "15s")
 	c := s.dial()
+	second := testenv.Start(t, program(t, "nbd", "-k", filepath.Join(t.TempDir(), "s"), "--spm", g.socket, "disk"))
+	require.Error(t, second.Wait(t, startLimit))
+	require.Contains(t, second.Output(), "stop who has it open, then repeat")
 	write := func(at int64) error { return c.WriteAt(t.Context(), patterned(1, at, mib), at, 0) }
 
 	wrote := int64(0)
@@ -102,7 +105,7 @@ func TestGroupFullAndVgextend(t *testing.T) {
 	for at := int64(0); at <= wrote; at += 64 * mib {
 		requirePattern(t, c, 1, at, mib)
 	}
-	t.Logf("held after %d MiB, resumed %v after vgextend", wrote/mib, resumed.Round(time.Millisecond))
+	t.Logf("measured: held after %d MiB, resumed %v after vgextend", wrote/mib, resumed.Round(time.Millisecond))
 
 	var err error
 	for at := wrote + mib; err == nil; at += mib {

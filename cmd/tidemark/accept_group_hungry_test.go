@@ -88,7 +88,7 @@ func TestGroupFullOneIsHungry(t *testing.T) {
 		t.Logf("%.0f MB/s alone, %.0f MB/s while hungry waits", a/1e6, w/1e6)
 	}
 	slices.Sort(ratios)
-	t.Logf("kept, of %d pairs: median %.2f, from %.2f to %.2f", len(ratios), ratios[len(ratios)/2], ratios[0], ratios[len(ratios)-1])
+	t.Logf("measured: kept speed while another disk waits, of %d pairs: median %.2f, from %.2f to %.2f", len(ratios), ratios[len(ratios)/2], ratios[0], ratios[len(ratios)-1])
 	require.Greater(t, ratios[len(ratios)/2], keptSpeed)
 	g.requireAgrees(t)
 }

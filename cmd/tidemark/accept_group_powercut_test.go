@@ -96,7 +96,6 @@ func newGroupOnTwoDisks(t *testing.T, meta, data *testenv.LoopDevice) *groupPool
 	g.lvm(t, "vgcreate", "-qq", "-s", "128m", "--metadatasize", "4m", g.name, meta.Path)
 	g.lvm(t, "pvcreate", "-qq", "--metadatacopies", "0", data.Path)
 	g.lvm(t, "vgextend", "-qq", g.name, data.Path)
-	g.uuid = g.field(t, "vgs", "vg_uuid")
 	g.testPool = &testPool{t: t, dir: dir, socket: filepath.Join(dir, "spm.sock")}
 	t.Cleanup(func() {
 		if g.client != nil {
@@ -118,9 +117,9 @@ func (g *groupPool) serveInAnotherBoot(name string) *server {
 	s := &server{t: g.t, sock: filepath.Join(g.t.TempDir(), "nbd.sock")}
 	tidemark := program(g.t, "nbd", "-t", "-k", s.sock, "--spm", g.socket, name)
 	cmd := testenv.Command(g.t, testenv.Tool(g.t, "unshare"), "-m", "sh", "-c",
-		`mkdir -p -m 700 /run/tidemark/redo && mount -t tmpfs -o mode=700 none /run/tidemark/redo && exec "$0" "$@"`)
+		`mkdir -p -m 700 "$REDO" && mount -t tmpfs -o mode=700 none "$REDO" && exec "$0" "$@"`)
 	cmd.Args = append(append(cmd.Args, tidemark.Path), tidemark.Args[1:]...)
-	cmd.Env = tidemark.Env
+	cmd.Env = append(tidemark.Env, "REDO="+filepath.Join(testRunDir(), "redo"))
 	diesWithUs(cmd)
 	s.proc = testenv.Start(g.t, cmd)
 	ready(g.t, s.proc, func() error {

@@ -37,7 +37,7 @@ func TestGroupFullSpeed(t *testing.T) {
 	waiting := w.waitingFor(grown)
 	slowest := slices.MaxFunc(w.writes, func(a, b timedWrite) int { return int(a.took() - b.took()) }).took()
 	p50, p99, most := percentiles(grown)
-	t.Logf("%d writes of %d KiB in %v, %.0f MB/s, the slowest %v; %d extensions, from the crossing write to usable space p50 %v, p99 %v, at most %v; %d writes may have waited for one",
+	t.Logf("measured: %d writes of %d KiB in %v, %.0f MB/s, the slowest %v; %d extensions, from the crossing write to usable space p50 %v, p99 %v, at most %v; %d writes may have waited for one",
 		len(w.writes), speedBlock>>10, w.took.Round(time.Millisecond), 4*gib/w.took.Seconds()/1e6, slowest.Round(time.Millisecond),
 		len(grown), p50, p99, most, waiting)
 	require.GreaterOrEqual(t, len(grown), 10, "extensions")

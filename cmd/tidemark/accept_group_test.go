@@ -24,7 +24,6 @@ type groupPool struct {
 	*testPool
 	name    string
 	devices []*testenv.LoopDevice
-	uuid    string
 }
 
 // newGroupPool makes loop devices of these sizes, a group of the first used of
@@ -43,7 +42,6 @@ func newGroupPool(t testing.TB, used int, sizes ...int64) *groupPool {
 	}
 	t.Cleanup(g.tidyUp)
 	g.lvm(t, append([]string{"vgcreate", "-qq", "-s", "128m", "--metadatasize", "128m", g.name}, paths[:used]...)...)
-	g.uuid = g.field(t, "vgs", "vg_uuid")
 	g.testPool = &testPool{
 		t: t, dir: dir, socket: filepath.Join(dir, "spm.sock"),
 		args: []string{"--vg", g.name, "--devices", strings.Join(paths, ","), "--socket", filepath.Join(dir, "spm.sock")},
@@ -53,12 +51,8 @@ func newGroupPool(t testing.TB, used int, sizes ...int64) *groupPool {
 	return g
 }
 
-// tidyUp removes what is the group's outside its devices, which go by themselves.
+// tidyUp removes what lvm leaves outside of the group's devices, which go by themselves.
 func (g *groupPool) tidyUp() {
-	if g.uuid != "" {
-		_ = os.RemoveAll(filepath.Join("/run/tidemark", "vg-"+g.uuid))
-	}
-	_ = os.RemoveAll(filepath.Join("/run/tidemark", "lvm-"+g.name))
 	_ = os.Remove(filepath.Join("/run/lock/lvm", "V_"+g.name))
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -17,7 +18,7 @@ import (
 // groupRunDir is where everything on this host that has to do with a volume group
 // is found: who manages it, who has a volume of it open, how lvm is run on it.
 // The group's UUID, not its name, says which group that is.
-func groupRunDir(uuid string) string { return filepath.Join("/run/tidemark", "vg-"+uuid) }
+func groupRunDir(uuid string) string { return filepath.Join(runDir, "vg-"+uuid) }
 
 // What is in it.
 func lockDir(run string) string { return filepath.Join(run, "volumes") }
@@ -54,17 +55,14 @@ type groupOptions struct {
 
 // openVolumeGroup opens a group, or makes it if it is asked to and there is none.
 func openVolumeGroup(ctx context.Context, o groupOptions) (*volumeGroup, error) {
-	conf := filepath.Join("/run/tidemark", "lvm-"+o.name)
+	conf := filepath.Join(runDir, "lvm-"+o.name)
 	tool, err := lvm.NewTool(lvm.ToolOptions{Devices: o.devices, Dir: conf})
 	if err != nil {
 		return nil, err
 	}
 	g, err := lvm.OpenGroup(ctx, tool, o.name)
-	if errors.Is(err, lvm.ErrNotFound) && o.create {
-		g, err = lvm.CreateGroup(ctx, tool, o.name, lvm.GroupOptions{})
-	}
 	if errors.Is(err, lvm.ErrNotFound) {
-		return nil, fmt.Errorf("%w; name all its devices with --devices, or have it made of them with --create", err)
+		g, err = o.make(ctx, tool, err)
 	}
 	if err != nil {
 		return nil, err
@@ -77,6 +75,37 @@ func openVolumeGroup(ctx context.Context, o groupOptions) (*volumeGroup, error) 
 		group: g, tool: tool, devices: o.devices, run: run, noDM: o.noDM, log: o.log,
 		locks: lvm.Locks{Dir: lockDir(run)},
 	}, nil
+}
+
+// make makes the group that notFound is about, if it shall.
+func (o groupOptions) make(ctx context.Context, tool *lvm.Tool, notFound error) (*lvm.Group, error) {
+	for _, d := range o.devices {
+		if err := checkDevice(d); err != nil {
+			return nil, err
+		}
+	}
+	if !o.create {
+		return nil, fmt.Errorf("%w; name all its devices with --devices, or have it made of them with --create", notFound)
+	}
+	g, err := lvm.CreateGroup(ctx, tool, o.name, lvm.GroupOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("%w; --create takes devices that hold nothing: wipefs DEVICE shows what one holds, wipefs -a DEVICE removes that for ever", err)
+	}
+	return g, nil
+}
+
+// checkDevice says why a path cannot be a device of a group, which lvm says of none.
+func checkDevice(path string) error {
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("--devices %s: there is no such device; lsblk shows those that there are", path)
+	case err != nil:
+		return fmt.Errorf("--devices: %w", err)
+	case st.Mode().Type() != fs.ModeDevice: // of blocks
+		return fmt.Errorf("--devices %s: expected a block device; losetup --find --show makes one of a file", path)
+	}
+	return nil
 }
 
 // RunDir is described at spm.VolumeGroup, as the other methods are.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"tidemark/internal/block"
 	"tidemark/lvm"
 	"tidemark/spm"
 )
@@ -163,6 +164,9 @@ func openVolumeLV(ctx context.Context, h *spm.VolumeHandle, readOnly, noDM bool,
 		how = lvm.Reading
 	}
 	hold, err := lvm.Locks{Dir: m.LockDir}.Hold(m.LVUUID, how)
+	if errors.Is(err, block.ErrInUse) {
+		return nil, fmt.Errorf("%w: stop who has it open, then repeat; several may have it only if all of them only read", err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -27,8 +27,9 @@ image. If FILE is a regular file, it becomes the one IMAGE. DIR and FILE must be
 empty.
 
 The files can be read, written, fsynced, punched, copied with their holes, made
-larger with truncate (not smaller), and put under a loop device. Whoever runs this
-can open them, and with --allow-other everybody whom their modes let (chmod).
+larger with truncate (never smaller, and a volume not at all), and put under a loop
+device. Whoever runs this can open them, and with --allow-other everybody whom their
+modes let (chmod).
 
 With --spm, or TIDEMARK_SPM set, an IMAGE without a slash in it is a volume of the
 pool, as for tidemark nbd, and it grows by itself. While the pool is full, a write

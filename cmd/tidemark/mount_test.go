@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"os"
 	"path/filepath"
@@ -270,43 +269,6 @@ func TestMountVolume(t *testing.T) {
 	require.Zero(t, r2.code, r2)
 	require.NoError(t, writer.Wait(t, serveLimit), writer.Output())
 	stopped(t, server)
-}
-
-// The real engine under fio, and under a loop device with a file system.
-func TestMountWorkloads(t *testing.T) {
-	path, image := emptyFile(t), newImage(t, "512M")
-	p := startMount(t, path, image)
-	for _, options := range []string{
-		"--ioengine=io_uring --direct=1 --iodepth=16 --bs=4k --size=64m",
-		"--ioengine=libaio --direct=1 --iodepth=8 --bsrange=512-128k --blockalign=512 --size=64m --offset=64m",
-		"--ioengine=psync --bs=4k --size=16m --numjobs=4 --thread --offset=128m --offset_increment=16m --fsync=32",
-	} {
-		args := append(strings.Fields(options), "--name=v", "--filename="+path, "--rw=randwrite", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0")
-		testenv.Run(t, testenv.Tool(t, "fio"), args...)
-	}
-	testenv.Run(t, "fallocate", "--punch-hole", "-o", "0", "-l", "512M", path)
-	testenv.Need(t, "loop")
-	device := strings.TrimSpace(testenv.Run(t, "losetup", "-f", "--show", "--direct-io=on", path))
-	mnt := t.TempDir()
-	t.Cleanup(func() {
-		_ = unix.Unmount(mnt, unix.MNT_DETACH)
-		testenv.Try(t, "losetup", "-d", device)
-	})
-	testenv.Run(t, testenv.Tool(t, "mkfs.ext4"), "-q", "-F", device)
-	testenv.Run(t, "mount", device, mnt)
-	data := bytes.Repeat([]byte("tidemark"), 1<<20)
-	for _, name := range []string{"a", "b", "c", "d"} {
-		require.NoError(t, os.WriteFile(filepath.Join(mnt, name), data, 0o600))
-	}
-	testenv.Run(t, "sync", "-f", mnt)
-	testenv.Run(t, "fstrim", mnt)
-	testenv.Run(t, "umount", mnt)
-	testenv.Run(t, "e2fsck", "-fn", device)
-	testenv.Run(t, "losetup", "-d", device)
-	stopped(t, p)
-	r := cli(t, "check", image)
-	require.Zero(t, r.code, r)
-	testenv.Run(t, testenv.Tool(t, "qemu-img"), "check", image)
 }
 
 func TestMountPlan(t *testing.T) {

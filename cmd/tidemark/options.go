@@ -65,8 +65,11 @@ func flagError(c *cobra.Command, err error) error {
 	if errors.As(err, &r) {
 		return fmt.Errorf("%s: %w", name, r)
 	}
-	if v.GetFlag().Value.Type() == "duration" {
+	switch v.GetFlag().Value.Type() {
+	case "duration":
 		return fmt.Errorf("%s %s: expected a time with its unit, such as 20s or 1m30s", name, v.GetValue())
+	case "int":
+		return fmt.Errorf("%s %s: expected a number", name, v.GetValue())
 	}
 	return fmt.Errorf("%s %s: %w", name, v.GetValue(), v.Unwrap())
 }

@@ -8,14 +8,17 @@ import (
 	"syscall"
 )
 
+// runDir is for what lives as long as the host is up: who manages a volume group, who
+// has a volume open, the redo rings of images. All processes of a host must use the
+// same, or they do not see each other's locks; so it is no option. Who builds it may
+// choose another one, as the tests do: -ldflags "-X main.runDir=DIR".
+var runDir = "/run/tidemark"
+
 // redoDir is where the redo rings of images are kept: on a tmpfs that lives as
 // long as the host is up, in a directory that is ours alone. "" means that there
 // is none; then tables are written before each write completes.
 func redoDir() string {
-	var candidates []string
-	if os.Getuid() == 0 {
-		candidates = append(candidates, "/run/tidemark/redo")
-	}
+	candidates := []string{filepath.Join(runDir, "redo")} // root's
 	if run := os.Getenv("XDG_RUNTIME_DIR"); run != "" {
 		candidates = append(candidates, filepath.Join(run, "tidemark", "redo"))
 	}

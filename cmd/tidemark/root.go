@@ -21,6 +21,13 @@ func newRoot() *cobra.Command {
 		Short:         "Thin virtual disks: QCOW2 over NBD and as files, extended before they are full",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		Args:          cobra.ArbitraryArgs, // or cobra refuses them without saying what to do
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("there is no command %q; see tidemark --help", args[0])
+			}
+			return c.Help()
+		},
 	}
 	root.PersistentFlags().StringVar(&g.logLevel, "log-level", "info", "debug, info, warn or error")
 	root.PersistentFlags().StringVar(&g.logFormat, "log-format", "text", "text or json")

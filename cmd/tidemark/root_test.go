@@ -51,3 +51,19 @@ func TestLogFormatIsEveryCommands(t *testing.T) {
 	require.Equal(t, exitFailure, r.code, r)
 	require.Contains(t, r.stderr, "--log-format xml: expected text or json")
 }
+
+// A mistake in the first word, or in a number, is answered with what to do.
+func TestMistakesOfTheRoot(t *testing.T) {
+	for line, want := range map[string]string{
+		"frobnicate": `there is no command "frobnicate"; see tidemark --help`,
+		"nbd -e x a": "-e, --shared x: expected a number",
+		"--nix":      "unknown flag: --nix",
+	} {
+		code, _, stderr := inProcess(t, strings.Fields(line)...)
+		require.Equal(t, exitFailure, code, line)
+		require.Contains(t, stderr, want, line)
+	}
+	code, stdout, _ := inProcess(t)
+	require.Zero(t, code)
+	require.Contains(t, stdout, "Usage:")
+}

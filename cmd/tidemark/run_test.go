@@ -20,11 +20,37 @@ import (
 // asMain makes the test program be tidemark, for tests that need a process.
 const asMain = "TIDEMARK_TEST_AS_MAIN"
 
+// runDirVar is where the tests and the programs that they start keep what lives as
+// long as the host is up, instead of in the host's own place: killed servers leave
+// redo rings there.
+const runDirVar = "TIDEMARK_TEST_RUN_DIR"
+
 func TestMain(m *testing.M) {
 	if os.Getenv(asMain) != "" {
+		if dir := os.Getenv(runDirVar); dir != "" {
+			runDir = dir
+		}
 		main()
 	}
-	os.Exit(m.Run())
+	os.Exit(inRunDir(m.Run))
+}
+
+// inRunDir runs the tests with a directory of their own, on a tmpfs if there is one.
+func inRunDir(tests func() int) int {
+	dir, err := os.MkdirTemp("/dev/shm", "tidemark-test-")
+	if err != nil {
+		dir, err = os.MkdirTemp("", "tidemark-test-")
+	}
+	if err == nil {
+		defer os.RemoveAll(dir) //nolint:errcheck // the tests have said what is wrong
+		err = os.Setenv(runDirVar, dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	runDir = dir
+	return tests()
 }
 
 // tidemark is a command line of this program as a process of its own.

@@ -215,7 +215,7 @@ func (o *poolOptions) open(log *slog.Logger) (m *spm.Manager, socket string, err
 		return nil, "", err
 	}
 	m, err = spm.OpenGroup(g, s)
-	return m, filepath.Join("/run/tidemark", o.group.name+".sock"), err
+	return m, filepath.Join(runDir, o.group.name+".sock"), err
 }
 
 // groupOpenLimit is how long lvm may take to find a group; it waits for whoever
@@ -303,50 +303,6 @@ func adviseFull(ctx context.Context, api spm.API, err error) error {
 	}
 	return fmt.Errorf("%w; of what the pool has free (%s), the file system of %s can carry only %s: free some space there",
 		err, size.Format(p.Free), poolPlace(p), size.Format(p.HostFree))
-}
-
-// A bytesFlag is an option whose value is a size.
-type bytesFlag int64
-
-func (b *bytesFlag) String() string {
-	if *b == 0 {
-		return ""
-	}
-	return size.Format(int64(*b))
-}
-
-// Type is what the help text calls the value.
-func (b *bytesFlag) Type() string { return "SIZE" }
-
-// Set accepts a size that is not 0.
-func (b *bytesFlag) Set(s string) error {
-	n, err := size.Parse(s)
-	if err == nil && n == 0 {
-		err = errors.New("expected more than 0")
-	}
-	*b = bytesFlag(n)
-	return err
-}
-
-// A diskSizeFlag is an option whose value is the size of a disk, in whole
-// sectors.
-type diskSizeFlag bytesFlag
-
-func (d *diskSizeFlag) String() string { return (*bytesFlag)(d).String() }
-
-// Type is what the help text calls the value.
-func (d *diskSizeFlag) Type() string { return "SIZE" }
-
-// Set accepts what bytesFlag does, rounded up.
-func (d *diskSizeFlag) Set(s string) error {
-	var b bytesFlag
-	if err := b.Set(s); err != nil {
-		return err
-	}
-	if *d = diskSizeFlag(wholeSectors(int64(b))); *d < 0 {
-		return size.ErrTooLarge
-	}
-	return nil
 }
 
 // noArguments refuses arguments by saying that options were expected.

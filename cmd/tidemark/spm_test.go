@@ -45,6 +45,8 @@ func TestSPMMistakes(t *testing.T) {
 		{"--vg vg0", "on which devices? give --devices"},
 		{"--vg a/b --devices /dev/sda", "expected the name of a volume group"},
 		{"--vg vg0 --devices sda", "expected an absolute path"},
+		{"--vg vg0 --devices FILE", "expected a block device; losetup"},
+		{"--vg vg0 --devices POOL/sdx --create", "there is no such device; lsblk"},
 		{"--vg vg0 --devices /dev/sda --dir POOL", "two pools"},
 		{"--vg vg0 --devices /dev/sda --capacity 1G", "vgextend makes it larger"},
 		{"--dir POOL --devices /dev/sda", "give --vg NAME, too"},
@@ -65,6 +67,20 @@ func TestSPMMistakes(t *testing.T) {
 		require.Contains(t, stderr, c.want, c.args)
 		require.Empty(t, stdout, c.args)
 	}
+}
+
+// A device that holds something is not taken for a group, and what to do is told.
+func TestSPMCreatesOnNothingOnly(t *testing.T) {
+	testenv.Tool(t, "lvm")
+	d := testenv.Loop(t, 64<<20)
+	testenv.Run(t, testenv.Tool(t, "mkfs.ext4"), "-q", d.Path)
+	code, _, stderr := inProcess(t, "spm", "--vg", "tidemark-nothing", "--devices", d.Path)
+	require.Equal(t, exitFailure, code)
+	require.Contains(t, stderr, "have it made of them with --create")
+	code, _, stderr = inProcess(t, "spm", "--vg", "tidemark-nothing", "--devices", d.Path, "--create")
+	require.Equal(t, exitFailure, code)
+	require.Contains(t, stderr, "wipefs -a DEVICE")
+	testenv.Run(t, testenv.Tool(t, "e2fsck"), "-fn", d.Path)
 }
 
 // TestSPMStops: SIGTERM answers what is held, ends the process with success and

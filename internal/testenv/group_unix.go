@@ -14,6 +14,7 @@ func ownGroup(cmd *exec.Cmd) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Setpgid = true
+	endsWithUs(cmd)
 }
 
 func killGroup(cmd *exec.Cmd) error {

@@ -1,9 +1,11 @@
 package testenv
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -18,12 +20,25 @@ import (
 
 // A PKI is a certificate authority that a test makes for itself.
 type PKI struct {
-	CA  *x509.Certificate
-	key *ecdsa.PrivateKey
+	CA     *x509.Certificate
+	key    crypto.Signer
+	newKey func(testing.TB) crypto.Signer
 }
 
-// NewPKI makes a new authority, which nobody knows.
+// NewPKI makes a new authority, which nobody knows. Its keys, and those of what it
+// issues, are of elliptic curves.
 func NewPKI(t testing.TB) *PKI {
+	t.Helper()
+	return newPKI(t, newECKey)
+}
+
+// NewRSAPKI makes one with RSA keys.
+func NewRSAPKI(t testing.TB) *PKI {
+	t.Helper()
+	return newPKI(t, newRSAKey)
+}
+
+func newPKI(t testing.TB, newKey func(testing.TB) crypto.Signer) *PKI {
 	t.Helper()
 	key := newKey(t)
 	template := &x509.Certificate{
@@ -31,7 +46,7 @@ func NewPKI(t testing.TB) *PKI {
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
-	return &PKI{CA: sign(t, template, template, key, key), key: key}
+	return &PKI{CA: sign(t, template, template, key, key), key: key, newKey: newKey}
 }
 
 // Pool has the authority, and nobody else.
@@ -45,7 +60,7 @@ func (p *PKI) Pool() *x509.CertPool {
 // clients.
 func (p *PKI) Issue(t testing.TB, name string, usage x509.ExtKeyUsage) tls.Certificate {
 	t.Helper()
-	key := newKey(t)
+	key := p.newKey(t)
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +117,16 @@ func (p *PKI) Dir(t testing.TB, role string, c tls.Certificate) string {
 	return dir
 }
 
-func newKey(t testing.TB) *ecdsa.PrivateKey {
+func newRSAKey(t testing.TB) crypto.Signer {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func newECKey(t testing.TB) crypto.Signer {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -111,9 +135,9 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 	return key
 }
 
-func sign(t testing.TB, template, parent *x509.Certificate, key, by *ecdsa.PrivateKey) *x509.Certificate {
+func sign(t testing.TB, template, parent *x509.Certificate, key, by crypto.Signer) *x509.Certificate {
 	t.Helper()
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, by)
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), by)
 	if err != nil {
 		t.Fatal(err)
 	}

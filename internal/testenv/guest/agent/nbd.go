@@ -60,7 +60,7 @@ func connect(args []string) (string, error) {
 		}
 		last = <-ended
 	}
-	return "", fmt.Errorf("the kernel's workqueue has not enough workers for the connections; the last device ended with: %v", last)
+	return "", fmt.Errorf("the kernel's workqueue has not enough workers for the connections; the last device ended with: %w", last)
 }
 
 // connectOnce returns when the device has its size. ended says when the kernel
