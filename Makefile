@@ -15,8 +15,10 @@ DEMO_ARGS ?= demo
 # run once more, and named.
 ACCEPTANCE ?= ./cmd/... ./fusefs ./lvm
 # Packages with tests that are long under -race: they run without it, and with it
-# and -short, which makes the long ones short. One after the other: some measure speed.
-LONG       ?= ./qcow2 ./nbd
+# and -short, which makes the long ones short. Those of MEASURED measure speed, and are
+# run as the acceptance tests are.
+LONG       ?= ./qcow2
+MEASURED   ?= ./nbd
 TEST_FLAGS ?=
 BENCH_FLAGS ?=
 
@@ -62,9 +64,9 @@ test: need deps $(GOTESTSUM) ## all tests; what had to be skipped is named at th
 	$(GOTESTSUM) --jsonfile .cache/test-1.json --format pkgname -- -race -short -count=1 -timeout 25m $(TEST_FLAGS) $$fast || rc=1
 	$(GOTESTSUM) --jsonfile .cache/test-2.json --format pkgname -- -tags lockcheck -short -count=1 -timeout 25m $(TEST_FLAGS) $(LOCKED) || rc=1
 	$(GOTESTSUM) --jsonfile .cache/test-3.json --format pkgname -- -tags crashlab -count=1 -timeout 30m $(TEST_FLAGS) $(LAB) || rc=1
-	$(GOTESTSUM) --jsonfile .cache/test-4.json --format pkgname -- -p 1 -count=1 -timeout 30m $(TEST_FLAGS) $(LONG) || rc=1
-	$(GOTESTSUM) --jsonfile .cache/test-5.json --format pkgname --rerun-fails=1 --rerun-fails-max-failures=5 --packages="$$(echo $$slow)" -- -p 1 -count=1 -timeout 30m $(TEST_FLAGS) || rc=1
-	tools/measured .cache/test-*.json
+	$(GOTESTSUM) --jsonfile .cache/test-4.json --format pkgname -- -count=1 -timeout 30m $(TEST_FLAGS) $(LONG) || rc=1
+	$(GOTESTSUM) --jsonfile .cache/test-5.json --format pkgname --rerun-fails=1 --rerun-fails-max-failures=5 --packages="$$(echo $$slow $(MEASURED))" -- -p 1 -count=1 -timeout 30m $(TEST_FLAGS) || rc=1
+	tools/measured .cache/test-*.json || rc=1
 	tools/skips .cache/test-*.json || rc=1
 	exit $$rc
 
