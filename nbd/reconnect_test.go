@@ -45,6 +45,7 @@ func TestZombieWriteOfADeadConnection(t *testing.T) {
 		require.NoError(t, dying.conn.Close())
 		require.Error(t, <-dead)
 		require.Error(t, <-dead)
+		synctest.Wait() // the server has seen it: of a pipe it cannot ask, as of a socket
 
 		again := make(chan error, 1)
 		go func() {
