@@ -230,6 +230,7 @@ func TestRingOfAnImageThatOthersChanged(t *testing.T) {
 	var log bytes.Buffer
 	for i := range 2 {
 		im = m.open(t, left, qcow2.Options{CommitInterval: -1, RedoDir: ring, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		<-im.Settled() // it logs, too
 		require.Equal(t, 1, strings.Count(log.String(), "another program has opened the image"), "opening %d: %s", i+1, &log)
 		require.Empty(t, readRing(ring))
 		requireRead(t, im, make([]byte, 4096), 0)
