@@ -32,6 +32,7 @@ type oracle struct {
 	mu      sync.Mutex
 	flushed []uint64
 	later   [][]uint64
+	changes int
 }
 
 func newOracle(size int64) *oracle {
@@ -42,6 +43,7 @@ func newOracle(size int64) *oracle {
 func (o *oracle) submit(first, n int64, version uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.changes++
 	for s := first; s < first+n; s++ {
 		o.later[s] = append(slices.Clip(o.later[s]), version)
 	}
@@ -56,6 +58,7 @@ func (o *oracle) flush() { o.flushRange(0, int64(len(o.later))) }
 func (o *oracle) flushRange(first, n int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.changes++
 	for s := first; s < first+n; s++ {
 		if l := o.later[s]; len(l) > 0 {
 			o.flushed[s], o.later[s] = l[len(l)-1], nil
@@ -66,7 +69,14 @@ func (o *oracle) flushRange(first, n int64) {
 func (o *oracle) snapshot() *oracle {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return &oracle{flushed: slices.Clone(o.flushed), later: slices.Clone(o.later)}
+	return &oracle{flushed: slices.Clone(o.flushed), later: slices.Clone(o.later), changes: o.changes}
+}
+
+// changedSince reports whether more is known than at a snapshot.
+func (o *oracle) changedSince(then *oracle) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.changes != then.changes
 }
 
 // judge returns what is wrong with the content p.
@@ -166,9 +176,13 @@ func (k *crasher) maybeCrash(what string) {
 		return
 	}
 	k.next = 1 + k.hrng.IntN(30)
-	if dead, redo, ok := k.processDies(); ok {
-		k.states = append(k.states, crashed{dead, k.alive.snapshot(), what + ", the process died", true, redo})
+	// The engine's own goroutines come here beside the client's: what is left and what
+	// is legal are of one moment only if the client has not gone on meanwhile.
+	alive := k.alive.snapshot()
+	if dead, redo, ok := k.processDies(); ok && !k.alive.changedSince(alive) {
+		k.states = append(k.states, crashed{dead, alive, what + ", the process died", true, redo})
 	}
+	var cut []crashed
 	legal := k.oracle.snapshot()
 	lastOp := 0
 	if pending := k.disk.Pending(); len(pending) > 0 {
@@ -180,7 +194,10 @@ func (k *crasher) maybeCrash(what string) {
 		"most":    func(*simdisk.Op, int64) bool { return k.hrng.IntN(8) != 0 },
 		"last":    func(op *simdisk.Op, _ int64) bool { return op.ID == lastOp },
 	} {
-		k.states = append(k.states, crashed{k.disk.Crash(keep), legal, fmt.Sprintf("%s, %s of what was pending landed", what, name), false, ""})
+		cut = append(cut, crashed{k.disk.Crash(keep), legal, fmt.Sprintf("%s, %s of what was pending landed", what, name), false, ""})
+	}
+	if !k.oracle.changedSince(legal) {
+		k.states = append(k.states, cut...)
 	}
 }
 
