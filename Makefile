@@ -42,17 +42,17 @@ GOTESTSUM := $(TOOLS)/gotestsum
 GOLANGCI  := $(TOOLS)/golangci-lint
 BENCHSTAT := $(TOOLS)/benchstat
 
-.PHONY: build run demo test soak mutants lint fmt deps bench bench-full bench-engine clean help need
+.PHONY: packages build run demo test soak mutants lint fmt deps bench bench-full bench-engine clean help need
 
 # Without cgo the program is static, and can tell the kernel something for all of
 # its threads (fusefs.SetIOFlusher).
 build: need ## build bin/tidemark
 	CGO_ENABLED=0 $(GO) build -o bin/tidemark ./cmd/tidemark
 
-run: build deps ## a 10 GiB disk in a 2 GiB pool under .tidemark/, served until Ctrl-C
+run: build packages ## a 10 GiB disk in a 2 GiB pool under .tidemark/, served until Ctrl-C
 	exec bin/tidemark $(RUN_ARGS)
 
-demo: build deps ## the same unattended: write, watch it grow, read back, check
+demo: build packages ## the same unattended: write, watch it grow, read back, check
 	exec bin/tidemark $(DEMO_ARGS)
 
 test: need deps $(GOTESTSUM) ## all tests; what had to be skipped is named at the end
@@ -96,14 +96,17 @@ fmt: ## gofmt everything
 	gofmt -w $$(git ls-files --cached --others --exclude-standard '*.go')
 
 deps: ## install the Debian packages that tests and demonstrations use (as root), or name them
+	@tools/deps guest
+
+packages:
 	@tools/deps
 
 # What is compared with the peers, in bench/compare: a quarter of an hour, or until it
 # is known well. bench-full goes on where it was stopped.
-bench: build deps ## compare with QEMU and nbdkit: 3 rounds, a quarter of an hour
+bench: build packages ## compare with QEMU and nbdkit: 3 rounds, a quarter of an hour
 	$(GO) run ./bench/compare -rounds 3 -time 1s -out .cache/bench $(BENCH_FLAGS)
 
-bench-full: build deps ## the same with 10 rounds of 5 s, resumable
+bench-full: build packages ## the same with 10 rounds of 5 s, resumable
 	$(GO) run ./bench/compare -rounds 10 -time 5s -out .cache/bench-full -seed 1 -resume $(BENCH_FLAGS)
 
 bench-engine: need $(BENCHSTAT) ## benchmarks of the engine by itself
