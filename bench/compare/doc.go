@@ -8,7 +8,8 @@
 // of the machine, which others use too, is not in it.
 //
 // A cell that writes ends with a FLUSH and the end of the connections, which is part
-// of the time that counts. It counts only if qemu-img check finds no error and a sample
+// of the time that counts; where fio makes the load it says what time counts, and that is
+// without them. It counts only if qemu-img check finds no error and a sample
 // of the blocks holds what was written there. The client's own ceiling, against a
 // server that does nothing, is a line beside the table, and so is a plain loop of
 // pwrite on a raw file.

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/testenv"
+)
+
+// TestTurns: an arm of each kind has a turn with a small cell, and what it leaves is
+// judged: the image, and that its blocks hold what was written there.
+func TestTurns(t *testing.T) {
+	for _, tool := range []string{"qemu-img", "qemu-io", "qemu-nbd", "nbdkit"} {
+		testenv.Tool(t, tool)
+	}
+	program := filepath.Join(t.TempDir(), "tidemark")
+	out, err := exec.CommandContext(t.Context(), testenv.Tool(t, "go"), "build", "-o", program, "tidemark/cmd/tidemark").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	list, missing := arms(program)
+	c := cell{name: "small", image: imageKind{size: 64 * mib, full: 4 * mib}, against: map[string]float64{bestQEMU: 1, nbdkit: 1}}
+	c.job.Block, c.job.Set, c.job.Depth = int(4*kib), 4*mib, 8
+	dir := t.TempDir()
+	m := &bench{stable: stable{dir}, work: dir, duration: 50 * time.Millisecond, seed: 7}
+	turns := 0
+	for _, a := range list {
+		if !c.has(a) || a.name != ours && a.name != "qemu-nbd, threads" && a.name != "nbdkit, raw file, 4 threads" {
+			continue
+		}
+		s, err := m.measure(t.Context(), c, a, 0)
+		require.NoError(t, err, a.name)
+		require.Empty(t, s.Void, a.name)
+		require.Positive(t, s.IOPS, a.name)
+		require.Positive(t, s.Checked, a.name)
+		turns++
+	}
+	require.Equal(t, 3, turns, "%q", missing)
+}
