@@ -213,6 +213,10 @@ const (
 	EventWaitsNoMore = "waits-no-more" // it has it (Granted), or has given up
 	EventTight       = "tight"         // headroom is recalled
 	EventTightNoMore = "tight-no-more"
+	EventTask        = "task"     // a task has gone to State
+	EventExtended    = "extended" // a volume has been granted Bytes more
+	EventLevel       = "level"    // a domain's use has passed a watermark: Level
+	EventNoSpace     = "no-space" // a request for Bytes was refused: the domain is full
 )
 
 // An Event is something that has happened to the pool. A volume that waits, or did,
@@ -227,4 +231,8 @@ type Event struct {
 	Bytes      int64     `json:"bytes"`
 	Since      time.Time `json:"since,omitzero"`
 	Granted    bool      `json:"granted,omitempty"`
+	DomainUUID string    `json:"domain_uuid,omitempty"`
+	TaskUUID   string    `json:"task_uuid,omitempty"`
+	State      string    `json:"state,omitempty"` // of the task
+	Level      string    `json:"level,omitempty"` // ok, warn or critical
 }
