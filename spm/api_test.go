@@ -101,7 +101,7 @@ func TestClient(t *testing.T) {
 // What a request made by hand gets.
 func TestWire(t *testing.T) {
 	m := openPool(t, t.TempDir(), testOptions())
-	server := httptest.NewServer(newDispatcher(m))
+	server := httptest.NewServer(JSONRPC(Methods(m)))
 	defer server.Close()
 	post := func(body string) string {
 		r, err := http.Post(server.URL, "application/json", strings.NewReader(body))
@@ -143,7 +143,7 @@ func FuzzDispatcher(f *testing.F) {
 	m, err := Open(f.TempDir(), testOptions())
 	require.NoError(f, err)
 	f.Cleanup(func() { m.Close() })
-	d := newDispatcher(m)
+	d := dispatcher{Methods(m)}
 	f.Add([]byte(`{"jsonrpc":"2.0","id":7,"method":"Volume.extend","params":{"volume":"a","need":1}}`))
 	f.Add([]byte(`[{"jsonrpc":"2.0","id":null,"method":"Volume.getInfo"},1]`))
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -31,11 +31,7 @@ const replyMax = 64 << 20
 // Dial makes a client for the socket at path, and makes sure that a manager
 // answers on it.
 func Dial(path string) (*Client, error) {
-	var d net.Dialer
-	c := &Client{path: path, http: &http.Client{Transport: &http.Transport{
-		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) },
-		IdleConnTimeout: 30 * time.Second,
-	}}}
+	c := NewClient(path)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if _, err := c.GetPoolInfo(ctx, PoolInfoRequest{}); err != nil {
@@ -43,6 +39,15 @@ func Dial(path string) (*Client, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// NewClient makes a client for the socket at path, and asks nothing yet.
+func NewClient(path string) *Client {
+	var d net.Dialer
+	return &Client{path: path, http: &http.Client{Transport: &http.Transport{
+		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) },
+		IdleConnTimeout: 30 * time.Second,
+	}}}
 }
 
 // Close drops the connections that are idle.
@@ -103,6 +108,12 @@ func (c *Client) WatchPool(ctx context.Context, r PoolWatchRequest) (out PoolWat
 // is not there: then with CodeStopping, for it may come back.
 func (c *Client) call(ctx context.Context, method string, params any, h *Header, out any) error {
 	identify(h)
+	return c.Call(ctx, method, params, out)
+}
+
+// Call does one round trip with a method of any name. What went wrong is as with
+// the methods that have one here.
+func (c *Client) Call(ctx context.Context, method string, params, out any) error {
 	body, err := json.Marshal(map[string]any{"jsonrpc": jrpc2.Version, "id": 1, "method": method, "params": params})
 	if err != nil {
 		return fmt.Errorf("%s: %w", method, err)
@@ -146,7 +157,7 @@ func decodeReply(method string, answer []byte, out any) error {
 		return errorf(CodeInvalid, "%s: the answer is not JSON-RPC: %v", method, err)
 	}
 	if r.Error != nil {
-		return &Error{Code: ownCode(r.Error.Code), Message: r.Error.Message}
+		return &Error{Code: ownCode(r.Error), Message: r.Error.Message}
 	}
 	if err := json.Unmarshal(r.Result, out); err != nil {
 		return errorf(CodeInvalid, "%s: the answer is not what this version expects: %v", method, err)
@@ -154,12 +165,17 @@ func decodeReply(method string, answer []byte, out any) error {
 	return nil
 }
 
-// ownCode maps JSON-RPC's own codes, all of which say that the request is wrong.
-func ownCode(c jrpc2.Code) Code {
-	if c < 0 {
+// ownCode maps JSON-RPC's own codes, all of which say that the request is wrong,
+// and those of VDSM, which have ours beside them.
+func ownCode(e *jrpc2.Error) Code {
+	var data ErrorData
+	switch {
+	case e.Code < 0:
 		return CodeInvalid
+	case json.Unmarshal(e.Data, &data) == nil && data.Code != 0:
+		return data.Code
 	}
-	return Code(c)
+	return Code(e.Code)
 }
 
 // unreachable says that there is no manager, or that it went away under the

@@ -22,9 +22,12 @@ const requestMax = 64 << 10
 // does not tell a handler that its client has hung up.
 type dispatcher struct{ methods handler.Map }
 
-// newDispatcher maps the names of the methods to those of api.
-func newDispatcher(api API) dispatcher {
-	return dispatcher{handler.Map{
+// JSONRPC answers JSON-RPC 2.0 over HTTP with the methods.
+func JSONRPC(methods handler.Map) http.Handler { return dispatcher{methods} }
+
+// Methods maps the names of the methods to those of api.
+func Methods(api API) handler.Map {
+	return handler.Map{
 		MethodVolumeCreate:  method(api.CreateVolume),
 		MethodVolumeList:    method(api.ListVolumes),
 		MethodVolumeGetInfo: method(api.GetVolumeInfo),
@@ -33,7 +36,7 @@ func newDispatcher(api API) dispatcher {
 		MethodVolumeRemove:  method(api.RemoveVolume),
 		MethodPoolGetInfo:   method(api.GetPoolInfo),
 		MethodPoolWatch:     method(api.WatchPool),
-	}}
+	}
 }
 
 // method wraps a method of API: parameters in, result or coded error out.
@@ -54,6 +57,12 @@ func method[Q, R any](call func(context.Context, Q) (R, error)) jrpc2.Handler {
 // wireError gives an error its code.
 func wireError(err error) error {
 	return &jrpc2.Error{Code: jrpc2.Code(CodeOf(err)), Message: err.Error()}
+}
+
+// ErrorData is what the error object of a method has beside a code that is not
+// ours.
+type ErrorData struct {
+	Code Code `json:"code"`
 }
 
 // ServeHTTP answers one POST, with one request or a batch.

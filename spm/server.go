@@ -18,14 +18,19 @@ func Listen(path string, o unixsock.Options) (net.Listener, error) {
 	return unixsock.Listen(path, o)
 }
 
+// NewServer serves h; the requests end with ctx.
+func NewServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+}
+
 // Serve answers on l until Close, and then returns nil. It closes l.
 func (m *Manager) Serve(l net.Listener) error {
-	s := &http.Server{
-		Handler:           newDispatcher(m),
-		BaseContext:       func(net.Listener) context.Context { return m.ctx },
-		ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog:          slog.NewLogLogger(m.o.Log.Handler(), slog.LevelWarn),
-	}
+	s := NewServer(m.ctx, JSONRPC(Methods(m)), m.o.Log)
 	m.mu.Lock()
 	if m.closed {
 		m.mu.Unlock()
