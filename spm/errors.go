@@ -54,6 +54,7 @@ const (
 	CodeNotPrepared    Code = 1033 // the image is not served
 	CodeUnsupported    Code = 1034 // the message says what there is instead
 	CodeDomainTooSmall Code = 1035 // choose a larger place, or a smaller capacity
+	CodeNotActive      Code = 1036 // activate the domain
 )
 
 // An Error is what the manager refuses a request with, the same in process and
@@ -98,7 +99,7 @@ var sentinels = map[Code]error{
 func (e *Error) Final() bool {
 	switch e.Code {
 	case CodeInternal, CodePoolFull, CodeStopping, CodeInUse,
-		CodeWrongState, CodeNotSPM, CodeNotConnected, CodeTooManyTasks, CodeUnfinished:
+		CodeWrongState, CodeNotActive, CodeNotSPM, CodeNotConnected, CodeTooManyTasks, CodeUnfinished:
 		return false
 	}
 	return true
