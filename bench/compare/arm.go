@@ -18,12 +18,16 @@ type arm struct {
 	name string
 	qemu bool
 	raw  bool // it serves a raw file, without a format
-	fuse bool // it mounts a file, and does not listen
+	at   place
 	args func(b bed) []string
 }
 
 // A bed is where a server finds its image and puts its socket, or its file.
-type bed struct{ image, backing, socket string }
+type bed struct {
+	image, backing, socket string
+	part                   part  // on LVM: QEMU's
+	pool                   *pool // on LVM: ours
+}
 
 // arms are the servers that there are here; missing says which are not, and why.
 func arms(tidemark string) (list []arm, missing []string) {
@@ -44,15 +48,23 @@ func arms(tidemark string) (list []arm, missing []string) {
 				"--export", "type=nbd,id=e,node-name=q,name=,writable=on"}
 		}},
 		nbdkitFile(1), nbdkitFile(4), nbdkitFile(16),
-		{name: ours + ", mount", fuse: true, args: func(b bed) []string {
+		{name: ours + ", mount", at: mounted, args: func(b bed) []string {
 			return []string{tidemark, "mount", b.image, b.socket}
 		}},
-		{name: "qemu-storage-daemon, fuse", qemu: true, fuse: true, args: func(b bed) []string {
+		{name: "qemu-storage-daemon, fuse", qemu: true, at: mounted, args: func(b bed) []string {
 			return []string{"qemu-storage-daemon",
 				"--blockdev", "driver=file,node-name=f,filename=" + b.image + ",discard=unmap,aio=io_uring",
 				"--blockdev", "driver=qcow2,node-name=q,file=f,discard=unmap",
 				"--export", "type=fuse,id=e,node-name=q,mountpoint=" + b.socket + ",writable=on"}
 		}},
+		{name: ours + ", LVM", at: onLVM, args: func(b bed) []string {
+			spm := "SPM"
+			if b.pool != nil {
+				spm = b.pool.socket
+			}
+			return []string{tidemark, "nbd", "-t", "-e", "8", "-k", b.socket, "--spm", spm, "disk"}
+		}},
+		qemuLVM("native"), qemuLVM("io_uring"), qemuLVM("threads"),
 	}
 	for _, a := range all {
 		program := a.args(bed{})[0]
@@ -68,6 +80,12 @@ func arms(tidemark string) (list []arm, missing []string) {
 func qemuNBD(aio string) arm {
 	return arm{name: "qemu-nbd, " + aio, qemu: true, args: func(b bed) []string {
 		return []string{"qemu-nbd", "-f", "qcow2", "-t", "-e", "8", "--aio", aio, "--cache", "writeback", "--discard", "unmap", "-k", b.socket, b.image}
+	}}
+}
+
+func qemuLVM(aio string) arm {
+	return arm{name: "qemu-nbd, LVM, " + aio, qemu: true, at: onLVM, args: func(b bed) []string {
+		return []string{"qemu-nbd", "-t", "-e", "8", "-k", b.socket, "--image-opts", b.part.options(aio)}
 	}}
 }
 
@@ -99,7 +117,7 @@ type server struct {
 
 // start starts a server and waits for its socket, or its file.
 func (a arm) start(ctx context.Context, b bed) (*server, error) {
-	if a.fuse {
+	if a.at == mounted {
 		if err := os.WriteFile(b.socket, nil, 0o600); err != nil {
 			return nil, err
 		}
@@ -113,7 +131,7 @@ func (a arm) start(ctx context.Context, b bed) (*server, error) {
 		return nil, err
 	}
 	for range 1000 {
-		if st, err := os.Stat(b.socket); err == nil && (!a.fuse || st.Size() > 0) {
+		if st, err := os.Stat(b.socket); err == nil && (a.at != mounted || st.Size() > 0) {
 			return s, nil
 		}
 		time.Sleep(10 * time.Millisecond)

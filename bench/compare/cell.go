@@ -15,11 +15,22 @@ type cell struct {
 	// fio is how the load comes from fio, beside what the job says; nil: it comes
 	// from our own client.
 	fio []string
-	// fuse: the disk is a file that the server mounts, and not an NBD export.
-	fuse bool
-	// against says for each peer how many times its speed is wanted at least.
-	against map[string]float64
+	// at is where the disk is, and how it is served.
+	at place
+	// prefill is how many bytes of the disk the server is made to write before the
+	// cell begins: of a volume, which has no image to begin with.
+	prefill int64
 }
+
+// A place is where a disk is: an image in a file that is served over NBD, one that is
+// mounted as a file, or a volume on LVM that is served over NBD.
+type place string
+
+const (
+	inFile  place = ""
+	mounted place = "mount"
+	onLVM   place = "LVM"
+)
 
 // An imageKind is an image that cells begin with.
 type imageKind struct {
@@ -35,12 +46,6 @@ const (
 	gib = int64(1) << 30
 )
 
-// The peers that a target speaks of: the best arm of QEMU, nbdkit on a raw file.
-const (
-	bestQEMU = "best QEMU"
-	nbdkit   = "nbdkit, raw file"
-)
-
 // nbdEngine is fio's client of NBD; the socket is added.
 var nbdEngine = []string{"--ioengine=nbd"}
 
@@ -49,14 +54,22 @@ var nbdEngine = []string{"--ioengine=nbd"}
 func fuseCells(over, empty imageKind) []cell {
 	deep := []string{"--ioengine=io_uring", "--direct=1"}
 	return []cell{
-		{name: "FUSE 4K overwrite, QD32", fuse: true, fio: deep, image: over, job: load.Job{Block: int(4 * kib), Set: gib, Depth: 32},
-			against: map[string]float64{bestQEMU: 1.4}},
-		{name: "FUSE 4K overwrite, 4 jobs", fuse: true, fio: []string{"--ioengine=psync", "--direct=1", "--numjobs=4", "--thread", "--group_reporting"}, image: over,
-			job: load.Job{Block: int(4 * kib), Set: gib, Depth: 1}, against: map[string]float64{bestQEMU: 2.5}},
-		{name: "FUSE 4K overwrite, QD1", fuse: true, fio: []string{"--ioengine=psync", "--direct=1"}, image: over,
-			job: load.Job{Block: int(4 * kib), Set: gib, Depth: 1}, against: map[string]float64{bestQEMU: 1}},
-		{name: "FUSE 4K allocating, QD32", fuse: true, fio: append(deep, "--ba=64k"), image: empty,
-			job: load.Job{Block: int(4 * kib), Set: 64 * gib, Stride: 64 * kib, Depth: 32}, against: map[string]float64{bestQEMU: 2.3}},
+		{name: "FUSE 4K overwrite, QD32", at: mounted, fio: deep, image: over, job: load.Job{Block: int(4 * kib), Set: gib, Depth: 32}},
+		{name: "FUSE 4K overwrite, 4 jobs", at: mounted, fio: []string{"--ioengine=psync", "--direct=1", "--numjobs=4", "--thread", "--group_reporting"}, image: over,
+			job: load.Job{Block: int(4 * kib), Set: gib, Depth: 1}},
+		{name: "FUSE 4K overwrite, QD1", at: mounted, fio: []string{"--ioengine=psync", "--direct=1"}, image: over,
+			job: load.Job{Block: int(4 * kib), Set: gib, Depth: 1}},
+		{name: "FUSE 4K allocating, QD32", at: mounted, fio: append(deep, "--ba=64k"), image: empty,
+			job: load.Job{Block: int(4 * kib), Set: 64 * gib, Stride: 64 * kib, Depth: 32}},
+	}
+}
+
+// lvmCells are those of a volume on LVM, past the page cache.
+func lvmCells() []cell {
+	return []cell{
+		{name: "LVM 4K overwrite, QD32", at: onLVM, prefill: gib, job: load.Job{Block: int(4 * kib), Set: gib, Depth: 32}},
+		{name: "LVM 4K allocating, QD32", at: onLVM, job: load.Job{Block: int(4 * kib), Set: 4 * gib, Stride: 64 * kib, Depth: 32, Once: true}},
+		{name: "LVM 1M sequential, QD4", at: onLVM, job: load.Job{Block: int(mib), Set: 4 * gib, Depth: 4, Sequential: true, Once: true}},
 	}
 }
 
@@ -70,43 +83,28 @@ func cells() []cell {
 	hot := imageKind{size: gib, full: 16 * mib}
 	empty := imageKind{size: 64 * gib}
 	return append([]cell{
-		{name: "4K overwrite, QD32, 1 GiB", image: over, job: small(load.Job{Set: gib, Depth: 32}),
-			against: map[string]float64{bestQEMU: 2.0, nbdkit: 1.5}},
-		{name: "4K overwrite, QD32, 16 MiB", image: hot, job: small(load.Job{Set: 16 * mib, Depth: 32}),
-			against: map[string]float64{bestQEMU: 1.4, nbdkit: 0.95}},
-		{name: "4K overwrite, QD1, fio", fio: nbdEngine, image: over, job: small(load.Job{Set: gib, Depth: 1}),
-			against: map[string]float64{bestQEMU: 1.1}},
-		{name: "4K overwrite, QD1", image: over, job: small(load.Job{Set: gib, Depth: 1}),
-			against: map[string]float64{bestQEMU: 1.2}},
-		{name: "4K overwrite, QD32, 4 connections, 1 GiB", image: over, job: small(load.Job{Set: gib, Depth: 32, Conns: 4}),
-			against: map[string]float64{bestQEMU: 1.8}},
-		{name: "4K allocating, QD32", image: empty, job: small(load.Job{Set: 64 * gib, Stride: 64 * kib, Depth: 32, Once: true}),
-			against: map[string]float64{bestQEMU: 3.0}},
-		{name: "4K allocating, QD1", image: empty, job: small(load.Job{Set: 64 * gib, Stride: 64 * kib, Depth: 1, Once: true}),
-			against: map[string]float64{bestQEMU: 1.8}},
-		{name: "4K allocating + flush, QD1", image: empty, job: small(load.Job{Set: 64 * gib, Stride: 64 * kib, Depth: 1, Once: true, FlushEach: true}),
-			against: map[string]float64{bestQEMU: 1.8}},
-		{name: "4K overwrite + flush, QD1", image: over, job: small(load.Job{Set: gib, Depth: 1, FlushEach: true}),
-			against: map[string]float64{bestQEMU: 1.1}},
-		{name: "64K sequential allocating, QD16", image: empty, job: load.Job{Block: int(64 * kib), Set: 16 * gib, Depth: 16, Sequential: true, Once: true},
-			against: map[string]float64{bestQEMU: 1.4}},
-		{name: "1M sequential allocating, QD4", image: empty, job: load.Job{Block: int(mib), Set: 16 * gib, Depth: 4, Sequential: true, Once: true},
-			against: map[string]float64{bestQEMU: 1.3}},
+		{name: "4K overwrite, QD32, 1 GiB", image: over, job: small(load.Job{Set: gib, Depth: 32})},
+		{name: "4K overwrite, QD32, 16 MiB", image: hot, job: small(load.Job{Set: 16 * mib, Depth: 32})},
+		{name: "4K overwrite, QD1, fio", fio: nbdEngine, image: over, job: small(load.Job{Set: gib, Depth: 1})},
+		{name: "4K overwrite, QD1", image: over, job: small(load.Job{Set: gib, Depth: 1})},
+		{name: "4K overwrite, QD32, 4 connections, 1 GiB", image: over, job: small(load.Job{Set: gib, Depth: 32, Conns: 4})},
+		{name: "4K allocating, QD32", image: empty, job: small(load.Job{Set: 64 * gib, Stride: 64 * kib, Depth: 32, Once: true})},
+		{name: "4K allocating, QD1", image: empty, job: small(load.Job{Set: 64 * gib, Stride: 64 * kib, Depth: 1, Once: true})},
+		{name: "4K allocating + flush, QD1", image: empty, job: small(load.Job{Set: 64 * gib, Stride: 64 * kib, Depth: 1, Once: true, FlushEach: true})},
+		{name: "4K overwrite + flush, QD1", image: over, job: small(load.Job{Set: gib, Depth: 1, FlushEach: true})},
+		{name: "64K sequential allocating, QD16", image: empty, job: load.Job{Block: int(64 * kib), Set: 16 * gib, Depth: 16, Sequential: true, Once: true}},
+		{name: "1M sequential allocating, QD4", image: empty, job: load.Job{Block: int(mib), Set: 16 * gib, Depth: 4, Sequential: true, Once: true}},
 		{name: "4K over a backing file, extended L2, QD32", image: imageKind{size: 4 * gib, backing: true, extended: true},
-			job:     small(load.Job{Set: 4 * gib, Stride: 64 * kib, Depth: 32, Once: true}),
-			against: map[string]float64{bestQEMU: 1.5}},
-		{name: "4K random read, QD32", image: over, job: small(load.Job{Op: load.Read, Set: gib, Depth: 32}),
-			against: map[string]float64{bestQEMU: 1.2}},
-		{name: "1M sequential read, QD4", image: over, job: load.Job{Op: load.Read, Block: int(mib), Set: gib, Depth: 4, Sequential: true},
-			against: map[string]float64{bestQEMU: 1.4}},
-	}, fuseCells(over, empty)...)
+			job: small(load.Job{Set: 4 * gib, Stride: 64 * kib, Depth: 32, Once: true})},
+		{name: "4K random read, QD32", image: over, job: small(load.Job{Op: load.Read, Set: gib, Depth: 32})},
+		{name: "1M sequential read, QD4", image: over, job: load.Job{Op: load.Read, Block: int(mib), Set: gib, Depth: 4, Sequential: true}},
+	}, append(lvmCells(), fuseCells(over, empty)...)...)
 }
 
 // has reports whether an arm takes part in a cell: ours, and those of peers that
 // something is wanted beside.
 func (c cell) has(a arm) bool {
-	_, wanted := c.against[a.peer()]
-	return a.fuse == c.fuse && (a.ours() || wanted)
+	return a.at == c.at && (a.ours() || goalOf(c.name, a.peer()) != nil)
 }
 
 // withTime gives a cell's job its time and its seed.

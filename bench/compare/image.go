@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 )
 
 // A stable makes the images that cells begin with, once, and copies them.
@@ -79,9 +80,17 @@ func (s stable) makeBacking(ctx context.Context, k imageKind) error {
 
 // run runs a program, whose output is part of its error.
 func run(ctx context.Context, name string, args ...string) error {
-	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s %q: %w: %s", name, args, err, out)
+	_, err := output(ctx, name, args...)
+	return err
+}
+
+// output runs a program and returns its standard output.
+func output(ctx context.Context, name string, args ...string) (string, error) {
+	var out, errs strings.Builder
+	c := exec.CommandContext(ctx, name, args...)
+	c.Stdout, c.Stderr = &out, &errs
+	if err := c.Run(); err != nil {
+		return "", fmt.Errorf("%s %q: %w: %s%s", name, args, err, out.String(), errs.String())
 	}
-	return nil
+	return out.String(), nil
 }

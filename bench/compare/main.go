@@ -59,6 +59,9 @@ func parse() (o options, err error) {
 	if o.work == "" {
 		o.work = filepath.Join(o.out, "work")
 	}
+	if o.work, err = filepath.Abs(o.work); err != nil {
+		return o, err
+	}
 	if o.tidemark, err = filepath.Abs(o.tidemark); err != nil {
 		return o, err
 	}
@@ -77,7 +80,7 @@ func compare(ctx context.Context) error {
 		return fmt.Errorf("nothing to do: no cell matches, or %s is missing (%s)", o.tidemark, strings.Join(missing, "; "))
 	}
 	describe(list, missing, o)
-	m := &bench{stable: stable{o.work}, work: o.work, duration: o.duration, seed: o.seed}
+	m := &bench{stable: stable{o.work}, tidemark: o.tidemark, work: o.work, duration: o.duration, seed: o.seed}
 	defer m.clean()
 	if err := m.printFloors(ctx); err != nil {
 		return err
@@ -143,9 +146,7 @@ func describe(list []arm, missing []string, o options) {
 		args := a.args(bed{image: "IMAGE", socket: "SOCKET"})
 		if program := args[0]; !seen[program] {
 			seen[program] = true
-			version, _ := exec.Command(program, "--version").Output()
-			first, _, _ := strings.Cut(string(version), "\n")
-			fmt.Printf("  %s: %s\n", filepath.Base(program), first)
+			fmt.Printf("  %s: %s\n", filepath.Base(program), versionOf(program))
 		}
 		fmt.Printf("    %s: %s\n", a.name, strings.Join(args[1:], " "))
 	}
@@ -155,5 +156,23 @@ func describe(list []arm, missing []string, o options) {
 	fmt.Println()
 }
 
-// clean removes the images.
-func (m *bench) clean() { _ = os.RemoveAll(m.work) }
+// versionOf is the first line of what a program says of its version.
+func versionOf(program string) string {
+	how := "--version"
+	if filepath.Base(program) == ours {
+		how = "version"
+	}
+	text, _ := exec.Command(program, how).Output()
+	first, _, _ := strings.Cut(string(text), "\n")
+	return first
+}
+
+// clean removes the images, and the device.
+func (m *bench) clean() {
+	if m.lun != nil {
+		if err := m.lun.remove(); err != nil {
+			fmt.Fprintln(os.Stderr, "compare: left behind:", err)
+		}
+	}
+	_ = os.RemoveAll(m.work)
+}

@@ -35,48 +35,54 @@ type sample struct {
 // A bench is one run of everything.
 type bench struct {
 	stable   stable
+	tidemark string // our program
+	lun      *lun   // what the cells on LVM use; nil: none had its turn
 	work     string // where images are served from
 	duration time.Duration
 	seed     uint64
 }
 
 // measure lets an arm do a cell once.
-func (m *bench) measure(ctx context.Context, c cell, a arm, round int) (sample, error) {
-	s := sample{Cell: c.name, Arm: a.name, Round: round}
+func (m *bench) measure(ctx context.Context, c cell, a arm, round int) (s sample, err error) {
+	s = sample{Cell: c.name, Arm: a.name, Round: round}
 	dir, err := os.MkdirTemp(m.work, "arm-")
 	if err != nil {
 		return s, err
 	}
 	defer os.RemoveAll(dir)
-	b := bed{image: filepath.Join(dir, "image"), socket: filepath.Join(dir, "s")}
-	if err := m.stable.fresh(ctx, c.image, a.raw, b.image); err != nil {
-		return s, err
-	}
-	if c.image.backing {
-		b.backing = m.stable.backing()
-	}
-	if err := run(ctx, "sync", "-f", m.work); err != nil {
-		return s, err
-	}
-	srv, err := a.start(ctx, b)
+	b, err := m.lay(ctx, c, a, dir)
 	if err != nil {
 		return s, err
 	}
+	defer func() { err = errors.Join(err, b.remove()) }()
+	if err := run(ctx, "sync", "-f", m.work); err != nil {
+		return s, err
+	}
+	srv, err := a.start(ctx, *b)
+	if err != nil {
+		return s, err
+	}
+	if c.prefill > 0 {
+		fill := load.Job{Block: int(mib), Set: c.prefill, Depth: 4, Sequential: true, Once: true, Duration: time.Hour}
+		if _, err := load.Run(b.socket, "", fill); err != nil {
+			return s, errors.Join(err, srv.stop(a))
+		}
+	}
 	j := c.withTime(m.duration, m.seed+uint64(round))
-	before := srv.cpu()
+	before := srv.cpu() + b.pool.cpu()
 	var r *load.Result
 	if c.fio != nil {
 		r, err = runFio(ctx, c, b.socket, j)
 	} else {
 		r, err = load.Run(b.socket, "", j)
 	}
-	cpu := srv.cpu() - before
+	cpu := srv.cpu() + b.pool.cpu() - before
 	if err := errors.Join(err, srv.stop(a)); err != nil {
 		return s, err
 	}
 	s.fill(r, cpu, j)
 	if j.Op == load.Write {
-		s.Checked, err = m.judge(ctx, c, a, b, j, r)
+		s.Checked, err = m.judge(ctx, c, a, *b, j, r)
 	}
 	if err != nil {
 		s.Void = err.Error()
@@ -95,21 +101,58 @@ func (s *sample) fill(r *load.Result, cpu time.Duration, j load.Job) {
 	s.CPU = float64(cpu.Microseconds()) / float64(max(r.Ops, 1))
 }
 
+// lay makes what an arm begins a cell with, in dir.
+func (m *bench) lay(ctx context.Context, c cell, a arm, dir string) (*bed, error) {
+	b := &bed{image: filepath.Join(dir, "image"), socket: filepath.Join(dir, "s")}
+	if c.image.backing {
+		b.backing = m.stable.backing()
+	}
+	if c.at != onLVM {
+		return b, m.stable.fresh(ctx, c.image, a.raw, b.image)
+	}
+	if m.lun == nil {
+		l, err := newLUN(ctx, m.work)
+		if err != nil {
+			return nil, err
+		}
+		m.lun = l
+	}
+	err := m.lun.zero(ctx)
+	switch {
+	case err != nil:
+	case a.ours():
+		b.pool, err = startPool(ctx, m.tidemark, m.lun, dir)
+	default:
+		err = m.lun.layPart(ctx, b)
+	}
+	return b, err
+}
+
+// remove ends what does not end with the directory.
+func (b *bed) remove() error {
+	if b.pool == nil {
+		return nil
+	}
+	return b.pool.stop()
+}
+
 // mostChecked bounds how many blocks are read back.
 const mostChecked = 20000
 
 // judge checks what an arm has left: the image by qemu-img, and a sample of its blocks
 // through qemu-nbd.
 func (m *bench) judge(ctx context.Context, c cell, a arm, b bed, j load.Job, r *load.Result) (int, error) {
-	format := "raw"
+	image, err := a.image(ctx, &b)
+	if err != nil {
+		return 0, err
+	}
 	if !a.raw {
-		format = "qcow2"
-		if err := run(ctx, "qemu-img", "check", "-q", b.image); err != nil {
+		if err := run(ctx, "qemu-img", append([]string{"check", "-q"}, image...)...); err != nil {
 			return 0, err
 		}
 	}
 	reader := arm{name: "reader", args: func(b bed) []string {
-		return []string{"qemu-nbd", "-r", "-f", format, "-t", "-k", b.socket, b.image}
+		return append([]string{"qemu-nbd", "-r", "-t", "-k", b.socket}, image...)
 	}}
 	again := b
 	again.socket = b.socket + "r"
@@ -125,10 +168,28 @@ func (m *bench) judge(ctx context.Context, c cell, a arm, b bed, j load.Job, r *
 		offs, check = r.Sample(j, mostChecked), load.CheckStamp(j.Seed)
 	}
 	err = load.Verify(again.socket, "", offs, check)
-	if c.fuse && a.qemu {
+	if a.at == mounted && a.qemu {
 		err = nil // known to lose writes: see fuseCells
 	}
 	return len(offs), errors.Join(err, srv.stop(reader))
+}
+
+// image is how QEMU is told where what an arm has left is.
+func (a arm) image(ctx context.Context, b *bed) ([]string, error) {
+	switch {
+	case a.raw:
+		return []string{"-f", "raw", b.image}, nil
+	case a.at != onLVM:
+		return []string{"-f", "qcow2", b.image}, nil
+	}
+	if a.ours() {
+		p, err := b.pool.where(ctx)
+		if err != nil {
+			return nil, err
+		}
+		b.part = p
+	}
+	return []string{"--image-opts", b.part.options("native")}, nil
 }
 
 // anywhere are up to most places of a Job, at random.
@@ -173,7 +234,7 @@ func runFio(ctx context.Context, c cell, at string, j load.Job) (*load.Result, e
 		"--iodepth=" + strconv.Itoa(j.Depth), "--time_based", fmt.Sprintf("--runtime=%dms", j.Duration.Milliseconds()), "--end_fsync=1",
 		"--verify=pattern", "--verify_pattern=%o", "--do_verify=0", "--verify_state_save=0", "--output-format=json",
 		"--norandommap", "--randseed=" + strconv.FormatUint(j.Seed, 10)}, c.fio...)
-	if c.fuse {
+	if c.at == mounted {
 		args = append(args, "--filename="+at)
 	} else {
 		args = append(args, "--uri=nbd+unix:///?socket="+at)

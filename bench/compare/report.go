@@ -19,7 +19,7 @@ const ours = "tidemark"
 type verdict struct {
 	Cell, Peer, Arm  string // Arm is the one that counts as the peer: the best
 	Ratio, Low, High float64
-	Wanted           float64 // 0: nothing is
+	Wanted, Aim      float64 // 0: nothing is
 	CPU              float64 // ours by the peer's
 }
 
@@ -67,15 +67,17 @@ func ratios(a, b map[int]float64) (list []float64) {
 // judgeAll compares ours with the best arm of every peer.
 func judgeAll(all []sample, cells []cell, arms []arm) (list []verdict) {
 	for _, c := range cells {
-		name := ours
-		if c.fuse {
-			name += ", mount"
+		name := ""
+		for _, a := range arms {
+			if a.ours() && a.at == c.at {
+				name = a.name
+			}
 		}
 		own := samplesOf(all, c.name, name, iops)
 		for _, peer := range []string{bestQEMU, nbdkit} {
 			best := ""
 			for _, a := range arms {
-				if a.peer() == peer && a.fuse == c.fuse && (best == "" || median(values(samplesOf(all, c.name, a.name, iops))) > median(values(samplesOf(all, c.name, best, iops)))) {
+				if a.peer() == peer && a.at == c.at && (best == "" || median(values(samplesOf(all, c.name, a.name, iops))) > median(values(samplesOf(all, c.name, best, iops)))) {
 					best = a.name
 				}
 			}
@@ -83,7 +85,10 @@ func judgeAll(all []sample, cells []cell, arms []arm) (list []verdict) {
 			if best == "" || len(r) == 0 {
 				continue
 			}
-			v := verdict{Cell: c.name, Peer: peer, Arm: best, Ratio: median(r), Wanted: c.against[peer]}
+			v := verdict{Cell: c.name, Peer: peer, Arm: best, Ratio: median(r)}
+			if g := goalOf(c.name, peer); g != nil {
+				v.Wanted, v.Aim = g.Least, g.Aim
+			}
 			v.Low, v.High = interval(r)
 			v.CPU = median(ratios(samplesOf(all, c.name, name, cpu), samplesOf(all, c.name, best, cpu)))
 			list = append(list, v)

@@ -74,7 +74,7 @@ func (m *bench) printSyncs(ctx context.Context, w io.Writer, cells []cell, arms 
 			continue
 		}
 		for _, a := range arms {
-			if !c.has(a) || a.fuse || strings.Contains(a.name, "io_uring") || strings.Contains(a.name, "storage-daemon") {
+			if !c.has(a) || a.at != inFile || strings.Contains(a.name, "io_uring") || strings.Contains(a.name, "storage-daemon") {
 				continue // nothing of it can be seen
 			}
 			n, err := m.syncsPerFlush(ctx, c, a)
