@@ -1,4 +1,3 @@
-// Package task runs long operations that survive the death of their process.
 package task
 
 import (
@@ -27,6 +26,9 @@ type Plan struct {
 	Locks  []Lock
 	Steps  []Step
 	Commit int
+	// Revertible says that the task can be undone as a whole after it has finished,
+	// until it is cleared ([Engine.Revert]). Commit is the number of steps then.
+	Revertible bool
 }
 
 // A Step is a part of a task. Do and Undo may find that they have been done, in
@@ -45,15 +47,17 @@ type Lock struct {
 	Exclusive bool
 }
 
-// A Record is a task as it is persisted.
+// A Record is a task as it is persisted. Error is why it is rolled back.
 type Record struct {
 	Version int             `json:"version"`
 	ID      uuid.UUID       `json:"task_uuid"`
 	Kind    string          `json:"kind"`
 	Args    json.RawMessage `json:"args"`
 	State   State           `json:"state"`
-	Step    int             `json:"step"` // that has begun, forwards or backwards
+	Step    int             `json:"step"`           // that has begun, forwards or backwards
+	Undo    bool            `json:"undo,omitempty"` // backwards
 	Error   *Failure        `json:"error,omitempty"`
+	Blocked *Failure        `json:"blocked,omitempty"` // why a recovering task does not go on
 	Result  json.RawMessage `json:"result,omitempty"`
 	Created time.Time       `json:"created"`
 	Ended   time.Time       `json:"ended,omitzero"`
@@ -65,10 +69,18 @@ type Failure struct {
 	Message string `json:"message"`
 }
 
-// A Store keeps records. Save is atomic and durable.
+// Error makes a Failure an error.
+func (f *Failure) Error() string { return f.Message }
+
+// A Store keeps records. It is safe for concurrent use.
 type Store interface {
+	// Load returns all records; what it returns is durable. Something that is not a
+	// record is reported in the log and is no error.
 	Load(ctx context.Context) ([]Record, error)
+	// Save is atomic, and durable when it returns. After an error the store holds
+	// the old record or the new one, and Save may be repeated.
 	Save(ctx context.Context, r Record) error
+	// Delete is durable when it returns. What is not there is no error.
 	Delete(ctx context.Context, id uuid.UUID) error
 }
 
@@ -80,7 +92,7 @@ const (
 	Queued     State = "queued" // waits for its resources
 	Running    State = "running"
 	Aborting   State = "aborting"   // is rolled back
-	Recovering State = "recovering" // found by another process than it was begun in
+	Recovering State = "recovering" // found by another process than it was begun in, or blocked
 	Finished   State = "finished"   // has done what it should
 	Failed     State = "failed"     // has done nothing: its error says why
 	Cleared    State = "cleared"    // is forgotten
@@ -99,5 +111,6 @@ func (r *Run) ID() uuid.UUID { return r.id }
 // Progress tells how much of the step is done.
 func (r *Run) Progress(done, total int64) { r.progress(done, total) }
 
-// Result is what the task answers; it is kept with the next record.
+// Result is what the task answers; it is kept with the next record. A task that
+// fails has none.
 func (r *Run) Result(v any) error { return r.result(v) }
