@@ -33,8 +33,8 @@
 //	R1  choose clusters: counted 0 below the image's end, or a run at the end
 //	R2  File.Grow, durable when it returns. Where that has to wait, nothing is
 //	    held meanwhile, and R1 begins again
-//	R3  where a refcount block is missing: the block, Sync, its entry in the
-//	    refcount table, Sync
+//	R3  where a refcount block is missing: the block, durably, then its entry in
+//	    the refcount table, durably
 //	R4  zero what is not known to read zero; for L2 tables also what is, so that
 //	    the storage has space for them; for the same reason, before the first R1,
 //	    what is empty of the L1 table

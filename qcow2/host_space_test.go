@@ -71,10 +71,24 @@ type holed struct {
 }
 
 func (f *holed) WriteAt(p []byte, off int64) (int, error) {
-	if off >= f.from && off < f.to {
-		if f.writes++; f.writes == 1 {
-			return 0, block.ErrNoSpace
-		}
+	if f.full(off) {
+		return 0, block.ErrNoSpace
 	}
 	return f.File.WriteAt(p, off)
+}
+
+func (f *holed) WriteAtSync(p []byte, off int64) (int, error) {
+	if f.full(off) {
+		return 0, block.ErrNoSpace
+	}
+	return f.File.WriteAtSync(p, off)
+}
+
+// full counts a write at off, and reports whether it is the first.
+func (f *holed) full(off int64) bool {
+	if off < f.from || off >= f.to {
+		return false
+	}
+	f.writes++
+	return f.writes == 1
 }

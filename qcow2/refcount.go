@@ -172,14 +172,16 @@ func (im *Image) writeRefcountsLocked(durable bool) error {
 }
 
 // addBlock makes cluster c, which is zeroed and lies at the image's end, the
-// refcount block for block number b: the block, Sync, its entry, Sync (R3). The
-// block counts itself, or is counted by a block that exists.
+// refcount block for block number b: the block, durably, and then its entry,
+// durably (R3). Writes that are durable by themselves wait for nothing else: a Sync
+// would for all that guests have written. The block counts itself, or is counted by
+// a block that exists.
 func (im *Image) addBlock(b, c int64) error {
 	per, cs := im.geo.RefcountsPerBlock(), im.geo.ClusterSize()
 	data := make([]byte, cs)
 	if c/per == b {
 		format.SetRefcount(data, im.geo.RefcountOrder, int(c%per), 1)
-	} else if err := im.countRun(run{at: c, n: 1}, false); err != nil {
+	} else if err := im.countRun(run{at: c, n: 1}, true); err != nil {
 		return err
 	}
 	undo := func(err error) error {
@@ -188,11 +190,8 @@ func (im *Image) addBlock(b, c int64) error {
 		}
 		return im.uncount([]run{{at: c, n: 1}}, err)
 	}
-	if _, err := im.file.WriteAt(data, c*cs); err != nil {
+	if _, err := im.writer(!mutant.On("refcount-block-unsynced"))(data, c*cs); err != nil {
 		return undo(fmt.Errorf("write refcount block: %w", err))
-	}
-	if err := im.syncUnless(mutant.On("refcount-block-unsynced")); err != nil {
-		return err
 	}
 	im.mu.Lock()
 	tableOff := im.header.RefcountTableOffset
@@ -203,7 +202,7 @@ func (im *Image) addBlock(b, c int64) error {
 	entries[b-first] = format.RefcountTableEntry(c * cs)
 	sector := make([]byte, format.SectorSize)
 	format.EncodeTable(sector, entries)
-	if _, err := im.file.WriteAt(sector, tableOff+first*8); err != nil {
+	if _, err := im.writer(!mutant.On("refcount-entry-unsynced"))(sector, tableOff+first*8); err != nil {
 		// The storage may have no space for that part of the table, where it was a
 		// hole; nothing has changed then (rule 14).
 		err = fmt.Errorf("write refcount table: %w", err)
@@ -211,9 +210,6 @@ func (im *Image) addBlock(b, c int64) error {
 			return undo(err)
 		}
 		return im.poison(err)
-	}
-	if err := im.syncUnless(mutant.On("refcount-entry-unsynced")); err != nil {
-		return err
 	}
 	im.refs.mu.Lock()
 	im.refs.table[b] = format.RefcountTableEntry(c * cs)
