@@ -1,15 +1,20 @@
 package lvm
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // blockLocks keep writers of whole blocks and those that read, modify and write
 // a block out of each other's way. A shared range excludes exclusive ones that
 // it overlaps; shared ranges do not exclude each other. Readers take none: they
 // see a block before or after it is written, and its other bytes do not change.
 type blockLocks struct {
-	mu   sync.Mutex
-	left sync.Cond // a range was given back
-	held []*blockRange
+	mu        sync.Mutex
+	left      sync.Cond // a range was given back
+	held      []blockRange
+	exclusive int // of those that are held
+	waiting   int
 }
 
 type blockRange struct {
@@ -24,18 +29,26 @@ func newBlockLocks() *blockLocks {
 }
 
 // lock waits until no other holder is in the way.
-func (l *blockLocks) lock(from, to int64, exclusive bool) *blockRange {
-	r := &blockRange{from, to, exclusive}
+func (l *blockLocks) lock(from, to int64, exclusive bool) blockRange {
+	r := blockRange{from, to, exclusive}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for l.blockedLocked(r) {
+		l.waiting++
 		l.left.Wait()
+		l.waiting--
 	}
 	l.held = append(l.held, r)
+	if exclusive {
+		l.exclusive++
+	}
 	return r
 }
 
-func (l *blockLocks) blockedLocked(r *blockRange) bool {
+func (l *blockLocks) blockedLocked(r blockRange) bool {
+	if !r.exclusive && l.exclusive == 0 {
+		return false // as nearly always
+	}
 	for _, h := range l.held {
 		if h.from < r.to && r.from < h.to && (h.exclusive || r.exclusive) {
 			return true
@@ -44,16 +57,17 @@ func (l *blockLocks) blockedLocked(r *blockRange) bool {
 	return false
 }
 
-func (l *blockLocks) unlock(r *blockRange) {
+// unlock gives a range back. Which of several equal ones it is does not matter.
+func (l *blockLocks) unlock(r blockRange) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i, h := range l.held {
-		if h == r {
-			last := len(l.held) - 1
-			l.held[i], l.held[last] = l.held[last], nil
-			l.held = l.held[:last]
-			break
-		}
+	i, last := slices.Index(l.held, r), len(l.held)-1
+	l.held[i] = l.held[last]
+	l.held = l.held[:last]
+	if r.exclusive {
+		l.exclusive--
 	}
-	l.left.Broadcast()
+	if l.waiting > 0 {
+		l.left.Broadcast()
+	}
 }

@@ -125,6 +125,48 @@ func (d *device) size() (int64, error) {
 	return int64(n), err
 }
 
+// read fills p, which is aligned.
+func (d *device) read(p []byte, off int64) error { return d.transfer(opRead, p, off) }
+
+// write writes p, which is aligned.
+func (d *device) write(p []byte, off int64) error { return d.transfer(opWrite, p, off) }
+
+// transfer goes through the process's queue if it can be, and does what is left
+// without.
+func (d *device) transfer(opcode uint16, p []byte, off int64) error {
+	if q := theQueue(); q != nil && len(p) > 0 {
+		if t := q.take(opcode, p, off); t != nil {
+			closed := d.raw.Control(t.run)
+			n, err := q.giveBack(t)
+			switch {
+			case closed != nil:
+				return block.ErrClosed
+			case err != nil:
+				return d.pathError(opcode, err)
+			}
+			p, off = p[n:], off+int64(n)
+		}
+	}
+	if len(p) == 0 {
+		return nil
+	}
+	var err error
+	if opcode == opWrite {
+		_, err = d.f.WriteAt(p, off)
+	} else {
+		_, err = d.f.ReadAt(p, off)
+	}
+	return err
+}
+
+func (d *device) pathError(opcode uint16, err error) error {
+	op := "read"
+	if opcode == opWrite {
+		op = "write"
+	}
+	return &fs.PathError{Op: op, Path: d.path, Err: err}
+}
+
 // writeDurably writes and returns when p is durable.
 func (d *device) writeDurably(p []byte, off int64) error {
 	for len(p) > 0 {

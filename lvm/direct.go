@@ -20,8 +20,7 @@ func bounce() ([]byte, func()) {
 // readUnaligned reads any bytes of a device, by whole blocks.
 func readUnaligned(d *device, p []byte, off int64) error {
 	if isAligned(p, off, d.block) {
-		_, err := d.f.ReadAt(p, off)
-		return err
+		return d.read(p, off)
 	}
 	buf, done := bounce()
 	defer done()
@@ -29,7 +28,7 @@ func readUnaligned(d *device, p []byte, off int64) error {
 	for len(p) > 0 {
 		from := off / unit * unit
 		to := min(roundUp(off+int64(len(p)), unit), from+bounceSize)
-		if _, err := d.f.ReadAt(buf[:to-from], from); err != nil {
+		if err := d.read(buf[:to-from], from); err != nil {
 			return err
 		}
 		n := copy(p, buf[off-from:to-from])
@@ -67,12 +66,12 @@ func writeUnaligned(d *device, p []byte, off, unit int64, put func(d *device, p 
 		to := min(roundUp(off+int64(len(p)), unit), from+bounceSize)
 		n := min(int64(len(p)), to-off)
 		if from < off {
-			if _, err := d.f.ReadAt(buf[:unit], from); err != nil {
+			if err := d.read(buf[:unit], from); err != nil {
 				return err
 			}
 		}
 		if last := to - unit; off+n < to && (last > from || from == off) {
-			if _, err := d.f.ReadAt(buf[last-from:to-from], last); err != nil {
+			if err := d.read(buf[last-from:to-from], last); err != nil {
 				return err
 			}
 		}

@@ -64,6 +64,9 @@
 // logical block of the devices, 512 bytes mostly, and not 4 KiB, so that a
 // sector remains what a power cut tears.
 //
+// Many transfers at a time go through the kernel's queue for direct I/O, one for the
+// process (queue.go); one that is alone does not.
+//
 // Space that is granted does not read zero (FreshZero is false): the engine
 // zeroes what it reserves. Zeroing is cheap where the devices do it themselves.
 //
@@ -88,6 +91,7 @@
 //	                what became of that
 //	File.blocks     a block that is read, modified and written, against writers
 //	File.syncMu     one sync at a time, so that the first error latches
+//	queue.mu        the places of the process's queue, for a moment
 //
-// None is taken while another one is held, but syncMu under blocks.
+// None is taken while another one is held, but syncMu and queue.mu under blocks.
 package lvm

@@ -131,11 +131,6 @@ func (f *File) writeLatched(d *device, p []byte, off int64) error {
 	return f.latchLocked(d.writeDurably(p, off))
 }
 
-func (d *device) write(p []byte, off int64) error {
-	_, err := d.f.WriteAt(p, off)
-	return err
-}
-
 // WriteZeroes is described at block.File.
 func (f *File) WriteZeroes(off, n int64) error {
 	l, err := f.mayWrite("write zeroes", off, n)

@@ -1,5 +1,7 @@
 package nbd
 
+import "sync/atomic"
+
 // offload has a request executed and answered in a goroutine of its own. Only the
 // reader calls it.
 func (s *session) offload(rq *request) {
@@ -24,6 +26,7 @@ func (srv *Server) takeRequest(c command) *request {
 // work is the goroutine of a request. It goes on to send replies, its own and
 // others', when nobody else does.
 func (rq *request) work() {
+	deepStack()
 	s := rq.s
 	defer s.wg.Done()
 	var err error
@@ -37,6 +40,20 @@ func (rq *request) work() {
 		s.out.put(rq)
 	}
 }
+
+// deepStack makes room for the stack of a request before there is anything on it: a new
+// goroutine's is doubled and copied, frame by frame, each time that it is too small.
+//
+//go:noinline
+func deepStack() byte {
+	var room [stackBytes]byte
+	return room[stackAt.Load()]
+}
+
+// stackBytes is about what a request needs in the engine and below it.
+const stackBytes = 6 << 10
+
+var stackAt atomic.Uint32 // 0, which the compiler does not know
 
 // try executes a request, unless that ends in a panic.
 func (s *session) try(rq *request) bool {

@@ -19,7 +19,7 @@ import (
 // past the page cache. Before every turn all of it is made zero.
 
 const (
-	lunBytes   = 7 * gib
+	lunBytes   = 13 * gib
 	lunGranted = 6 * gib   // to QEMU, and to ours at most
 	lunStart   = 256 * mib // where QEMU's part begins
 	volumeSize = 5 * gib   // of the disk in it
