@@ -47,6 +47,8 @@ var (
 type CreateImage struct {
 	Size   int64  // virtual, bytes
 	Format string // FormatQCOW2 or FormatRaw
+	// Backing is what a qcow2 image says it is based on; nil: on nothing.
+	Backing *BackingRef
 }
 
 // Images makes images. The manager itself knows no format.

@@ -113,6 +113,12 @@ func (m *Manager) describeLocked(v *volume) Volume {
 	if v.damaged != nil {
 		d.Damaged, d.Format = v.damaged.Error(), ""
 	}
+	if parent := v.meta.Parent; parent != uuid.Nil {
+		d.ParentUUID = parent.String()
+		if p := m.volumes[parent]; p != nil { // else whoever opens the chain is told so
+			d.ParentImage = p.image.String()
+		}
+	}
 	if p, _ := m.placeOfLocked(v); p != nil {
 		w := p.waiting()
 		d.Waiting = &w

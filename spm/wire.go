@@ -98,12 +98,16 @@ type Volume struct {
 	VolumeUUID string `json:"volume_uuid"`
 	Generation int    `json:"volume_generation"`
 	DomainUUID string `json:"domain_uuid"`
-	Format     string `json:"format"`
-	Size       int64  `json:"size"`      // virtual
-	Granted    int64  `json:"granted"`   // the length of the file
-	Bound      int64  `json:"bound"`     // Granted never exceeds it
-	Allocated  int64  `json:"allocated"` // what the host's file system has allocated
-	Path       string `json:"path"`
+	// ParentUUID is the volume that it is based on, and ParentImage the image of
+	// that one, which is another one if it is a template; "" if there is none.
+	ParentUUID  string `json:"parent_uuid,omitempty"`
+	ParentImage string `json:"parent_image_uuid,omitempty"`
+	Format      string `json:"format"`
+	Size        int64  `json:"size"`      // virtual
+	Granted     int64  `json:"granted"`   // the length of the file
+	Bound       int64  `json:"bound"`     // Granted never exceeds it
+	Allocated   int64  `json:"allocated"` // what the host's file system has allocated
+	Path        string `json:"path"`
 	// Mapping is where a volume on a volume group lies.
 	Mapping    *Mapping  `json:"mapping,omitempty"`
 	Created    time.Time `json:"created"`

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path"
 	"path/filepath"
@@ -14,7 +12,6 @@ import (
 
 	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
-	"tidemark/internal/rawimage"
 	"tidemark/qcow2"
 	"tidemark/qcow2/format"
 )
@@ -94,19 +91,6 @@ func backingFlag(c *cobra.Command, none bool) *backingChoice {
 // maxChain bounds how many files are opened for an image.
 const maxChain = 64
 
-// A layer is one image of a chain, open for reading.
-type layer struct {
-	path   string // as QEMU would show it
-	format string
-	file   *hostfile.File
-	header *format.Header // nil if it is raw
-	device block.Device   // set by chain.open
-}
-
-// A chain is what an image reads where it has nothing itself: its backing file
-// first, then that one's.
-type chain []*layer
-
 // openChain opens the files below the image at path, which is open as top with the
 // header h, as far as choice allows; with choice.none, none. They are locked as
 // QEMU locks backing files: others may read them, and nobody write to them, unless
@@ -148,8 +132,8 @@ func openChain(path string, top *hostfile.File, h *format.Header, choice *backin
 // checkLoop says whether the last layer is open already, under whatever name.
 func (c chain) checkLoop(top *hostfile.File) error {
 	last := c[len(c)-1]
-	for _, other := range append([]*layer{{file: top, path: top.Path()}}, c[:len(c)-1]...) {
-		same, err := last.file.Same(other.file)
+	for _, other := range append([]*layer{{host: top, path: top.Path()}}, c[:len(c)-1]...) {
+		same, err := last.host.Same(other.host)
 		if err != nil {
 			return err
 		}
@@ -162,63 +146,6 @@ func (c chain) checkLoop(top *hostfile.File) error {
 
 func loopError(path string) error {
 	return fmt.Errorf("it is %s, which is in the chain already: expected a chain without a loop", path)
-}
-
-// open makes devices of the files, from the bottom up, and returns the uppermost,
-// nil if there is none.
-func (c chain) open(ctx context.Context, log *slog.Logger) (block.Device, error) {
-	var below block.Device
-	for i := len(c) - 1; i >= 0; i-- {
-		l := c[i]
-		var err error
-		if l.header == nil {
-			l.device, err = openRaw(l.file, rawimage.Options{ReadOnly: true})
-		} else {
-			l.device, err = openQCOW2(ctx, l.file, qcow2.Options{
-				ReadOnly: true, Backing: below, Logger: log, CacheBytes: backingCacheBytes / int64(len(c)),
-			})
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s, a backing file: %w", l.path, adviseImage(err))
-		}
-		below = l.device
-	}
-	return below, nil
-}
-
-// backingCacheBytes is for the tables of all images of a chain together.
-const backingCacheBytes = 32 << 20
-
-// openRaw and openQCOW2 return no Device with an error: a nil pointer in an
-// interface is not nil.
-func openRaw(f *hostfile.File, o rawimage.Options) (block.Device, error) {
-	// What a regular file discards, it keeps or makes a hole of.
-	o.DiscardsSafely, o.Data = true, f.Data
-	im, err := rawimage.Open(f, o)
-	if err != nil {
-		return nil, err
-	}
-	return im, nil
-}
-
-func openQCOW2(ctx context.Context, f block.File, o qcow2.Options) (block.Device, error) {
-	im, err := qcow2.Open(ctx, f, o)
-	if err != nil {
-		return nil, err
-	}
-	return im, nil
-}
-
-// Close closes everything, the uppermost first.
-func (c chain) Close() error {
-	var errs []error
-	for _, l := range c {
-		if l.device != nil {
-			errs = append(errs, l.device.Close())
-		}
-		errs = append(errs, l.file.Close())
-	}
-	return errors.Join(errs...)
 }
 
 // A finder opens one backing file after the other.
@@ -250,7 +177,7 @@ func (f *finder) next(upper string, h *format.Header) (*layer, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--backing %s:%s: %w", x.format, x.path, err)
 		}
-		return &layer{path: x.path, format: x.format, file: file}, nil
+		return &layer{path: x.path, format: x.format, file: file, host: file}, nil
 	}
 	return nil, fmt.Errorf("%s: %w", upper, adviseBacking(&qcow2.BackingError{Name: h.BackingFile, Format: h.BackingFormat()}))
 }
@@ -302,7 +229,7 @@ func (f *finder) follow(upper string, h *format.Header) (*layer, error) {
 		return fail(err)
 	}
 	f.within = path.Dir(name)
-	return &layer{path: fullBacking(upper, h.BackingFile), format: kind, file: file}, nil
+	return &layer{path: fullBacking(upper, h.BackingFile), format: kind, file: file, host: file}, nil
 }
 
 // name turns the name that an image has into one from the root.

@@ -34,9 +34,10 @@ type diskSpec struct {
 	ReadOnly bool
 	// ForceShare puts up with a process that writes to the image; read-only.
 	ForceShare bool
-	// Raw: the file is the disk. A volume is never raw yet.
+	// Raw: the file is the disk. What a volume is, says its pool.
 	Raw bool
-	// Backing is what may be opened below the image; nil is nothing.
+	// Backing is what may be opened below the image; nil is nothing. What is below
+	// a volume says its pool.
 	Backing *backingChoice
 	// IgnoreDiscard keeps the space of what the guest discards.
 	IgnoreDiscard bool
@@ -56,7 +57,7 @@ type diskSpec struct {
 //
 //	qcow2.Image -> thin.File (a volume only) -> hostfile.File or lvm.File
 //	            -> chain of backing files
-//	rawimage.Image -> hostfile.File
+//	rawimage.Image -> hostfile.File or lvm.File
 type disk struct {
 	spec   diskSpec
 	device block.Device
@@ -100,7 +101,11 @@ const fileReserve = 256 << 20
 // openDevice opens the image in the file.
 func (d *disk) openDevice(ctx context.Context) (err error) {
 	if d.spec.Raw {
-		d.device, err = openRaw(d.host, rawimage.Options{ReadOnly: d.spec.ReadOnly, IgnoreDiscard: d.spec.IgnoreDiscard})
+		o := rawimage.Options{ReadOnly: d.spec.ReadOnly, IgnoreDiscard: d.spec.IgnoreDiscard}
+		if d.volume != nil {
+			o.Size = d.volume.Info().Size
+		}
+		d.device, err = openRaw(d.file, d.host, o)
 		return err
 	}
 	backing, err := d.openBacking(ctx)
@@ -115,6 +120,10 @@ func (d *disk) openDevice(ctx context.Context) (err error) {
 		RedoDir: redoDirOf(redoDir(), d.file.Info().ID), Backing: backing, CacheBytes: d.spec.CacheBytes, ReserveBytes: reserve,
 		ReadOnly: d.spec.ReadOnly, IgnoreDiscard: d.spec.IgnoreDiscard, Logger: d.spec.Log,
 	})
+	var named *qcow2.BackingError
+	if errors.As(err, &named) && d.volume != nil {
+		return fmt.Errorf("%s: the image names the backing file %q, and the pool says that the volume is based on none: one of them is wrong", d.path, named.Name)
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", d.path, adviseImage(err))
 	}
@@ -125,6 +134,13 @@ func (d *disk) openDevice(ctx context.Context) (err error) {
 // openBacking opens the chain below the image as far as it is allowed, and returns
 // its uppermost image, nil if there is none.
 func (d *disk) openBacking(ctx context.Context) (block.Device, error) {
+	var err error
+	if d.volume != nil {
+		if d.below, err = d.openVolumesBelow(ctx, d.volume); err != nil {
+			return nil, err
+		}
+		return d.below.open(ctx, d.spec.Log)
+	}
 	if d.spec.Backing == nil {
 		return nil, nil
 	}
@@ -143,57 +159,39 @@ func (d *disk) openBacking(ctx context.Context) (block.Device, error) {
 }
 
 // openFile opens what is below the image: a file that grows by itself, or a
-// volume that the pool makes larger.
+// volume that the pool makes larger. A raw volume has all that it needs.
 func (d *disk) openFile(ctx context.Context) error {
-	var handle *spm.VolumeHandle
-	if d.spec.Pool != nil {
-		h, err := d.spec.Pool.Volume(ctx, d.spec.Image)
+	if d.spec.Pool == nil {
+		o := hostfile.Options{ReadOnly: d.spec.ReadOnly}
+		if d.spec.ForceShare {
+			o.Lock = hostfile.LockShared
+		}
+		f, err := hostfile.Open(d.path, o)
 		if err != nil {
-			return fmt.Errorf("open volume %s: %w", d.spec.Image, err)
+			return err
 		}
-		if format := h.Info().Format; format != spm.FormatQCOW2 {
-			return fmt.Errorf("open volume %s: its format is %s: %w; use a volume of format qcow2",
-				d.spec.Image, format, block.ErrUnsupported)
-		}
-		handle, d.path, d.patience = h, h.Path(), h.Patience()
-		d.volume = h
+		d.file, d.host = f, f
+		return nil
 	}
-	file, err := d.openStorage(ctx, handle)
+	h, err := d.spec.Pool.Volume(ctx, d.spec.Image)
 	if err != nil {
-		return err
+		return fmt.Errorf("open volume %s: %w", d.spec.Image, err)
 	}
-	d.file = file
-	if handle != nil && !d.spec.ReadOnly {
-		d.thin = thin.New(file, handle, thin.Options{
-			Policy: d.spec.Policy, Bound: handle.Bound(), Name: handle.Info().Name, Log: d.spec.Log,
+	d.volume, d.path, d.patience = h, h.Path(), h.Patience()
+	d.spec.Raw = h.Info().Format == spm.FormatRaw
+	d.file, d.host, err = openVolumeFile(ctx, h, volumeAccess{
+		readOnly: d.spec.ReadOnly, forceShare: d.spec.ForceShare, noDM: d.spec.NoDM, log: d.spec.Log,
+	})
+	if err != nil {
+		return fmt.Errorf("open volume %s: %w", d.spec.Image, err)
+	}
+	if !d.spec.ReadOnly && !d.spec.Raw {
+		d.thin = thin.New(d.file, h, thin.Options{
+			Policy: d.spec.Policy, Bound: h.Bound(), Name: h.Info().Name, Log: d.spec.Log,
 		})
 		d.file = d.thin
 	}
 	return nil
-}
-
-// openStorage opens the file or the logical volume.
-func (d *disk) openStorage(ctx context.Context, handle *spm.VolumeHandle) (block.File, error) {
-	if handle != nil && handle.Mapping() != nil {
-		f, err := openVolumeLV(ctx, handle, d.spec.ReadOnly, d.spec.NoDM, d.spec.Log)
-		if err != nil {
-			return nil, fmt.Errorf("open volume %s: %w", d.spec.Image, err)
-		}
-		return f, nil
-	}
-	o := hostfile.Options{ReadOnly: d.spec.ReadOnly, Fixed: handle != nil}
-	if handle != nil {
-		o.Reduce = func(ctx context.Context, from, to int64) (int64, error) { return reduceVolume(ctx, handle, from, to) }
-	}
-	if d.spec.ForceShare {
-		o.Lock = hostfile.LockShared
-	}
-	f, err := hostfile.Open(d.path, o)
-	if err != nil {
-		return nil, err
-	}
-	d.host = f
-	return f, nil
 }
 
 // Device is the disk for a front end. It stays the disk's.

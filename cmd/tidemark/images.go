@@ -15,13 +15,17 @@ type images struct{}
 
 var _ spm.Images = images{}
 
-// Create makes an empty image in f. The size of f is the pool's: an image that
+// Create makes an image in f that has nothing of its own. The size of f is the pool's: an image that
 // does not fit is refused.
 func (images) Create(ctx context.Context, f block.File, o spm.CreateImage) error {
 	if o.Format != spm.FormatQCOW2 {
 		return fmt.Errorf("make an image of format %q: %w: expected %s", o.Format, block.ErrUnsupported, spm.FormatQCOW2)
 	}
-	return qcow2.Create(ctx, f, qcow2.CreateOptions{Size: o.Size})
+	c := qcow2.CreateOptions{Size: o.Size}
+	if b := o.Backing; b != nil {
+		c.BackingFile, c.BackingFormat = b.Name, b.Format
+	}
+	return qcow2.Create(ctx, f, c)
 }
 
 // Bound is the size in bytes that such an image never needs to exceed. For a

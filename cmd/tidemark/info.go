@@ -100,7 +100,7 @@ func readInfos(image *imageCommand, path string, backing *backingChoice) ([]imag
 	}
 	defer f.Close() //nolint:errcheck // read only
 	if image.raw() {
-		info, err := describeLayer(&layer{path: path, format: formatRaw, file: f})
+		info, err := describeLayer(&layer{path: path, format: formatRaw, file: f, host: f})
 		return []imageInfo{info}, err
 	}
 	h, err := qcow2.ReadHeader(f)
@@ -113,7 +113,7 @@ func readInfos(image *imageCommand, path string, backing *backingChoice) ([]imag
 	}
 	defer below.Close() //nolint:errcheck // read only
 	var infos []imageInfo
-	for _, l := range append(chain{{path: path, format: formatQCOW2, file: f, header: h}}, below...) {
+	for _, l := range append(chain{{path: path, format: formatQCOW2, file: f, host: f, header: h}}, below...) {
 		info, err := describeLayer(l)
 		if err != nil {
 			return nil, err
@@ -125,7 +125,7 @@ func readInfos(image *imageCommand, path string, backing *backingChoice) ([]imag
 
 // describeLayer describes one image of a chain.
 func describeLayer(l *layer) (imageInfo, error) {
-	used, err := l.file.Used()
+	used, err := l.host.Used()
 	if err != nil {
 		return imageInfo{}, err
 	}

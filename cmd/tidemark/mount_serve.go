@@ -110,8 +110,8 @@ func (s *mountService) unmount() error {
 // File is the disk for fusefs. It can grow unless its space is a pool's, which
 // has computed its bound for the size that it has.
 func (d *disk) File(name string) fusefs.File {
-	f := fusefs.File{Name: name, Device: d.Device(), Allocated: func() int64 { return d.image.Stats().Used() }}
-	if d.spec.Pool == nil && !d.spec.ReadOnly {
+	f := fusefs.File{Name: name, Device: d.Device(), Allocated: func() int64 { return d.Stats().Used() }}
+	if d.spec.Pool == nil && !d.spec.ReadOnly && d.image != nil {
 		f.Resize = d.image.Grow
 	}
 	return f

@@ -125,7 +125,7 @@ func (p *nbdPlan) checkFormat() error {
 	case p.qmp != "" && p.spm == "":
 		return errors.New("--qmp is about space that a pool gives: expected a volume (--spm), found files only")
 	case p.spm != "" && p.raw:
-		return errors.New("-f raw: volumes of a pool are served as QCOW2 only for now")
+		return errors.New("-f raw: expected files, found a volume: its format is its pool's to say")
 	case p.spm != "" && p.backing.given():
 		return errors.New("--backing: expected files, found a volume: what is below a volume is its pool's to say")
 	case p.raw && p.backing.given():

@@ -211,16 +211,22 @@ func (s *service) choose(ctx context.Context, o *runOptions, log *slog.Logger) (
 	if err != nil {
 		return nil, err
 	}
+	parents := map[string]bool{}
+	for _, v := range l.Volumes {
+		parents[v.ParentUUID] = true
+	}
 	var found []string
 	for _, v := range l.Volumes {
-		if v.Format == spm.FormatQCOW2 {
+		switch {
+		case parents[v.VolumeUUID]: // it is part of others
+		case v.Damaged != "":
+			log.Warn("volume is damaged, and is not served", "volume", v.Name, "error", v.Damaged)
+		default:
 			found = append(found, v.Name)
-			continue
 		}
-		log.Warn("volume is not served: only qcow2 is", "volume", v.Name, "format", v.Format)
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("pool %s has no qcow2 volume to serve; name one to be made: tidemark run --dir %s --size 10G disk1",
+		return nil, fmt.Errorf("pool %s has no volume to serve; name one to be made: tidemark run --dir %s --size 10G disk1",
 			o.pool.dir, shellQuote(o.pool.dir))
 	}
 	return found, nil

@@ -225,7 +225,7 @@ func TestRunMistakes(t *testing.T) {
 		{"--dir POOL --capacity 0", "expected more than 0"},
 		{"--dir FILE --capacity 1G", "choose a directory, not a file"},
 		{"--dir /sys/tidemark --capacity 1G disk1 --size 1G", "choose a directory that you may write to"},
-		{"--dir POOL --capacity 1G", "has no qcow2 volume to serve; name one to be made: tidemark run --dir"},
+		{"--dir POOL --capacity 1G", "has no volume to serve; name one to be made: tidemark run --dir"},
 		{"--dir POOL --capacity 1G --size 1G", "give its NAME"},
 		{"--dir POOL --capacity 1G disk1", "to have it made, give its size: tidemark run ... --size 10G disk1"},
 		{"--dir POOL --capacity 1G --size 1G a/b", "name"},
@@ -251,7 +251,7 @@ func TestRunFailsCleanly(t *testing.T) {
 	for range 10 {
 		p := testenv.Start(t, tidemark(t, "run", "--dir", dir, "--capacity", "1G"))
 		require.Error(t, p.Wait(t, 10*time.Second))
-		require.Contains(t, p.Output(), "has no qcow2 volume to serve")
+		require.Contains(t, p.Output(), "has no volume to serve")
 		_, err := os.Lstat(filepath.Join(dir, "spm.sock"))
 		require.ErrorIs(t, err, os.ErrNotExist)
 	}

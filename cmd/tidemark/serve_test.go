@@ -270,7 +270,7 @@ func TestServeOptionErrors(t *testing.T) {
 		{"--handshake-limit 0 a", "1 second or more"},
 		{"-f vmdk a", "expected qcow2, raw"},
 		{"-f raw --backing auto a", "a raw image has no backing file"},
-		{"-f raw --spm /nowhere/s vm1", "volumes of a pool are served as QCOW2 only"},
+		{"-f raw --spm /nowhere/s vm1", "its format is its pool's to say"},
 		{"--backing auto --spm /nowhere/s vm1", "what is below a volume is its pool's to say"},
 		{"--backing raw:b --export n=a --export m=c", "--backing raw:b: expected one image, found 2"},
 		{"--backing none a", "without its backing file the disk is another one"},

@@ -9,6 +9,7 @@
 package rawimage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,8 @@ import (
 // reading and writing.
 type Options struct {
 	ReadOnly bool
+	// Size of the disk in bytes, where the file is longer; 0 is the file's.
+	Size int64
 	// IgnoreDiscard makes Discard do nothing.
 	IgnoreDiscard bool
 	// DiscardsSafely says more of the file than File does: what it discards reads
@@ -53,12 +56,16 @@ type Image struct {
 
 var _ block.Device = (*Image)(nil)
 
-// Open offers f, which it does not close, with the size that f has now.
+// Open offers f, which it does not close, with the size that f has now or that o
+// says.
 func Open(f block.File, o Options) (*Image, error) {
 	if f.Info().ReadOnly && !o.ReadOnly {
 		return nil, fmt.Errorf("open raw image for writing: %w", block.ErrReadOnly)
 	}
-	im := &Image{file: f, opts: o, size: f.Size()}
+	im := &Image{file: f, opts: o, size: cmp.Or(o.Size, f.Size())}
+	if im.size > f.Size() {
+		return nil, fmt.Errorf("open raw image of %d bytes: its file has only %d", im.size, f.Size())
+	}
 	// A process that died before this one may have left completed writes in the
 	// host's cache. The first flush covers them, as if they were ours.
 	im.completed.Store(1)

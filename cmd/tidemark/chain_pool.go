@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"tidemark/internal/block"
+	"tidemark/internal/hostfile"
+	"tidemark/qcow2"
+	"tidemark/spm"
+)
+
+// openVolumesBelow opens what a volume of a pool is based on, the nearest first.
+// What that is, where it is and in which format, says the pool: neither a name nor
+// a format in an image's header is believed (rule 23). All are opened for reading
+// only, and their locks let others read them, too: two volumes over one template
+// can be open at the same time.
+func (d *disk) openVolumesBelow(ctx context.Context, top *spm.VolumeHandle) (c chain, err error) {
+	defer func() {
+		if err != nil {
+			c, err = nil, errors.Join(err, c.Close())
+		}
+	}()
+	seen := map[string]bool{top.Info().VolumeUUID: true}
+	for upper := top.Info(); upper.ParentUUID != ""; {
+		parent := upper.ParentUUID
+		fail := func(err error) (chain, error) {
+			return c, fmt.Errorf("volume %s, which %s is based on: %w", parent, upper.VolumeUUID, err)
+		}
+		switch {
+		case upper.Format == spm.FormatRaw:
+			return fail(fmt.Errorf("a raw volume is based on nothing: %w", block.ErrUnsupported))
+		case seen[parent]:
+			return fail(errors.New("it is in the chain already: expected a chain without a loop"))
+		case len(c) == maxChain:
+			return fail(fmt.Errorf("the chain is longer than %d volumes: expected an end", maxChain))
+		}
+		seen[parent] = true
+		l, err := d.openBelow(ctx, parent)
+		if err != nil {
+			return fail(err)
+		}
+		c = append(c, l)
+		upper = l.volume.Info()
+	}
+	return c, nil
+}
+
+// openBelow opens the file of one volume for reading.
+func (d *disk) openBelow(ctx context.Context, volume string) (*layer, error) {
+	h, err := d.spec.Pool.Volume(ctx, volume)
+	if err != nil {
+		return nil, err
+	}
+	l := &layer{path: h.Path(), format: h.Info().Format, volume: h, access: volumeAccess{readOnly: true, noDM: d.spec.NoDM, log: d.spec.Log}}
+	if l.file, l.host, err = openVolumeFile(ctx, h, l.access); err != nil {
+		return nil, err
+	}
+	if l.format == spm.FormatQCOW2 {
+		if l.header, err = qcow2.ReadHeader(l.file); err != nil {
+			return nil, errors.Join(adviseImage(err), l.file.Close())
+		}
+	}
+	return l, nil
+}
+
+// A volumeAccess says how the file of a volume is opened.
+type volumeAccess struct {
+	readOnly   bool
+	forceShare bool // put up with a writer
+	noDM       bool
+	log        *slog.Logger
+}
+
+// openVolumeFile opens the file or the logical volume of a volume. host is the
+// file, nil for a logical volume.
+func openVolumeFile(ctx context.Context, h *spm.VolumeHandle, a volumeAccess) (file block.File, host *hostfile.File, err error) {
+	if h.Mapping() != nil {
+		f, err := openVolumeLV(ctx, h, a.readOnly, a.noDM, a.log)
+		if err != nil {
+			return nil, nil, err
+		}
+		return f, nil, nil
+	}
+	o := hostfile.Options{ReadOnly: a.readOnly, Fixed: true}
+	o.Reduce = func(ctx context.Context, from, to int64) (int64, error) { return reduceVolume(ctx, h, from, to) }
+	if a.forceShare {
+		o.Lock = hostfile.LockShared
+	}
+	f, err := hostfile.Open(h.Path(), o)
+	if err != nil {
+		return nil, nil, err
+	}
+	return f, f, nil
+}
+
+// replay lets what a process that died had completed in a volume become part of its
+// file: who opens it for reading only would not see that. Only the volume's writer
+// leaves such a thing behind; without it nothing is done.
+func (l *layer) replay(ctx context.Context, below block.Device, log *slog.Logger) error {
+	dir := redoDirOf(redoDir(), l.file.Info().ID)
+	if l.volume == nil || !hasEntries(dir) {
+		return nil
+	}
+	if err := l.file.Close(); err != nil {
+		return err
+	}
+	write := l.access
+	write.readOnly = false
+	f, host, err := openVolumeFile(ctx, l.volume, write)
+	if err == nil {
+		top := &disk{spec: diskSpec{Log: log}, path: l.path, file: f, host: host}
+		var image *qcow2.Image
+		if image, err = top.openImage(ctx, qcow2.Options{RedoDir: dir, Backing: below, Logger: log}); err == nil {
+			err = image.Close()
+		}
+		err = errors.Join(err, f.Close())
+		_ = os.Remove(dir) // it is empty then
+	}
+	if err != nil {
+		err = fmt.Errorf("complete what a process that died has left: %w", err)
+	}
+	var again error
+	if l.file, l.host, again = openVolumeFile(ctx, l.volume, l.access); again != nil {
+		l.file = nil
+	}
+	return errors.Join(err, again)
+}
+
+// hasEntries reports whether there is something in a directory.
+func hasEntries(dir string) bool {
+	if dir == "" {
+		return false
+	}
+	all, err := os.ReadDir(dir)
+	return err == nil && len(all) > 0
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"tidemark/internal/block"
+	"tidemark/internal/hostfile"
+	"tidemark/internal/rawimage"
+	"tidemark/qcow2"
+	"tidemark/qcow2/format"
+	"tidemark/spm"
+)
+
+// A layer is one image of a chain, open for reading.
+type layer struct {
+	path   string // as QEMU would show it
+	format string
+	file   block.File
+	host   *hostfile.File    // file; nil for a logical volume
+	volume *spm.VolumeHandle // whose file it is; nil for a file
+	access volumeAccess      // how the volume was opened
+	header *format.Header    // nil if it is raw
+	device block.Device      // set by chain.open
+}
+
+// A chain is what an image reads where it has nothing itself: its backing file
+// first, then that one's.
+type chain []*layer
+
+// open makes devices of the files, from the bottom up, and returns the uppermost,
+// nil if there is none.
+func (c chain) open(ctx context.Context, log *slog.Logger) (block.Device, error) {
+	var below block.Device
+	for i := len(c) - 1; i >= 0; i-- {
+		l := c[i]
+		if err := l.open(ctx, below, backingCacheBytes/int64(len(c)), log); err != nil {
+			return nil, fmt.Errorf("%s, a backing file: %w", l.path, adviseImage(err))
+		}
+		below = l.device
+	}
+	return below, nil
+}
+
+// open makes a device of the file, over what is below it.
+func (l *layer) open(ctx context.Context, below block.Device, cache int64, log *slog.Logger) (err error) {
+	if l.header == nil {
+		l.device, err = openRaw(l.file, l.host, rawimage.Options{ReadOnly: true, Size: l.rawSize()})
+		return err
+	}
+	if err = l.replay(ctx, below, log); err != nil {
+		return err
+	}
+	l.device, err = openQCOW2(ctx, l.file, qcow2.Options{ReadOnly: true, Backing: below, Logger: log, CacheBytes: cache})
+	return err
+}
+
+// rawSize is the size of a raw volume, which may have been granted more; 0 is the
+// file's.
+func (l *layer) rawSize() int64 {
+	if l.volume == nil {
+		return 0
+	}
+	return l.volume.Info().Size
+}
+
+// backingCacheBytes is for the tables of all images of a chain together.
+const backingCacheBytes = 32 << 20
+
+// openRaw and openQCOW2 return no Device with an error: a nil pointer in an
+// interface is not nil.
+func openRaw(f block.File, host *hostfile.File, o rawimage.Options) (block.Device, error) {
+	if host != nil {
+		// What a regular file discards, it keeps or makes a hole of.
+		o.DiscardsSafely, o.Data = true, host.Data
+	}
+	im, err := rawimage.Open(f, o)
+	if err != nil {
+		return nil, err
+	}
+	return im, nil
+}
+
+func openQCOW2(ctx context.Context, f block.File, o qcow2.Options) (block.Device, error) {
+	im, err := qcow2.Open(ctx, f, o)
+	if err != nil {
+		return nil, err
+	}
+	return im, nil
+}
+
+// Close closes everything, the uppermost first.
+func (c chain) Close() error {
+	var errs []error
+	for _, l := range c {
+		if l.device != nil {
+			errs = append(errs, l.device.Close())
+		}
+		if l.file != nil {
+			errs = append(errs, l.file.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
