@@ -8,72 +8,139 @@ import (
 	"tidemark/internal/block"
 )
 
+// A making is a volume that is to be made.
+type making struct {
+	id      uuid.UUID
+	meta    volumeMeta
+	granted int64 // bytes, at first; 0: the pool's choice
+	request string
+}
+
 // CreateVolume makes an image with one volume.
 func (m *Manager) CreateVolume(ctx context.Context, r VolumeCreateRequest) (VolumeReply, error) {
 	if err := m.check(r.Header); err != nil {
 		return VolumeReply{}, err
 	}
-	v, made, err := m.begin(r)
+	o, err := m.checkCreate(r)
 	if err != nil {
 		return VolumeReply{}, err
 	}
-	if !made { // a repeated request: its first one has made, or still makes, the volume
+	meta, err := newVolumeMeta(m.ident.domain, uuid.New(), r.Name, o.Format, o.Size, m.o.Now())
+	if err != nil {
+		return VolumeReply{}, errorf(CodeInvalid, "create %s: %v", r.Name, err)
+	}
+	if meta.Format == Raw && m.store.kind() == typeGroup {
+		meta.Type = Preallocated
+	}
+	v, err := m.makeVolume(ctx, making{id: uuid.New(), meta: meta, request: r.RequestID})
+	if err != nil {
+		return VolumeReply{}, err
+	}
+	return VolumeReply{Header: m.header(r.Header), Volume: m.describe(v)}, nil
+}
+
+// ensureVolume makes a volume, unless it is there already as it should be.
+func (m *Manager) ensureVolume(ctx context.Context, mk making) error {
+	_, err := m.makeVolume(ctx, mk)
+	return err
+}
+
+// makeVolume makes a volume. Of a repeated request the first one has made it, or still
+// makes it.
+func (m *Manager) makeVolume(ctx context.Context, mk making) (*volume, error) {
+	v, made, err := m.begin(mk)
+	if err != nil {
+		return nil, err
+	}
+	if !made {
 		if err := m.take(ctx, v); err != nil {
-			return VolumeReply{}, err
+			return nil, err
 		}
 		defer func() { <-v.sem }()
 		if !m.isReady(v) {
-			return VolumeReply{}, errorf(CodeInternal, "create %s: the request that this one repeats has failed: repeat it", v.name)
+			return nil, errorf(CodeInternal, "create %s: the request that this one repeats has failed: repeat it", v.name())
 		}
-		return VolumeReply{Header: m.header(r.Header), Volume: m.describe(v)}, nil
+		return v, nil
 	}
 	defer func() { <-v.sem }()
 	if err := m.build(ctx, v); err != nil {
 		m.undo(v)
-		return VolumeReply{}, &Error{Code: CodeOf(err), Message: "create " + v.name + ": " + err.Error(), err: err}
+		return nil, &Error{Code: CodeOf(err), Message: "create " + v.name() + ": " + err.Error(), err: err}
 	}
 	m.mu.Lock()
 	v.ready = true
+	m.renameLocked(v.image)
 	m.mu.Unlock()
-	m.o.Log.Info("volume created", "volume", v.name, "uuid", v.id, "format", v.meta.wireFormat(), "size", v.meta.Capacity,
+	meta := v.meta()
+	m.o.Log.Info("volume created", "volume", v.name(), "uuid", v.id, "format", meta.wireFormat(), "size", meta.Capacity,
 		"granted", v.size, "bound", v.bound)
-	return VolumeReply{Header: m.header(r.Header), Volume: m.describe(v)}, nil
+	return v, nil
 }
 
 // begin checks a request to create and reserves the name and the space. The
 // volume comes with its sem taken, unless the request is a repeated one.
-func (m *Manager) begin(r VolumeCreateRequest) (v *volume, made bool, err error) {
-	o, err := m.checkCreate(r)
-	if err != nil {
-		return nil, false, err
+func (m *Manager) begin(mk making) (v *volume, made bool, err error) {
+	if _, err := mk.meta.encode(); err != nil {
+		return nil, false, errorf(CodeInvalid, "create %s: %v", mk.id, err)
 	}
-	meta, err := newVolumeMeta(m.ident.domain, uuid.New(), r.Name, o.Format, o.Size, m.o.Now())
-	if err != nil {
-		return nil, false, errorf(CodeInvalid, "create %s: %v", r.Name, err)
-	}
-	if _, err := meta.encode(); err != nil {
-		return nil, false, errorf(CodeInvalid, "create %s: %v", r.Name, err)
-	}
-	v = m.newVolume(meta.Image, uuid.New(), meta)
-	v.createID = r.RequestID
+	v = m.newVolume(mk.meta.Image, mk.id, mk.meta)
+	v.createID = mk.request
 	v.sem <- struct{}{}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if other := m.names[r.Name]; other != nil {
-		if r.RequestID != "" && other.createID == r.RequestID {
-			return other, false, nil
-		}
-		return nil, false, errorf(CodeExists, "create %s: volume %s has that name already: choose another", r.Name, other.id)
+	name := m.firstNameLocked(mk)
+	if other, err := m.repeatedLocked(mk, name); other != nil || err != nil {
+		return other, false, err
 	}
-	size := m.firstSize(o.Format, v.bound)
-	if free := m.freeLocked(); size > free || len(m.queue) > 0 {
+	size := mk.granted
+	if size == 0 || mk.meta.Type == Preallocated || mk.meta.Format == Raw {
+		size = m.firstSize(mk.meta, v.bound)
+	}
+	size = min(roundUp(size, m.unit()), v.bound)
+	if free := m.freeLocked() - m.reserveOfLocked(); size > free || len(m.queue) > 0 {
 		return nil, false, errorf(CodePoolFull,
 			"create %s: it needs %d bytes, and of the pool's %d bytes %d can be granted (%d volumes wait): remove a volume or raise the capacity",
-			r.Name, size, m.capacity, free, len(m.queue))
+			name, size, m.capacity, max(free, 0), len(m.queue))
 	}
-	m.volumes[v.id], m.names[r.Name] = v, v
+	m.volumes[v.id] = v
+	m.callLocked(v, name)
 	m.reserveLocked(v, size)
 	return v, true, nil
+}
+
+// firstNameLocked is what a volume is called while it is being made: as its image
+// if that is new.
+func (m *Manager) firstNameLocked(mk making) string {
+	if len(m.familyLocked().images[mk.meta.Image]) > 0 {
+		return mk.id.String()
+	}
+	if alias := mk.meta.alias(); alias != "" {
+		return alias
+	}
+	return mk.meta.Image.String()
+}
+
+// repeatedLocked returns the volume of a request that has been made before, and
+// refuses one whose name or UUID another volume has.
+func (m *Manager) repeatedLocked(mk making, name string) (*volume, error) {
+	if other := m.volumes[mk.id]; other != nil {
+		if have := other.meta(); other.damaged == nil && other.image == mk.meta.Image && have.Parent == mk.meta.Parent && have.Format == mk.meta.Format {
+			return other, nil
+		}
+		return nil, errorf(CodeExists, "create %s: image %s has a volume of that UUID, and it is another one: choose another", mk.id, other.image)
+	}
+	if other := m.names[name]; other != nil {
+		if mk.request != "" && other.createID == mk.request {
+			return other, nil
+		}
+		return nil, errorf(CodeExists, "create %s: volume %s has that name already: choose another", name, other.id)
+	}
+	if p := mk.meta.Parent; p != uuid.Nil {
+		if parent := m.volumes[p]; parent == nil || !parent.ready {
+			return nil, errorf(CodeNotFound, "create %s: there is no volume %s that it could be based on", mk.id, p)
+		}
+	}
+	return nil, nil
 }
 
 func (m *Manager) checkCreate(r VolumeCreateRequest) (CreateImage, error) {
@@ -89,7 +156,7 @@ func (m *Manager) checkCreate(r VolumeCreateRequest) (CreateImage, error) {
 		return o, errorf(CodeInvalid, "create %s: format is %q, expected %s or %s", r.Name, o.Format, FormatQCOW2, FormatRaw)
 	case o.Format == FormatQCOW2 && m.o.Images == nil:
 		return o, errorf(CodeInvalid, "create %s: this manager can make no %s images: use %s", r.Name, FormatQCOW2, FormatRaw)
-	case o.Size <= 0 || o.Size%512 != 0 || o.Size > sizeMax:
+	case !validSize(o.Size):
 		return o, errorf(CodeInvalid, "create %s: size is %d bytes, expected a multiple of 512 from 512 to %d", r.Name, o.Size, int64(sizeMax))
 	}
 	return o, nil
@@ -99,11 +166,13 @@ func (m *Manager) checkCreate(r VolumeCreateRequest) (CreateImage, error) {
 // default geometry, and far from where the arithmetic of sizes overflows.
 const sizeMax = 1 << 50
 
-// firstSize is what a new volume is granted: a raw one everything, for its
-// length is its size to whoever opens it; a thin one a chunk, or its bound if
-// that is less.
-func (m *Manager) firstSize(format string, bound int64) int64 {
-	if format == FormatRaw {
+func validSize(n int64) bool { return n > 0 && n%512 == 0 && n <= sizeMax }
+
+// firstSize is what a new volume is granted: a raw one everything, for its length
+// is its size to whoever opens it, and a preallocated one too; a thin one a chunk,
+// or its bound if that is less.
+func (m *Manager) firstSize(meta volumeMeta, bound int64) int64 {
+	if meta.Format == Raw || meta.Type == Preallocated {
 		return bound
 	}
 	return min(roundUp(chunkSize, m.unit()), bound)
@@ -111,13 +180,34 @@ func (m *Manager) firstSize(format string, bound int64) int64 {
 
 // build makes the volume and its content.
 func (m *Manager) build(ctx context.Context, v *volume) error {
-	if v.meta.wireFormat() != FormatQCOW2 {
+	meta := v.meta()
+	if meta.wireFormat() != FormatQCOW2 {
 		return m.store.create(ctx, v, nil)
 	}
-	o := CreateImage{Size: v.meta.Capacity, Format: v.meta.wireFormat()}
+	o := CreateImage{Size: meta.Capacity, Format: meta.wireFormat(), Backing: m.backing(meta)}
 	return m.store.create(ctx, v, func(ctx context.Context, f block.File) error {
 		return m.o.Images.Create(ctx, f, o)
 	})
+}
+
+// backing is what an image with that metadata says it is based on.
+func (m *Manager) backing(meta volumeMeta) *BackingRef {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	parent := m.volumes[meta.Parent]
+	if parent == nil {
+		return nil
+	}
+	return &BackingRef{Name: backingName(m.store.kind(), meta.Image, parent.image, parent.id), Format: parent.meta().wireFormat()}
+}
+
+// backingName is how an image names the one below it, in a domain of that kind. In
+// a directory QEMU finds it by that.
+func backingName(kind string, image, parentImage, parent uuid.UUID) string {
+	if kind == typeDir && image != parentImage {
+		return "../" + parentImage.String() + "/" + parent.String()
+	}
+	return parent.String()
 }
 
 // undo gives back what begin has taken, and removes what build has made.
@@ -125,11 +215,9 @@ func (m *Manager) undo(v *volume) {
 	err := m.store.undo(context.WithoutCancel(m.ctx), v)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.volumes, v.id)
-	delete(m.names, v.name)
-	v.gone = true
+	m.forgetLocked(v)
 	if err != nil { // keep the space: the bytes may be there until the next start
-		m.o.Log.Error("half-made volume is still on disk", "volume", v.name, "uuid", v.id, "error", err)
+		m.o.Log.Error("half-made volume is still on disk", "volume", v.name(), "uuid", v.id, "error", err)
 		return
 	}
 	m.granted -= v.size

@@ -2,19 +2,12 @@ package spm
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/google/uuid"
-
-	"tidemark/internal/block"
-	"tidemark/internal/hostfile"
 )
 
 // A dirStore is a pool in a directory; see the package comment for its layout.
@@ -100,130 +93,8 @@ func (s *dirStore) scan(context.Context) ([]stored, error) {
 	return all, nil
 }
 
-func (s *dirStore) scanImage(image uuid.UUID) ([]stored, error) {
-	files, err := os.ReadDir(s.domain.image(image))
-	if err != nil {
-		return nil, err
-	}
-	var all []stored
-	for _, e := range files {
-		if name, ok := strings.CutSuffix(e.Name(), extMeta); ok && lacks(files, name) {
-			s.log.Warn("metadata without the file of its volume is ignored", "image", image, "volume", name)
-		}
-		id, err := uuid.Parse(e.Name())
-		if err != nil || !e.Type().IsRegular() {
-			continue
-		}
-		v, err := s.readVolume(image, id)
-		if errors.Is(err, fs.ErrNotExist) {
-			s.log.Warn("volume without metadata is ignored", "image", image, "volume", id)
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("volume %s: %w", id, err)
-		}
-		all = append(all, v)
-	}
-	return all, nil
-}
-
-// lacks reports whether no regular file has that name.
-func lacks(files []os.DirEntry, name string) bool {
-	return !slices.ContainsFunc(files, func(e os.DirEntry) bool { return e.Name() == name && e.Type().IsRegular() })
-}
-
-func (s *dirStore) readVolume(image, id uuid.UUID) (stored, error) {
-	path := filepath.Join(s.domain.image(image), id.String())
-	b, err := os.ReadFile(path + extMeta)
-	if errors.Is(err, fs.ErrNotExist) {
-		return stored{}, err
-	}
-	info, serr := os.Stat(path)
-	if serr != nil {
-		return stored{}, serr
-	}
-	v := stored{image: image, id: id, size: info.Size()}
-	if err == nil {
-		v.meta, err = parseVolumeMeta(b)
-	}
-	if err != nil {
-		v.damaged = fmt.Errorf("%s: %w", path+extMeta, err)
-	}
-	return v, nil
-}
-
 func (s *dirStore) path(v *volume) string {
 	return filepath.Join(s.domain.image(v.image), v.id.String())
-}
-
-// create makes the files; see the package comment for the order.
-func (s *dirStore) create(ctx context.Context, v *volume, fill func(context.Context, block.File) error) error {
-	dir := s.domain.newImage(v.image)
-	if err := os.Mkdir(dir, modeDir); err != nil {
-		return err
-	}
-	path := filepath.Join(dir, v.id.String())
-	if err := s.disk.makeFile(path, v.size); err != nil {
-		return err
-	}
-	if fill != nil {
-		if err := fillFile(ctx, path, fill); err != nil {
-			return err
-		}
-		if err := s.disk.extendFile(path, v.size); err != nil { // a sync
-			return err
-		}
-	}
-	if err := s.disk.makeFile(path+extLease, 0); err != nil {
-		return err
-	}
-	content, err := v.meta.encode()
-	if err != nil {
-		return err
-	}
-	if err := s.disk.replaceFile(path+extMeta, content); err != nil { // syncs dir, too
-		return err
-	}
-	if err := os.Rename(dir, s.domain.image(v.image)); err != nil {
-		return err
-	}
-	return s.disk.syncPath(s.domain.images())
-}
-
-// fillFile lets the content be written.
-func fillFile(ctx context.Context, path string, fill func(context.Context, block.File) error) error {
-	f, err := hostfile.Open(path, hostfile.Options{Fixed: true})
-	if err != nil {
-		return err
-	}
-	return errors.Join(fill(ctx, f), f.Close())
-}
-
-func (s *dirStore) undo(_ context.Context, v *volume) error {
-	return errors.Join(os.RemoveAll(s.domain.newImage(v.image)), os.RemoveAll(s.domain.image(v.image)))
-}
-
-func (s *dirStore) extend(_ context.Context, v *volume, target, _ int64) (int64, error) {
-	return target, s.disk.extendFile(s.path(v), target)
-}
-
-func (s *dirStore) reduce(_ context.Context, v *volume, from, to int64) (int64, error) {
-	return to, s.disk.reduceFile(s.path(v), from, to)
-}
-
-// remove takes the image away; the rename is the commit point.
-func (s *dirStore) remove(_ context.Context, v *volume) (gone bool, err error) {
-	away := s.domain.removedImage(v.image)
-	if err := os.Rename(s.domain.image(v.image), away); err != nil {
-		return false, err
-	}
-	if err = s.disk.syncPath(s.domain.images()); err == nil {
-		err = os.RemoveAll(away)
-	}
-	if err != nil {
-		s.log.Error("removed volume is still on disk", "volume", v.name, "path", away, "error", err)
-	}
-	return true, err
 }
 
 func (s *dirStore) hold(v *volume) (func() error, error) { return s.holder.Hold(s.path(v)) }

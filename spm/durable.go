@@ -30,18 +30,27 @@ func (d disk) makeFile(path string, size int64) error {
 // replaceFile writes a file so that a crash leaves the old or the new content.
 func (d disk) replaceFile(path string, content []byte) error {
 	tmp := path + extNew
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, modeFile)
-	if err != nil {
+	if err := d.makeContent(tmp, content); err != nil {
 		return err
-	}
-	_, err = f.Write(content)
-	if err = errors.Join(err, d.sync(f), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(tmp))
 	}
 	if err := os.Rename(tmp, path); err != nil {
 		return err
 	}
 	return d.syncPath(filepath.Dir(path))
+}
+
+// makeContent makes a file with that content, durably but for its name. When that
+// fails it is not there.
+func (d disk) makeContent(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, modeFile)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err = errors.Join(err, d.sync(f), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
 }
 
 // syncPath makes a file, or the names in a directory, durable.

@@ -33,7 +33,7 @@ func (m *Manager) noteLocked(e Event) {
 // noteWaitLocked notes that the wait at a place has begun or is over.
 func (m *Manager) noteWaitLocked(kind string, p *place, granted bool) {
 	m.noteLocked(Event{
-		Kind: kind, Name: p.v.name, VolumeUUID: p.v.id.String(), Bytes: max(p.need-p.v.size, 0),
+		Kind: kind, Name: p.v.name(), VolumeUUID: p.v.id.String(), Bytes: max(p.need-p.v.size, 0),
 		Since: p.since.UTC(), Granted: granted,
 	})
 }

@@ -22,7 +22,7 @@ func (m *Manager) ExtendVolume(ctx context.Context, r VolumeExtendRequest) (Volu
 	}
 	if r.Need < 0 || r.Want < 0 || r.WaitMS < 0 {
 		return VolumeExtendReply{}, errorf(CodeInvalid,
-			"extend %s: need %d, want %d, wait_ms %d: expected numbers that are not negative", v.name, r.Need, r.Want, r.WaitMS)
+			"extend %s: need %d, want %d, wait_ms %d: expected numbers that are not negative", v.name(), r.Need, r.Want, r.WaitMS)
 	}
 	w := wait{m: m, v: v, r: r}
 	size, err := w.run(ctx)
@@ -32,7 +32,7 @@ func (m *Manager) ExtendVolume(ctx context.Context, r VolumeExtendRequest) (Volu
 	var d Volume
 	m.store.describe(v, &d)
 	return VolumeExtendReply{
-		Header: m.header(r.Header), VolumeUUID: v.id.String(), Generation: v.meta.Generation,
+		Header: m.header(r.Header), VolumeUUID: v.id.String(), Generation: v.meta().Generation,
 		Size: size, Bound: v.bound, Mapping: d.Mapping,
 	}, nil
 }
@@ -121,7 +121,7 @@ func (w *wait) admit() (before, target, most int64, changed <-chan struct{}, err
 		behind: behind, waiting: others > 0,
 	}
 	if !behind && max(d.need, d.want) > d.size {
-		d.free = m.freeLocked()
+		d.free = m.freeLocked() - m.reserveOfLocked()
 	}
 	verdict, target := admit(d)
 	switch verdict {
@@ -133,7 +133,7 @@ func (w *wait) admit() (before, target, most int64, changed <-chan struct{}, err
 	case refuse:
 		return before, before, before, nil, w.leaveLocked(abandoned, errorf(CodeBound,
 			"extend %s to %d bytes: its bound is %d bytes, more than an image of %d bytes can ever use: check the image for leaks",
-			v.name, w.r.Need, v.bound, v.meta.Capacity))
+			v.name(), w.r.Need, v.bound, v.meta().Capacity))
 	case grant:
 		m.reserveLocked(v, target)
 		return before, target, d.most(target), nil, nil
@@ -164,8 +164,8 @@ func (m *Manager) grow(v *volume, before, target, most int64) (int64, error) {
 	if err != nil {
 		m.reserveLocked(v, max(before, m.store.length(v, target)))
 		m.wakeLocked()
-		m.o.Log.Error("extension failed", "volume", v.name, "uuid", v.id, "from", before, "to", target, "error", err)
-		return 0, internal(err, "extend %s to %d bytes", v.name, target)
+		m.o.Log.Error("extension failed", "volume", v.name(), "uuid", v.id, "from", before, "to", target, "error", err)
+		return 0, internal(err, "extend %s to %d bytes", v.name(), target)
 	}
 	m.reserveLocked(v, size)
 	if size == before { // it was only made sure of
@@ -173,8 +173,8 @@ func (m *Manager) grow(v *volume, before, target, most int64) (int64, error) {
 	}
 	v.extensions++
 	m.extensions++
-	m.lastLatency, m.lastExtended = took, v.name
-	m.o.Log.Info("volume extended", "volume", v.name, "uuid", v.id, "from", before, "to", size, "took", took,
+	m.lastLatency, m.lastExtended = took, v.name()
+	m.o.Log.Info("volume extended", "volume", v.name(), "uuid", v.id, "from", before, "to", size, "took", took,
 		"granted", m.granted, "capacity", m.capacity)
 	return size, nil
 }
@@ -200,8 +200,8 @@ func (w *wait) fullError() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return errorf(CodePoolFull,
-		"extend %s from %d to %d bytes: the pool is full (capacity %d, granted %d, the host can carry %d more; %d volumes wait): remove a volume or raise the capacity",
-		w.v.name, w.v.size, w.r.Need, m.capacity, m.granted, m.freeLocked(), len(m.queue))
+		"extend %s from %d to %d bytes: the pool is full (capacity %d, granted %d, kept for merging and removing %d, the host can carry %d more; %d volumes wait): remove a volume or raise the capacity",
+		w.v.name(), w.v.size, w.r.Need, m.capacity, m.granted, m.reserveOfLocked(), m.freeLocked(), len(m.queue))
 }
 
 // take takes v.sem, as long as ctx and the manager allow.
@@ -221,5 +221,5 @@ func (m *Manager) stopping() error {
 }
 
 func goneError(v *volume) error {
-	return errorf(CodeNotFound, "volume %s (%s) has been removed", v.name, v.id)
+	return errorf(CodeNotFound, "volume %s (%s) has been removed", v.name(), v.id)
 }

@@ -112,56 +112,6 @@ func (s *groupStore) writeDomain(ctx context.Context, m domainMeta) error {
 	return s.group.Retag(ctx, remove, add)
 }
 
-// scan removes what was not completed and reads the metadata of every volume.
-func (s *groupStore) scan(ctx context.Context) ([]stored, error) {
-	var all []stored
-	for _, l := range s.group.State().Volumes {
-		tags, ours := parseVolumeTags(l.Tags)
-		id, err := uuid.Parse(l.Name)
-		if !ours || err != nil {
-			continue
-		}
-		switch {
-		case tags.initializing:
-			if err := s.removeHalf(ctx, l); err != nil {
-				return nil, fmt.Errorf("volume %s: %w", id, err)
-			}
-			continue
-		case s.slots[tags.slot]:
-			all = append(all, stored{image: tags.image, id: id, size: l.Size,
-				damaged: fmt.Errorf("its tag %s%d is another volume's, too: correct one of them with lvchange", tagSlot, tags.slot)})
-			continue
-		case l.Unusable != nil:
-			s.log.Warn("volume cannot be used", "volume", id, "error", l.Unusable)
-		}
-		s.slots[tags.slot] = true
-		v := stored{image: tags.image, id: id, size: l.Size}
-		if v.meta, err = s.readSlot(tags.slot); err != nil {
-			v.meta, v.damaged = volumeMeta{}, fmt.Errorf("slot %d of logical volume %s: %w", tags.slot, lvMetadata, err)
-		}
-		all = append(all, v)
-	}
-	return all, nil
-}
-
-// removeHalf removes a volume whose creation was not completed, unless somebody
-// has it open: then its slot stays taken, and the next start looks again.
-func (s *groupStore) removeHalf(ctx context.Context, l GroupVolume) error {
-	tags, _ := parseVolumeTags(l.Tags)
-	release, err := s.group.Hold(l.Mapping)
-	if errors.Is(err, block.ErrInUse) {
-		s.log.Warn("half-made volume is in use, and is kept", "volume", l.Name, "error", err)
-		s.slots[tags.slot] = true
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer release() //nolint:errcheck // the volume is gone, and its lock with it
-	s.log.Warn("removed what a crash left", "volume", l.Name)
-	return s.group.Remove(ctx, l.Name)
-}
-
 func (s *groupStore) readSlot(slot int) (volumeMeta, error) {
 	b := make([]byte, volumeMetaMaxSize)
 	if _, err := s.meta.ReadAt(b, slotBase+int64(slot)*slotSize); err != nil {
@@ -198,68 +148,6 @@ func (s *groupStore) freeSlot(slot int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.slots, slot)
-}
-
-// create makes the volume; see the package comment for the order.
-func (s *groupStore) create(ctx context.Context, v *volume, fill func(context.Context, block.File) error) error {
-	slot, err := s.takeSlot()
-	if err != nil {
-		return err
-	}
-	name := v.id.String()
-	tags := append(newVolumeTags(v.image, v.meta.Parent, slot), tagInitializing)
-	if _, err := s.group.Create(ctx, name, tags, v.size, v.bound > v.size); err != nil {
-		if _, there := s.find(name); !there { // else undo does it
-			s.freeSlot(slot)
-		}
-		return err
-	}
-	if fill == nil { // a raw volume is all data, and must not show what lay there before
-		fill = func(_ context.Context, f block.File) error { return f.WriteZeroes(0, f.Size()) }
-	}
-	f, err := s.group.Open(ctx, name)
-	if err != nil {
-		return err
-	}
-	if err = fill(ctx, f); err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := s.writeSlot(slot, v.meta); err != nil {
-		return err
-	}
-	return s.group.RetagVolume(ctx, name, []string{tagInitializing}, nil)
-}
-
-func (s *groupStore) undo(ctx context.Context, v *volume) error {
-	_, err := s.remove(ctx, v)
-	return err
-}
-
-func (s *groupStore) extend(ctx context.Context, v *volume, target, most int64) (int64, error) {
-	m, err := s.group.Extend(ctx, v.id.String(), target, most)
-	return m.Size(), err
-}
-
-func (s *groupStore) reduce(ctx context.Context, v *volume, from, to int64) (int64, error) {
-	m, err := s.group.Reduce(ctx, v.id.String(), from, to)
-	return m.Size(), err
-}
-
-// remove removes the logical volume, which is the commit point. Its slot is free
-// then: slots are what the tags of volumes name.
-func (s *groupStore) remove(ctx context.Context, v *volume) (gone bool, err error) {
-	l, there := s.find(v.id.String())
-	if err := s.group.Remove(ctx, v.id.String()); err != nil {
-		_, still := s.find(v.id.String())
-		return !still, err
-	}
-	if tags, ours := parseVolumeTags(l.Tags); there && ours {
-		s.freeSlot(tags.slot)
-	}
-	return true, nil
 }
 
 func (s *groupStore) hold(v *volume) (func() error, error) {

@@ -15,14 +15,15 @@ import (
 // The tags of a group that is a pool, and of its volumes; VDSM's but for the
 // first.
 const (
-	tagDomain       = "TIDEMARK_domain"
-	tagOVirt        = "RHAT_storage_domain" // a group that belongs to oVirt
-	tagMeta         = "MDT_"                // of the group: a key of the domain's metadata
-	tagImage        = "IU_"
-	tagParent       = "PU_"
-	tagSlot         = "MD_"
-	tagInitializing = "OVIRT_VOL_INITIALIZING" // until it is complete
-	tagSpecial      = "TIDEMARK_special"       // metadata and master
+	tagDomain         = "TIDEMARK_domain"
+	tagOVirt          = "RHAT_storage_domain" // a group that belongs to oVirt
+	tagMeta           = "MDT_"                // of the group: a key of the domain's metadata
+	tagImage          = "IU_"
+	tagParent         = "PU_"
+	tagSlot           = "MD_"
+	tagInitializing   = "OVIRT_VOL_INITIALIZING" // until it is complete
+	tagVolumeRemoving = "TIDEMARK_removing"      // of one volume: its image is on its way out
+	tagSpecial        = "TIDEMARK_special"       // metadata and master
 )
 
 // tagForbidden is what a tag of LVM may not contain, and the ampersand, which
@@ -81,8 +82,10 @@ func domainOfTags(tags []string) (domainMeta, error) {
 // volumeTags are those of a volume of ours.
 type volumeTags struct {
 	image        uuid.UUID
+	parent       string // as the tag says it; "": it has none
 	slot         int
 	initializing bool
+	removing     bool
 }
 
 func newVolumeTags(image, parent uuid.UUID, slot int) []string {
@@ -98,11 +101,15 @@ func parseVolumeTags(tags []string) (v volumeTags, ours bool) {
 			id, err := uuid.Parse(s)
 			v.image, image = id, err == nil
 		}
+		if s, ok := strings.CutPrefix(t, tagParent); ok {
+			v.parent = s
+		}
 		if s, ok := strings.CutPrefix(t, tagSlot); ok {
 			n, err := strconv.Atoi(s)
 			v.slot, slot = n, err == nil && n > 0 && n < slotCount
 		}
 		v.initializing = v.initializing || t == tagInitializing
+		v.removing = v.removing || t == tagVolumeRemoving
 	}
 	return v, image && slot
 }

@@ -20,6 +20,7 @@ const (
 	extMeta       = ".meta"
 	extLease      = ".lease"
 	extNew        = ".new"
+	extGone       = ".gone"
 	prefixNew     = ".new-"
 	prefixRemoved = "_remove_me_"
 

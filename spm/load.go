@@ -1,7 +1,6 @@
 package spm
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"strconv"
@@ -71,41 +70,6 @@ func (m *Manager) start(meta domainMeta) error {
 	}
 	m.ident, m.meta, m.capacity = state, meta, m.store.capacity(state.capacity)
 	return nil
-}
-
-// scan takes over the volumes that there are.
-func (m *Manager) scan() error {
-	all, err := m.store.scan(m.ctx)
-	if err != nil {
-		return err
-	}
-	for _, found := range all {
-		v := m.newVolume(found.image, found.id, found.meta)
-		if v.name = cmp.Or(found.meta.alias(), found.image.String()); found.meta.VolType != "LEAF" {
-			v.name = found.id.String() // the alias is the leaf's
-		}
-		v.size, v.ready, v.unsynced = found.size, true, true
-		v.bound = max(v.bound, v.size)
-		if other := m.names[v.name]; other != nil && found.damaged == nil {
-			found.damaged = fmt.Errorf("volume %s has the same name %q, which is unique in a pool: change DiskAlias in the %s of one of them",
-				other.id, v.name, extMeta)
-		}
-		if found.damaged != nil {
-			v.damaged, v.name, v.bound = found.damaged, found.id.String(), v.size
-			m.o.Log.Error("volume is damaged, and is not served; it keeps its space", "volume", v.id, "image", v.image, "size", v.size, "error", v.damaged)
-		}
-		m.volumes[v.id], m.names[v.name] = v, v
-		m.granted += v.size
-	}
-	return nil
-}
-
-func (m *Manager) newVolume(image, id uuid.UUID, meta volumeMeta) *volume {
-	return &volume{
-		id: id, image: image, name: meta.alias(), meta: meta,
-		sem:   make(chan struct{}, 1),
-		bound: m.bound(CreateImage{Size: meta.Capacity, Format: meta.wireFormat()}),
-	}
 }
 
 // bound is computed here and nowhere else, whatever a client says. Without

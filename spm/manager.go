@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -76,6 +77,13 @@ type Options struct {
 	// Warn is how little may be free until headroom is recalled, in bytes. Default:
 	// a sixteenth of the capacity.
 	Warn int64
+	// Reserve is what merging and removing may use of a full pool and nobody else, in
+	// bytes. Default: a 64th of the capacity, at least two units of granting and at
+	// most 1 GiB; negative: nothing.
+	Reserve int64
+	// WarnAt and CriticalAt are the parts of the capacity from which on, if they are
+	// granted, the pool says so. Default: 0.85 and 0.95.
+	WarnAt, CriticalAt float64
 	// Holder tells who holds a volume. Default: by QEMU's image locks.
 	Holder Holder
 	// HostFree returns the bytes that the file system of dir has left.
@@ -102,6 +110,7 @@ func (o Options) withDefaults() Options {
 	if o.HostFree == nil {
 		o.HostFree = statfsFree
 	}
+	o.WarnAt, o.CriticalAt = cmp.Or(o.WarnAt, warnAt), cmp.Or(o.CriticalAt, criticalAt)
 	o.Poll = cmp.Or(o.Poll, 500*time.Millisecond)
 	o.Grace = cmp.Or(o.Grace, time.Second)
 	if o.Now == nil {
@@ -133,9 +142,13 @@ type Manager struct {
 	granted  int64 // of all volumes, and what is reserved for requests in progress
 	volumes  map[uuid.UUID]*volume
 	names    map[string]*volume
-	queue    []*place
+	kinship  *family // of the volumes, as familyLocked has made it; nil: something has changed
+	queue    []*place // in the order in which they are served
+	arrivals int64
 	events   events
 	tight    bool          // headroom is recalled
+	level    string        // of the watermarks
+	meter    meter         // of granted
 	changed  chan struct{} // closed and replaced when a waiting request should look again
 	servers  []*http.Server
 
@@ -148,9 +161,8 @@ type Manager struct {
 // the other fields are guarded by Manager.mu, but for those that never change.
 type volume struct {
 	id, image uuid.UUID
-	name      string
 	createID  string // the request that made it, if this manager did
-	meta      volumeMeta
+	said      atomic.Pointer[said]
 
 	sem      chan struct{} // capacity 1
 	unsynced bool          // the volume may not have size, or not durably
@@ -162,7 +174,18 @@ type volume struct {
 	ready      bool // false while it is being made: it has a name and space only
 	extensions int64
 	changes    int64 // of size
+	used       int64 // of size by its image, as its server has said last; 0: it has not
 }
+
+// said is what a volume is called and what its metadata says. It is replaced as a
+// whole, under Manager.mu, and read by anybody.
+type said struct {
+	name string
+	meta volumeMeta
+}
+
+func (v *volume) name() string     { return v.said.Load().name }
+func (v *volume) meta() volumeMeta { return v.said.Load().meta }
 
 // Open opens the pool in dir, or makes one if there is none, and takes its lock.
 func Open(dir string, o Options) (*Manager, error) {
@@ -221,7 +244,7 @@ func (m *Manager) sorted() []*volume {
 	for _, v := range m.volumes {
 		all = append(all, v)
 	}
-	slices.SortFunc(all, func(a, b *volume) int { return cmp.Compare(a.name, b.name) })
+	slices.SortFunc(all, func(a, b *volume) int { return cmp.Compare(a.name(), b.name()) })
 	return all
 }
 

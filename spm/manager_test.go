@@ -50,8 +50,10 @@ func (fakeImages) Bound(o CreateImage) int64 { return o.Size + mib }
 // manyBytes is a host that never runs out.
 func manyBytes(string) (int64, error) { return 1 << 60, nil }
 
+// testOptions are those of a pool that may be filled to the last byte, and of which
+// nobody is warned.
 func testOptions() Options {
-	return Options{Capacity: 2 * gib, Images: fakeImages{}, HostFree: manyBytes}
+	return Options{Capacity: 2 * gib, Images: fakeImages{}, HostFree: manyBytes, Reserve: -1, WarnAt: 2, CriticalAt: 3}
 }
 
 // domainOf is where a pool in a directory has its files.
@@ -122,7 +124,7 @@ func requireSum(t *testing.T, m *Manager) {
 	for _, v := range m.sorted() {
 		info, err := os.Stat(m.store.(*dirStore).path(v))
 		require.NoError(t, err)
-		require.Equal(t, v.size, info.Size(), v.name)
+		require.Equal(t, v.size, info.Size(), v.name())
 		sum += info.Size()
 	}
 	require.Equal(t, sum, p.Granted)
@@ -471,7 +473,7 @@ func booksBalance(m *Manager) error {
 	for _, v := range m.volumes {
 		sum += v.size
 		if n := m.store.length(v, 0); n > v.size {
-			return fmt.Errorf("volume %s is %d bytes long, %d in the books", v.name, n, v.size)
+			return fmt.Errorf("volume %s is %d bytes long, %d in the books", v.name(), n, v.size)
 		}
 	}
 	if sum != m.granted || sum > m.capacity {

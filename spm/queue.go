@@ -1,6 +1,7 @@
 package spm
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -12,27 +13,40 @@ type place struct {
 	v        *volume
 	need     int64 // of the request that looked last, bytes
 	since    time.Time
+	arrived  int64       // how many places had been taken before
 	requests int         // that wait in it now
 	expiry   *time.Timer // runs while none does
 }
 
 // placeOfLocked returns v's place and whether others are before it. A volume
-// without a place is behind everybody.
+// without a place is behind everybody of its priority, and before those of a lower
+// one.
 func (m *Manager) placeOfLocked(v *volume) (p *place, behind bool) {
 	i := slices.IndexFunc(m.queue, func(p *place) bool { return p.v == v })
 	if i < 0 {
-		return nil, len(m.queue) > 0
+		return nil, len(m.queue) > 0 && m.queue[0].v.meta().Priority >= v.meta().Priority
 	}
 	return m.queue[i], i > 0
 }
+
+// byTurn is the order in which places are served: the higher priority first, and
+// among equals who came first.
+func byTurn(a, b *place) int {
+	return cmp.Or(cmp.Compare(b.v.meta().Priority, a.v.meta().Priority), cmp.Compare(a.arrived, b.arrived))
+}
+
+// sortQueueLocked is called when a place has been taken, or a priority has changed.
+func (m *Manager) sortQueueLocked() { slices.SortFunc(m.queue, byTurn) }
 
 // enterLocked takes a place for a request of v, or joins the one v has.
 func (m *Manager) enterLocked(v *volume, need int64) *place {
 	p, _ := m.placeOfLocked(v)
 	if p == nil {
-		p = &place{v: v, since: m.o.Now()}
+		p = &place{v: v, since: m.o.Now(), arrived: m.arrivals}
+		m.arrivals++
 		m.queue = append(m.queue, p)
-		m.o.Log.Warn("pool is full: a volume waits for space", "volume", v.name, "uuid", v.id,
+		m.sortQueueLocked()
+		m.o.Log.Warn("pool is full: a volume waits for space", "volume", v.name(), "uuid", v.id,
 			"need", need, "size", v.size, "missing", need-v.size, "capacity", m.capacity, "granted", m.granted,
 			"waiting", len(m.queue))
 		p.need = need
@@ -86,7 +100,7 @@ func (m *Manager) dropLocked(p *place, granted bool) {
 		return
 	}
 	m.queue = slices.Delete(m.queue, i, i+1)
-	m.o.Log.Warn("a volume does not wait for space any more", "volume", p.v.name, "uuid", p.v.id,
+	m.o.Log.Warn("a volume does not wait for space any more", "volume", p.v.name(), "uuid", p.v.id,
 		"need", p.need, "size", p.v.size, "after", m.o.Now().Sub(p.since), "granted", granted, "waiting", len(m.queue))
 	m.noteWaitLocked(EventWaitsNoMore, p, granted)
 	m.judgeLocked()
@@ -104,7 +118,7 @@ func (m *Manager) waitingLocked() []Waiting {
 
 func (p *place) waiting() Waiting {
 	return Waiting{
-		Name: p.v.name, VolumeUUID: p.v.id.String(),
+		Name: p.v.name(), VolumeUUID: p.v.id.String(),
 		Bytes: max(p.need-p.v.size, 0), Since: p.since.UTC(),
 	}
 }

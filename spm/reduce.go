@@ -10,6 +10,7 @@ const warnPart = 16
 // judgeLocked finds out whether the pool has become tight, or is no more: while a
 // volume waits, or little is free, those that are idle give their headroom back.
 func (m *Manager) judgeLocked() {
+	m.measureLocked()
 	warn := m.o.Warn
 	if warn <= 0 {
 		warn = m.capacity / warnPart
@@ -40,7 +41,7 @@ func (m *Manager) ReduceVolume(ctx context.Context, r VolumeReduceRequest) (Volu
 		return VolumeReply{}, err
 	}
 	if r.To < 0 || r.To > r.From {
-		return VolumeReply{}, errorf(CodeInvalid, "reduce %s from %d to %d bytes: expected a smaller size", v.name, r.From, r.To)
+		return VolumeReply{}, errorf(CodeInvalid, "reduce %s from %d to %d bytes: expected a smaller size", v.name(), r.From, r.To)
 	}
 	if err := m.take(ctx, v); err != nil {
 		return VolumeReply{}, err
@@ -65,11 +66,11 @@ func (m *Manager) reducible(v *volume, r VolumeReduceRequest) error {
 	switch {
 	case v.gone:
 		return goneError(v)
-	case v.meta.wireFormat() == FormatRaw:
-		return errorf(CodeInvalid, "reduce %s: a raw volume is all data", v.name)
+	case v.meta().wireFormat() == FormatRaw:
+		return errorf(CodeInvalid, "reduce %s: a raw volume is all data", v.name())
 	case r.SPMEpoch != m.ident.epoch || r.Changes != v.changes || r.From != v.size: // and the store compares with what there is
 		return errorf(CodeStale, "reduce %s: the request is about %d bytes after %d changes in epoch %d, and it has %d after %d in epoch %d: look it up again",
-			v.name, r.From, r.Changes, r.SPMEpoch, v.size, v.changes, m.ident.epoch)
+			v.name(), r.From, r.Changes, r.SPMEpoch, v.size, v.changes, m.ident.epoch)
 	}
 	return nil
 }
@@ -83,12 +84,12 @@ func (m *Manager) reduce(v *volume, from, to int64) error {
 	defer m.mu.Unlock()
 	if err != nil {
 		m.reserveLocked(v, max(m.store.length(v, from), size)) // the next request makes sure of it
-		m.o.Log.Error("reduction failed", "volume", v.name, "uuid", v.id, "from", from, "to", to, "error", err)
-		return internal(err, "reduce %s to %d bytes", v.name, to)
+		m.o.Log.Error("reduction failed", "volume", v.name(), "uuid", v.id, "from", from, "to", to, "error", err)
+		return internal(err, "reduce %s to %d bytes", v.name(), to)
 	}
 	m.reserveLocked(v, size)
 	m.wakeLocked()
-	m.o.Log.Info("volume gave space back", "volume", v.name, "uuid", v.id, "from", from, "to", size,
+	m.o.Log.Info("volume gave space back", "volume", v.name(), "uuid", v.id, "from", from, "to", size,
 		"granted", m.granted, "capacity", m.capacity)
 	return nil
 }

@@ -26,10 +26,13 @@ type store interface {
 	scan(ctx context.Context) ([]stored, error)
 
 	// create makes a volume of v.size bytes that is complete after a crash, or
-	// not there. fill writes its content; it is nil for one that reads zero.
+	// not there, in an image that may have others. fill writes its content; it is
+	// nil for one that reads zero. One that is preallocated has its space then.
 	create(ctx context.Context, v *volume, fill func(context.Context, block.File) error) error
 	// undo removes what a create that failed has left.
 	undo(ctx context.Context, v *volume) error
+	// write replaces the metadata of a volume: a crash leaves the old or the new.
+	write(ctx context.Context, v *volume, m volumeMeta) error
 	// extend makes a volume target bytes long, or up to most if that is better
 	// for the store, and returns its size, durably. Without space the error is,
 	// or wraps, block.ErrNoSpace or ENOSPC.
@@ -40,6 +43,11 @@ type store interface {
 	// remove removes a volume, which the caller holds. gone says that it is not
 	// there any more, although there was an error.
 	remove(ctx context.Context, v *volume) (gone bool, err error)
+	// removeImage removes all volumes of an image, the topmost first, and returns
+	// those that are gone. Once it has begun a crash leaves none of them.
+	removeImage(ctx context.Context, all []*volume) (gone []*volume, err error)
+	// wipe makes sure that nobody will see what was in a volume that is removed next.
+	wipe(ctx context.Context, v *volume) error
 	// hold takes a volume so that nobody else can open it, or fails with an
 	// error that wraps block.ErrInUse and names who has it.
 	hold(v *volume) (release func() error, err error)

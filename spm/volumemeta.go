@@ -39,6 +39,7 @@ type volumeMeta struct {
 	Image       uuid.UUID
 	Legality    string
 	Parent      uuid.UUID
+	Priority    int // TIDEMARK_PRIORITY, which is ours; not there: 0
 	Sequence    int64
 	Type        string // SPARSE or PREALLOCATED
 	VolType     string // LEAF, INTERNAL or SHARED
@@ -75,14 +76,32 @@ func (m volumeMeta) wireFormat() string {
 // encode writes the lines in the order of their keys, ended by EOF.
 func (m volumeMeta) encode() ([]byte, error) {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "CAP=%d\nCTIME=%d\nDESCRIPTION=%s\nDISKTYPE=%s\nDOMAIN=%s\nFORMAT=%s\nGEN=%d\nIMAGE=%s\nLEGALITY=%s\nPUUID=%s\nSEQ=%d\nTYPE=%s\nVOLTYPE=%s\nEOF\n",
+	fmt.Fprintf(&b, "CAP=%d\nCTIME=%d\nDESCRIPTION=%s\nDISKTYPE=%s\nDOMAIN=%s\nFORMAT=%s\nGEN=%d\nIMAGE=%s\nLEGALITY=%s\nPUUID=%s\nSEQ=%d\n%sTYPE=%s\nVOLTYPE=%s\nEOF\n",
 		m.Capacity, m.Created, m.Description, m.DiskType, m.Domain, m.Format, m.Generation,
-		m.Image, m.Legality, m.Parent, m.Sequence, m.Type, m.VolType)
+		m.Image, m.Legality, m.Parent, m.Sequence, m.priorityLine(), m.Type, m.VolType)
 	if b.Len() > volumeMetaMaxSize {
 		return nil, fmt.Errorf("metadata of the volume takes %d bytes, at most %d are possible: choose a shorter name", b.Len(), volumeMetaMaxSize)
 	}
 	return b.Bytes(), nil
 }
+
+// priorityMax and its negative are the limits of a priority.
+const priorityMax = 1000
+
+func (m volumeMeta) priorityLine() string {
+	if m.Priority == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s=%d\n", keyPriority, m.Priority)
+}
+
+// keyPriority is the only key of a volume's metadata that is not VDSM's.
+const keyPriority = "TIDEMARK_PRIORITY"
+
+// generationMax is where GEN begins anew: it has three digits.
+const generationMax = 999
+
+func nextGeneration(n int) int { return (n + 1) % (generationMax + 1) }
 
 // parseVolumeMeta reads the metadata of a volume. GEN and SEQ may be missing, as
 // in volumes of older versions; every other key is required.
@@ -90,7 +109,7 @@ func parseVolumeMeta(b []byte) (volumeMeta, error) {
 	if len(b) > domainMetaMaxSize {
 		return volumeMeta{}, fmt.Errorf("%d bytes of volume metadata, expected at most %d", len(b), domainMetaMaxSize)
 	}
-	f := metaFields{values: map[string]string{"GEN": "0", "SEQ": "0"}}
+	f := metaFields{values: map[string]string{"GEN": "0", "SEQ": "0", keyPriority: "0"}}
 	ended := false
 	for line := range strings.Lines(strings.TrimRight(string(b), "\x00")) {
 		if ended = strings.HasPrefix(line, "EOF"); ended {
@@ -106,8 +125,8 @@ func parseVolumeMeta(b []byte) (volumeMeta, error) {
 	m := volumeMeta{
 		Capacity: f.number("CAP"), Created: f.number("CTIME"), Description: f.text("DESCRIPTION"),
 		DiskType: f.text("DISKTYPE"), Domain: f.uuid("DOMAIN"), Format: f.text("FORMAT"),
-		Generation: int(min(f.number("GEN"), 999)), Image: f.uuid("IMAGE"), Legality: f.text("LEGALITY"),
-		Parent: f.uuid("PUUID"), Sequence: f.number("SEQ"), Type: f.text("TYPE"), VolType: f.text("VOLTYPE"),
+		Generation: int(min(f.number("GEN"), generationMax)), Image: f.uuid("IMAGE"), Legality: f.text("LEGALITY"),
+		Parent: f.uuid("PUUID"), Priority: f.priority(), Sequence: f.number("SEQ"), Type: f.text("TYPE"), VolType: f.text("VOLTYPE"),
 	}
 	if f.err == nil && m.Format != "COW" && m.Format != "RAW" {
 		f.err = fmt.Errorf("FORMAT=%q: expected COW or RAW", m.Format)
@@ -134,6 +153,15 @@ func (f *metaFields) number(key string) int64 {
 	n, err := strconv.ParseInt(v, 10, 64)
 	if (err != nil || n < 0) && f.err == nil {
 		f.err = fmt.Errorf("%s=%q: expected a number that is not negative", key, v)
+	}
+	return n
+}
+
+func (f *metaFields) priority() int {
+	v := f.text(keyPriority)
+	n, err := strconv.Atoi(v)
+	if (err != nil || n < -priorityMax || n > priorityMax) && f.err == nil {
+		f.err = fmt.Errorf("%s=%q: expected a number from %d to %d", keyPriority, v, -priorityMax, priorityMax)
 	}
 	return n
 }

@@ -49,9 +49,9 @@ func (m *Manager) find(h Header, r VolumeRef) (*volume, error) {
 	if v == nil || !v.ready {
 		return nil, errorf(CodeNotFound, "no volume has the name, image UUID or volume UUID %q: %s", r.Volume, m.whatExistsLocked())
 	}
-	if r.Generation != nil && *r.Generation != v.meta.Generation {
+	if r.Generation != nil && *r.Generation != v.meta().Generation {
 		return nil, errorf(CodeStale, "the request is about generation %d of volume %s, which has %d: look it up again",
-			*r.Generation, v.name, v.meta.Generation)
+			*r.Generation, v.name(), v.meta().Generation)
 	}
 	return v, nil
 }
@@ -61,7 +61,7 @@ func (v *volume) whole() error {
 	if v.damaged == nil {
 		return nil
 	}
-	return errorf(CodeDamaged, "volume %s is damaged: %v: mend that and start the manager again, or remove the volume", v.name, v.damaged)
+	return errorf(CodeDamaged, "volume %s is damaged: %v: mend that and start the manager again, or remove the volume", v.name(), v.damaged)
 }
 
 // lookLocked finds a volume by a name, an image UUID or a volume UUID.
@@ -73,12 +73,8 @@ func (m *Manager) lookLocked(s string) *volume {
 	if v := m.volumes[id]; v != nil {
 		return v
 	}
-	for _, v := range m.volumes {
-		if v.image == id && v.meta.VolType == "LEAF" {
-			return v
-		}
-	}
-	return nil
+	leaf, _ := m.familyLocked().leaf(id)
+	return m.volumes[leaf]
 }
 
 // namesShown is how many names an error lists.
@@ -105,9 +101,9 @@ func (m *Manager) whatExistsLocked() string {
 // describeLocked is what the wire says of a volume.
 func (m *Manager) describeLocked(v *volume) Volume {
 	d := Volume{
-		Name: v.name, ImageUUID: v.image.String(), VolumeUUID: v.id.String(), Generation: v.meta.Generation,
-		DomainUUID: m.ident.domain.String(), Format: v.meta.wireFormat(), Size: v.meta.Capacity,
-		Granted: v.size, Bound: v.bound, Created: time.Unix(v.meta.Created, 0).UTC(),
+		Name: v.name(), ImageUUID: v.image.String(), VolumeUUID: v.id.String(), Generation: v.meta().Generation,
+		DomainUUID: m.ident.domain.String(), Format: v.meta().wireFormat(), Size: v.meta().Capacity,
+		Granted: v.size, Bound: v.bound, Created: time.Unix(v.meta().Created, 0).UTC(),
 		Extensions: v.extensions, Changes: v.changes, PatienceMS: m.o.Patience.Milliseconds(),
 	}
 	if v.damaged != nil {

@@ -71,13 +71,11 @@ func (m *Manager) compareLocked(v *volume) bool {
 		return false
 	case size < 0:
 		m.o.Log.Error("volume was removed by somebody else; its space is given to nobody while it is open",
-			"volume", v.name, "uuid", v.id)
-		delete(m.volumes, v.id)
-		delete(m.names, v.name)
-		v.gone = true
+			"volume", v.name(), "uuid", v.id)
+		m.forgetLocked(v)
 		m.granted -= v.size
 	default:
-		m.o.Log.Warn("size of a volume was changed by somebody else", "volume", v.name, "uuid", v.id, "from", v.size, "to", size)
+		m.o.Log.Warn("size of a volume was changed by somebody else", "volume", v.name(), "uuid", v.id, "from", v.size, "to", size)
 		m.reserveLocked(v, size)
 		v.bound = max(v.bound, size)
 	}

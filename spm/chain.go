@@ -1,0 +1,298 @@
+package spm
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+
+	"github.com/google/uuid"
+)
+
+// A kin is a volume as those need it who look at chains: what its metadata says.
+// Of a damaged one nothing is known but where it lies.
+type kin struct {
+	id, image uuid.UUID
+	meta      volumeMeta
+	damaged   bool
+}
+
+func (k kin) legal() bool  { return !k.damaged && k.meta.Legality == Legal }
+func (k kin) shared() bool { return k.meta.VolType == Shared }
+
+// A family is all volumes of a domain. What is derived from it is derived from the
+// volumes' own metadata alone: PUUID says what a volume is based on, and nothing
+// else is the truth about it. It never changes.
+type family struct {
+	all    map[uuid.UUID]kin
+	images map[uuid.UUID][]kin // of an image, in the order of their UUIDs
+	kids   map[uuid.UUID][]kin // based on a volume, of any image, in the same order
+}
+
+func newFamily(all []kin) *family {
+	f := &family{all: map[uuid.UUID]kin{}, images: map[uuid.UUID][]kin{}, kids: map[uuid.UUID][]kin{}}
+	all = slices.Clone(all)
+	slices.SortFunc(all, byID)
+	for _, k := range all {
+		f.all[k.id] = k
+		f.images[k.image] = append(f.images[k.image], k)
+		if !k.damaged && k.meta.Parent != uuid.Nil {
+			f.kids[k.meta.Parent] = append(f.kids[k.meta.Parent], k)
+		}
+	}
+	return f
+}
+
+func byID(a, b kin) int { return bytes.Compare(a.id[:], b.id[:]) }
+
+// covered reports whether a legal volume of the same image is above one: then that
+// one is not what the image shows. Volumes that are illegal are on their way in or
+// out, and cover nothing.
+func (f *family) covered(k kin) bool {
+	seen := map[uuid.UUID]bool{k.id: true}
+	for next := []kin{k}; len(next) > 0; next = next[1:] {
+		for _, c := range f.kids[next[0].id] {
+			if c.image != k.image || seen[c.id] {
+				continue
+			}
+			if c.legal() {
+				return true
+			}
+			seen[c.id] = true
+			next = append(next, c)
+		}
+	}
+	return false
+}
+
+// leaf is the volume that an image shows: the one that is not covered. Where an
+// operation that was interrupted left several, a legal one goes first, then one
+// that says that it is the leaf, then the newest.
+func (f *family) leaf(image uuid.UUID) (uuid.UUID, bool) {
+	var best kin
+	rank := func(k kin) int {
+		n := 0
+		if k.legal() {
+			n += 2
+		}
+		if k.meta.VolType != Internal {
+			n++
+		}
+		return n
+	}
+	for _, k := range f.images[image] {
+		if k.damaged || f.covered(k) {
+			continue
+		}
+		if best.id == uuid.Nil || cmp.Or(cmp.Compare(rank(k), rank(best)), cmp.Compare(k.meta.Sequence, best.meta.Sequence)) > 0 {
+			best = k
+		}
+	}
+	return best.id, best.id != uuid.Nil
+}
+
+// chain returns a volume with everything below it, from the base up. It crosses
+// from an image to its template.
+func (f *family) chain(id uuid.UUID) ([]kin, error) {
+	var up []kin
+	for at := id; at != uuid.Nil; {
+		k, there := f.all[at]
+		switch {
+		case !there && at == id:
+			return nil, errorf(CodeNotFound, "there is no volume %s", id)
+		case !there:
+			return nil, errorf(CodeDamaged, "volume %s is based on %s, which does not exist: its data is lost without that one", up[len(up)-1].id, at)
+		case k.damaged:
+			return nil, errorf(CodeDamaged, "volume %s, in the chain of %s, is damaged: nobody knows what it is based on", at, id)
+		case len(up) > len(f.all):
+			return nil, errorf(CodeDamaged, "volume %s is based on itself, by way of %s", id, at)
+		}
+		up = append(up, k)
+		at = k.meta.Parent
+	}
+	slices.Reverse(up)
+	return up, nil
+}
+
+// name is what a volume is called: the leaf as its image, by the first alias from
+// the leaf downwards or by its UUID, and every other by its own UUID.
+func (f *family) name(k kin) string {
+	if leaf, ok := f.leaf(k.image); !ok || leaf != k.id {
+		return k.id.String()
+	}
+	for at, n := k, 0; n <= len(f.all) && at.image == k.image; n++ {
+		if alias := at.meta.alias(); alias != "" {
+			return alias
+		}
+		below, there := f.all[at.meta.Parent]
+		if !there {
+			break
+		}
+		at = below
+	}
+	return k.image.String()
+}
+
+// reconcile returns what a volume's VOLTYPE should be: a crash may have come
+// between two volumes of one operation.
+//
+//	LEAF with a legal volume above it in its image  -> INTERNAL: it has a snapshot
+//	INTERNAL and legal with none                    -> LEAF: what was above it has gone
+//	anything else, and where a volume of the image is damaged -> as it is
+func (f *family) reconcile(k kin) string {
+	if k.damaged {
+		return k.meta.VolType
+	}
+	switch covered := f.covered(k); {
+	case k.meta.VolType == Leaf && covered:
+		return Internal
+	case k.meta.VolType == Internal && k.legal() && !covered && !f.anyDamaged(k.image):
+		return Leaf
+	}
+	return k.meta.VolType
+}
+
+func (f *family) anyDamaged(image uuid.UUID) bool {
+	return slices.ContainsFunc(f.images[image], func(k kin) bool { return k.damaged })
+}
+
+// member returns a volume of an image.
+func (f *family) member(image, id uuid.UUID) (kin, error) {
+	k, there := f.all[id]
+	switch {
+	case !there || k.image != image:
+		if len(f.images[image]) == 0 {
+			return kin{}, errorf(CodeNotFound, "there is no image %s", image)
+		}
+		return kin{}, errorf(CodeNotFound, "image %s has no volume %s", image, id)
+	case k.damaged:
+		return kin{}, errorf(CodeDamaged, "volume %s is damaged: mend its metadata, or remove its image", id)
+	}
+	return k, nil
+}
+
+// maySnapshot decides whether a volume of image may be based on parent, and
+// returns it. In its own image that is the leaf, in another one a template.
+func (f *family) maySnapshot(image, parentImage, parent uuid.UUID) (kin, error) {
+	k, err := f.member(parentImage, parent)
+	if err != nil {
+		return kin{}, err
+	}
+	leaf, _ := f.leaf(image)
+	switch {
+	case !k.legal():
+		return kin{}, errorf(CodeInvalid, "volume %s is illegal: nothing may be based on it", parent)
+	case parentImage != image && !k.shared():
+		return kin{}, errorf(CodeInvalid, "volume %s of image %s is %s, and images may be based on a template (%s) only",
+			parent, parentImage, k.meta.VolType, Shared)
+	case parentImage != image && len(f.images[image]) > 0:
+		return kin{}, errorf(CodeExists, "image %s has volumes already: its next one is based on its leaf", image)
+	case parentImage == image && k.shared():
+		return kin{}, errorf(CodeInvalid, "volume %s is a template: what is based on it belongs into an image of its own", parent)
+	case parentImage == image && (leaf != parent || len(f.kids[parent]) > 0):
+		return kin{}, errorf(CodeInvalid, "volume %s is not the leaf of image %s (%s is): a snapshot is made of the leaf", parent, image, leaf)
+	}
+	return k, nil
+}
+
+// mayDelete decides whether volumes of an image may go, and returns them in the
+// order in which they do, the topmost first. What is based on one must go, too.
+func (f *family) mayDelete(image uuid.UUID, ids []uuid.UUID, force bool) ([]uuid.UUID, error) {
+	if len(ids) == 0 {
+		return nil, errorf(CodeInvalid, "no volume to delete was named")
+	}
+	var out []kin
+	for _, id := range ids {
+		k, there := f.all[id]
+		if !there || k.image != image || !k.damaged {
+			var err error
+			if k, err = f.member(image, id); err != nil {
+				return nil, err
+			}
+		}
+		switch {
+		case k.shared():
+			return nil, errorf(CodeInvalid, "volume %s is a template: delete its image", id)
+		case !k.legal() && !force:
+			return nil, errorf(CodeInvalid, "volume %s is illegal or damaged: it is deleted by force only", id)
+		}
+		for _, c := range f.kids[id] {
+			if !slices.Contains(ids, c.id) {
+				return nil, errorf(CodeInvalid, "volume %s cannot be deleted: volume %s of image %s is based on it", id, c.id, c.image)
+			}
+		}
+		out = append(out, k)
+	}
+	return f.topFirst(out), nil
+}
+
+// topFirst orders volumes so that what is based on one goes before it.
+func (f *family) topFirst(all []kin) []uuid.UUID {
+	depth := func(k kin) int {
+		up, err := f.chain(k.id)
+		if err != nil {
+			return 0
+		}
+		return len(up)
+	}
+	slices.SortFunc(all, func(a, b kin) int { return cmp.Or(cmp.Compare(depth(b), depth(a)), byID(a, b)) })
+	ids := make([]uuid.UUID, 0, len(all))
+	for _, k := range all {
+		if !slices.Contains(ids, k.id) {
+			ids = append(ids, k.id)
+		}
+	}
+	return ids
+}
+
+// mayDeleteImage decides whether an image may go as a whole, and returns its
+// volumes, the topmost first.
+func (f *family) mayDeleteImage(image uuid.UUID, force bool) ([]uuid.UUID, error) {
+	all := f.images[image]
+	if len(all) == 0 {
+		return nil, errorf(CodeNotFound, "there is no image %s", image)
+	}
+	for _, k := range all {
+		if !k.legal() && !force {
+			return nil, errorf(CodeInvalid, "volume %s of image %s is illegal or damaged: it is deleted by force only", k.id, image)
+		}
+		for _, c := range f.kids[k.id] {
+			if c.image != image {
+				return nil, errorf(CodeInvalid, "image %s cannot be deleted: volume %s of image %s is based on it", image, c.id, c.image)
+			}
+		}
+	}
+	return f.topFirst(all), nil
+}
+
+// mayMerge decides whether successor and what is between may be merged into
+// ancestor, and returns the volumes from ancestor to successor. Nothing else may
+// be based on those below successor. An ancestor that is illegal was left so by a
+// merge that failed, and is tried again.
+func (f *family) mayMerge(image, ancestor, successor uuid.UUID) ([]kin, error) {
+	for _, id := range []uuid.UUID{ancestor, successor} {
+		if _, err := f.member(image, id); err != nil {
+			return nil, err
+		}
+	}
+	chain, err := f.chain(successor)
+	if err != nil {
+		return nil, err
+	}
+	at := slices.IndexFunc(chain, func(k kin) bool { return k.id == ancestor })
+	if at < 0 || ancestor == successor {
+		return nil, errorf(CodeInvalid, "volume %s is not based on %s: name an ancestor and a successor of one chain", successor, ancestor)
+	}
+	run := chain[at:]
+	for i, k := range run {
+		switch {
+		case k.shared():
+			return nil, errorf(CodeInvalid, "volume %s is a template, which never changes", k.id)
+		case i > 0 && !k.legal():
+			return nil, errorf(CodeInvalid, "volume %s is illegal: it can be deleted, and not merged", k.id)
+		case i < len(run)-1 && len(f.kids[k.id]) > 1:
+			return nil, errorf(CodeInvalid, "volume %s has %d volumes that are based on it: it can be merged with one only",
+				k.id, len(f.kids[k.id]))
+		}
+	}
+	return run, nil
+}

@@ -1,0 +1,246 @@
+package spm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"tidemark/internal/block"
+)
+
+// create makes the volume; see the package comment for the order.
+func (s *groupStore) create(ctx context.Context, v *volume, fill func(context.Context, block.File) error) error {
+	slot, err := s.takeSlot()
+	if err != nil {
+		return err
+	}
+	name, meta := v.id.String(), v.meta()
+	tags := append(newVolumeTags(v.image, meta.Parent, slot), tagInitializing)
+	if _, err := s.group.Create(ctx, name, tags, v.size, v.bound > v.size); err != nil {
+		if _, there := s.find(name); !there { // else undo does it
+			s.freeSlot(slot)
+		}
+		return err
+	}
+	if fill == nil { // a raw volume is all data, and must not show what lay there before
+		fill = func(_ context.Context, f block.File) error { return f.WriteZeroes(0, f.Size()) }
+	}
+	if err := s.fill(ctx, name, fill); err != nil {
+		return err
+	}
+	if err := s.writeSlot(slot, meta); err != nil {
+		return err
+	}
+	return s.group.RetagVolume(ctx, name, []string{tagInitializing}, nil)
+}
+
+// fill writes the content of a volume, durably.
+func (s *groupStore) fill(ctx context.Context, name string, fill func(context.Context, block.File) error) error {
+	f, err := s.group.Open(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err = fill(ctx, f); err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+func (s *groupStore) undo(ctx context.Context, v *volume) error {
+	_, err := s.remove(ctx, v)
+	return err
+}
+
+// write replaces the metadata of a volume, and then its tag PU_, which is a copy of
+// what the slot says.
+func (s *groupStore) write(ctx context.Context, v *volume, m volumeMeta) error {
+	l, there := s.find(v.id.String())
+	tags, ours := parseVolumeTags(l.Tags)
+	if !there || !ours {
+		return fmt.Errorf("logical volume %s has been removed, or lost its tags, by somebody else", v.id)
+	}
+	if err := s.writeSlot(tags.slot, m); err != nil {
+		return err
+	}
+	return s.tagParent(ctx, l, m.Parent)
+}
+
+// tagParent makes the tag PU_ say what the metadata says.
+func (s *groupStore) tagParent(ctx context.Context, l GroupVolume, parent uuid.UUID) error {
+	tags, _ := parseVolumeTags(l.Tags)
+	if tags.parent == parent.String() {
+		return nil
+	}
+	var old []string
+	if tags.parent != "" {
+		old = []string{tagParent + tags.parent}
+	}
+	return s.group.RetagVolume(ctx, l.Name, old, []string{tagParent + parent.String()})
+}
+
+func (s *groupStore) extend(ctx context.Context, v *volume, target, most int64) (int64, error) {
+	m, err := s.group.Extend(ctx, v.id.String(), target, most)
+	return m.Size(), err
+}
+
+func (s *groupStore) reduce(ctx context.Context, v *volume, from, to int64) (int64, error) {
+	m, err := s.group.Reduce(ctx, v.id.String(), from, to)
+	return m.Size(), err
+}
+
+// remove removes the logical volume, which is the commit point. Its slot is free
+// then: slots are what the tags of volumes name.
+func (s *groupStore) remove(ctx context.Context, v *volume) (gone bool, err error) {
+	l, there := s.find(v.id.String())
+	if err := s.group.Remove(ctx, v.id.String()); err != nil {
+		_, still := s.find(v.id.String())
+		return !still, err
+	}
+	if tags, ours := parseVolumeTags(l.Tags); there && ours {
+		s.freeSlot(tags.slot)
+	}
+	return true, nil
+}
+
+// removeImage marks the last volume, which is the commit point if there are
+// several, and removes them one after the other.
+func (s *groupStore) removeImage(ctx context.Context, all []*volume) (gone []*volume, err error) {
+	last := all[len(all)-1]
+	if len(all) > 1 {
+		l, _ := s.find(last.id.String())
+		if tags, _ := parseVolumeTags(l.Tags); !tags.removing {
+			if err := s.group.RetagVolume(ctx, last.id.String(), nil, []string{tagVolumeRemoving}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, v := range all {
+		away, err := s.remove(ctx, v)
+		if away {
+			gone = append(gone, v)
+		}
+		if err != nil {
+			return gone, err
+		}
+	}
+	return gone, nil
+}
+
+// wipe zeroes a volume, durably: the next one may get its extents.
+func (s *groupStore) wipe(ctx context.Context, v *volume) error {
+	return s.fill(ctx, v.id.String(), func(ctx context.Context, f block.File) error {
+		const chunk = 64 << 20
+		for at, size := int64(0), f.Size(); at < size; at += chunk {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if err := f.WriteZeroes(at, min(chunk, size-at)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// scan removes what was not completed, or not removed to the end, and reads the
+// metadata of every volume.
+func (s *groupStore) scan(ctx context.Context) ([]stored, error) {
+	removing, err := s.finishRemoving(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var all []stored
+	for _, l := range s.group.State().Volumes {
+		tags, ours := parseVolumeTags(l.Tags)
+		id, err := uuid.Parse(l.Name)
+		if !ours || err != nil || removing[tags.image] {
+			continue
+		}
+		if tags.initializing {
+			if _, err := s.removeUnused(ctx, l); err != nil {
+				return nil, fmt.Errorf("volume %s: %w", id, err)
+			}
+			continue
+		}
+		v, err := s.readVolume(ctx, l, id)
+		if err != nil {
+			return nil, fmt.Errorf("volume %s: %w", id, err)
+		}
+		all = append(all, v)
+	}
+	return all, nil
+}
+
+// readVolume reads the metadata of a volume, and corrects its tag.
+func (s *groupStore) readVolume(ctx context.Context, l GroupVolume, id uuid.UUID) (stored, error) {
+	tags, _ := parseVolumeTags(l.Tags)
+	v := stored{image: tags.image, id: id, size: l.Size}
+	if s.slots[tags.slot] {
+		v.damaged = fmt.Errorf("its tag %s%d is another volume's, too: correct one of them with lvchange", tagSlot, tags.slot)
+		return v, nil
+	}
+	if l.Unusable != nil {
+		s.log.Warn("volume cannot be used", "volume", id, "error", l.Unusable)
+	}
+	s.slots[tags.slot] = true
+	m, err := s.readSlot(tags.slot)
+	if err != nil {
+		v.damaged = fmt.Errorf("slot %d of logical volume %s: %w", tags.slot, lvMetadata, err)
+		return v, nil
+	}
+	v.meta = m
+	return v, s.tagParent(ctx, l, m.Parent)
+}
+
+// finishRemoving removes the images whose removal had begun, the marked volume at
+// last, and returns those of which somebody still has a volume open: they are kept
+// until the next start, and shown to nobody.
+func (s *groupStore) finishRemoving(ctx context.Context) (kept map[uuid.UUID]bool, err error) {
+	kept = map[uuid.UUID]bool{}
+	all := s.group.State().Volumes
+	for _, marked := range all {
+		of, ours := parseVolumeTags(marked.Tags)
+		if !ours || !of.removing {
+			continue
+		}
+		image := []GroupVolume{}
+		for _, l := range all {
+			if tags, ours := parseVolumeTags(l.Tags); ours && tags.image == of.image && l.Name != marked.Name {
+				image = append(image, l)
+			}
+		}
+		for _, l := range append(image, marked) {
+			if kept[of.image] {
+				tags, _ := parseVolumeTags(l.Tags)
+				s.slots[tags.slot] = true
+				continue
+			}
+			gone, err := s.removeUnused(ctx, l)
+			if err != nil {
+				return nil, fmt.Errorf("volume %s: %w", l.Name, err)
+			}
+			kept[of.image] = !gone
+		}
+	}
+	return kept, nil
+}
+
+// removeUnused removes a volume whose creation or removal was not completed, unless
+// somebody has it open: then its slot stays taken, and the next start looks again.
+func (s *groupStore) removeUnused(ctx context.Context, l GroupVolume) (gone bool, err error) {
+	tags, _ := parseVolumeTags(l.Tags)
+	release, err := s.group.Hold(l.Mapping)
+	if errors.Is(err, block.ErrInUse) {
+		s.log.Warn("what a crash left is in use, and is kept", "volume", l.Name, "error", err)
+		s.slots[tags.slot] = true
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer release() //nolint:errcheck // the volume is gone, and its lock with it
+	s.log.Warn("removed what a crash left", "volume", l.Name)
+	return true, s.group.Remove(ctx, l.Name)
+}

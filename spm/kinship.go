@@ -1,0 +1,133 @@
+package spm
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/google/uuid"
+)
+
+// familyLocked is what the volumes of the domain say of each other. Those that are
+// being made are not among them.
+func (m *Manager) familyLocked() *family {
+	if m.kinship == nil {
+		all := make([]kin, 0, len(m.volumes))
+		for _, v := range m.volumes {
+			if v.ready {
+				all = append(all, kin{id: v.id, image: v.image, meta: v.meta(), damaged: v.damaged != nil})
+			}
+		}
+		m.kinship = newFamily(all)
+	}
+	return m.kinship
+}
+
+// family is familyLocked for one look: what it says may have changed since.
+func (m *Manager) family() *family {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.familyLocked()
+}
+
+// renameLocked gives the volumes of an image the names that they should have, after
+// one of them has come, gone or changed.
+func (m *Manager) renameLocked(image uuid.UUID) {
+	m.kinship = nil
+	f := m.familyLocked()
+	for _, k := range f.images[image] {
+		v := m.volumes[k.id]
+		name := f.name(k)
+		if other := m.names[name]; k.damaged || other != nil && other.image != image {
+			name = k.id.String()
+		}
+		m.callLocked(v, name)
+	}
+}
+
+// callLocked gives a volume a name.
+func (m *Manager) callLocked(v *volume, name string) {
+	if m.names[v.name()] == v {
+		delete(m.names, v.name())
+	}
+	v.said.Store(&said{name: name, meta: v.meta()})
+	m.names[name] = v
+}
+
+// forgetLocked takes a volume out of the books, but for its space.
+func (m *Manager) forgetLocked(v *volume) {
+	delete(m.volumes, v.id)
+	if m.names[v.name()] == v {
+		delete(m.names, v.name())
+	}
+	v.gone = true
+	m.renameLocked(v.image)
+}
+
+// scan takes over the volumes that there are.
+func (m *Manager) scan() error {
+	all, err := m.store.scan(m.ctx)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	for _, found := range all {
+		v := m.newVolume(found.image, found.id, found.meta)
+		v.size, v.ready, v.unsynced = found.size, true, true
+		v.bound = max(v.bound, v.size)
+		if v.damaged = found.damaged; v.damaged != nil {
+			v.bound = v.size
+		}
+		m.volumes[v.id] = v
+		m.granted += v.size
+	}
+	images := m.nameAllLocked()
+	m.mu.Unlock()
+	for _, image := range images {
+		if err := m.settle(m.ctx, image); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nameAllLocked names what a scan has found, and returns the images. A leaf whose
+// name another one has is damaged: nobody knows which of them is meant.
+func (m *Manager) nameAllLocked() (images []uuid.UUID) {
+	m.kinship = nil
+	f := m.familyLocked()
+	images = slices.SortedFunc(maps.Keys(f.images), func(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) })
+	for _, image := range images {
+		for _, k := range f.images[image] {
+			v, name := m.volumes[k.id], f.name(k)
+			if other := m.names[name]; other != nil && !k.damaged {
+				v.damaged = fmt.Errorf("volume %s has the same name %q, which is unique in a pool: change DiskAlias in the %s of one of them",
+					other.id, name, extMeta)
+				v.bound = v.size
+			}
+			if v.damaged != nil {
+				name = k.id.String()
+				m.o.Log.Error("volume is damaged, and is not served; it keeps its space", "volume", v.id, "image", v.image, "size", v.size, "error", v.damaged)
+			}
+			m.callLocked(v, name)
+		}
+	}
+	m.kinship = nil
+	return images
+}
+
+func (m *Manager) newVolume(image, id uuid.UUID, meta volumeMeta) *volume {
+	v := &volume{
+		id: id, image: image,
+		sem:   make(chan struct{}, 1),
+		bound: m.boundOf(meta),
+	}
+	v.said.Store(&said{name: id.String(), meta: meta})
+	return v
+}
+
+// boundOf is the size in bytes that a volume never needs to exceed.
+func (m *Manager) boundOf(meta volumeMeta) int64 {
+	return m.bound(CreateImage{Size: meta.Capacity, Format: meta.wireFormat()})
+}

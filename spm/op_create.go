@@ -1,0 +1,227 @@
+package spm
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"tidemark/spm/task"
+)
+
+// createArgs is a volume that is to be made, with everything that has been decided
+// about it.
+type createArgs struct {
+	VolumeAt
+	ParentImage uuid.UUID  `json:"parent_image"`
+	Meta        volumeMeta `json:"metadata"`
+	Granted     int64      `json:"granted"`
+}
+
+// createVolume makes a volume: blank, on a template, or on the leaf of its own
+// image, which may be served: a snapshot.
+func (o *operations) createVolume(ctx context.Context, r NewVolume) (kind string, args any, err error) {
+	m, err := o.at(r.Pool, r.Domain)
+	if err != nil {
+		return "", nil, err
+	}
+	if r.Parent != uuid.Nil && r.ParentImage == uuid.Nil {
+		r.ParentImage = r.Image
+	}
+	f := m.family()
+	meta, err := newMeta(f, m.store.kind(), r, m.o.Now())
+	if err != nil {
+		return "", nil, err
+	}
+	a := createArgs{VolumeAt: r.VolumeAt, ParentImage: r.ParentImage, Meta: meta, Granted: r.Initial}
+	if err := o.checkSpace(m, meta, r.Initial); err != nil {
+		return "", nil, err
+	}
+	return kindCreateVolume, a, o.checkCreate(ctx, a)
+}
+
+// newMeta checks a request for a volume and says what its metadata will be.
+func newMeta(f *family, kind string, r NewVolume, now time.Time) (volumeMeta, error) {
+	meta := volumeMeta{
+		Capacity: r.Size, Created: now.Unix(), Description: r.Description, DiskType: r.DiskType, Domain: r.Domain,
+		Format: r.Format, Image: r.Image, Legality: Legal, Parent: r.Parent, Priority: r.Priority,
+		Sequence: 1, Type: r.Alloc, VolType: r.Type,
+	}
+	if meta.DiskType == "" {
+		meta.DiskType = "DATA"
+	}
+	if r.Parent != uuid.Nil {
+		parent, err := f.maySnapshot(r.Image, r.ParentImage, r.Parent)
+		if err != nil {
+			return meta, err
+		}
+		meta.Sequence = parent.meta.Sequence + 1
+		if meta.Capacity == 0 {
+			meta.Capacity = parent.meta.Capacity
+		}
+		if meta.Capacity < parent.meta.Capacity {
+			return meta, errorf(CodeInvalid, "size is %d bytes, less than the %d of the volume that it is to be based on", meta.Capacity, parent.meta.Capacity)
+		}
+		if meta.Description == "" && parent.image == r.Image {
+			meta.Description = parent.meta.Description
+		}
+	} else if len(f.images[r.Image]) > 0 {
+		return meta, errorf(CodeExists, "image %s has volumes already: a new one of it is based on its leaf", r.Image)
+	}
+	return meta, checkMeta(kind, meta, r.Volume)
+}
+
+// checkMeta refuses what no volume may be, in a domain of that kind.
+func checkMeta(kind string, m volumeMeta, id uuid.UUID) error {
+	bad := func(what, got, want string) error {
+		return errorf(CodeInvalid, "volume %s: %s is %q, expected %s", id, what, got, want)
+	}
+	switch {
+	case id == uuid.Nil || m.Image == uuid.Nil:
+		return errorf(CodeInvalid, "volume %s of image %s: expected a UUID of each that is not all zeroes", id, m.Image)
+	case id == m.Parent:
+		return errorf(CodeInvalid, "volume %s cannot be based on itself", id)
+	case m.Format != Cow && m.Format != Raw:
+		return bad("format", m.Format, Cow+" or "+Raw)
+	case m.Type != Sparse && m.Type != Preallocated:
+		return bad("allocation", m.Type, Sparse+" or "+Preallocated)
+	case m.VolType != Leaf && m.VolType != Shared:
+		return bad("type", m.VolType, Leaf+" or "+Shared)
+	case m.Format == Raw && m.Parent != uuid.Nil:
+		return errorf(CodeInvalid, "volume %s: a raw volume cannot be based on another: use %s", id, Cow)
+	case m.Format == Raw && m.Type == Sparse && kind == typeGroup:
+		return errorf(CodeInvalid, "volume %s: a raw volume of a block domain cannot be sparse: use %s, or %s", id, Preallocated, Cow)
+	case !validSize(m.Capacity):
+		return errorf(CodeInvalid, "volume %s: size is %d bytes, expected a multiple of 512 from 512 to %d", id, m.Capacity, int64(sizeMax))
+	case m.Priority < -priorityMax || m.Priority > priorityMax:
+		return errorf(CodeInvalid, "volume %s: priority is %d, expected %d to %d", id, m.Priority, -priorityMax, priorityMax)
+	case strings.ContainsAny(m.Description+m.DiskType, "\n\r\x00"):
+		return errorf(CodeInvalid, "volume %s: description and disk type are one line each", id)
+	case len(m.Description) > descriptionMaxSize:
+		return errorf(CodeInvalid, "volume %s: its description has %d bytes, at most %d are possible", id, len(m.Description), descriptionMaxSize)
+	}
+	if alias := m.alias(); alias != "" {
+		if err := checkName(alias); err != nil {
+			return errorf(CodeInvalid, "volume %s: its DiskAlias: %v", id, err)
+		}
+	}
+	if _, err := m.encode(); err != nil {
+		return errorf(CodeInvalid, "volume %s: %v", id, err)
+	}
+	return nil
+}
+
+// checkSpace refuses at once what the pool cannot carry now.
+func (o *operations) checkSpace(m *Manager, meta volumeMeta, initial int64) error {
+	if meta.Format == Cow && m.o.Images == nil {
+		return errorf(CodeInvalid, "this manager can make no %s images: use %s", FormatQCOW2, Raw)
+	}
+	if initial < 0 {
+		return errorf(CodeInvalid, "initial size is %d bytes, expected a number that is not negative", initial)
+	}
+	bound := m.boundOf(meta)
+	need := initial
+	if need == 0 || meta.Format == Raw || meta.Type == Preallocated {
+		need = m.firstSize(meta, bound)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if free := m.freeLocked() - m.reserveOfLocked(); min(need, bound) > free {
+		return errorf(CodePoolFull, "the volume needs %d bytes, and of the domain's %d bytes %d can be granted: remove a volume or raise the capacity",
+			min(need, bound), m.capacity, max(free, 0))
+	}
+	return nil
+}
+
+// checkCreate says whether a volume can be made now. The task asks it again when it
+// has its locks.
+func (o *operations) checkCreate(ctx context.Context, a createArgs) error {
+	m, err := o.at(a.Pool, a.Domain)
+	if err != nil {
+		return err
+	}
+	f := m.family()
+	m.mu.Lock()
+	other := m.volumes[a.Volume]
+	m.mu.Unlock()
+	if other != nil {
+		return errorf(CodeExists, "volume %s exists already, in image %s", a.Volume, other.image)
+	}
+	if a.Meta.Parent == uuid.Nil {
+		if len(f.images[a.Image]) > 0 {
+			return errorf(CodeExists, "image %s has volumes already", a.Image)
+		}
+		return nil
+	}
+	parent, err := f.maySnapshot(a.Image, a.ParentImage, a.Meta.Parent)
+	if err != nil || parent.image != a.Image {
+		return err
+	}
+	s, there, err := o.serving(ctx, m, a.Image)
+	switch {
+	case err != nil:
+		return err
+	case there && s.Merge != "":
+		return errorf(CodeInUse, "image %s is being merged (%s): a snapshot is made when that is over", a.Image, s.Merge)
+	case there && a.Meta.Capacity != parent.meta.Capacity:
+		return errorf(CodeInvalid, "image %s is served: its snapshot has its size, %d bytes; extend it afterwards", a.Image, parent.meta.Capacity)
+	}
+	return nil
+}
+
+// planCreate: once the volume is there it is the leaf, and whoever serves the image
+// goes over to it.
+func (o *operations) planCreate(a createArgs) task.Plan {
+	p := task.Plan{
+		Locks: locksOf(a.Domain, a.Image, a.ParentImage),
+		Steps: []task.Step{
+			step("check", func(ctx context.Context) error { return o.checkCreate(ctx, a) }, nil),
+			step("make", func(ctx context.Context) error { return o.makeVolume(ctx, a) },
+				func(ctx context.Context) error { return o.drop(ctx, a.VolumeAt, false) }),
+		},
+		Commit: 2,
+	}
+	if a.Meta.Parent != uuid.Nil && a.ParentImage == a.Image {
+		p.Steps = append(p.Steps, step("switch", func(ctx context.Context) error { return o.switchTo(ctx, a.VolumeAt) }, nil))
+	}
+	return p
+}
+
+func (o *operations) makeVolume(ctx context.Context, a createArgs) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	return m.ensureVolume(ctx, making{id: a.Volume, meta: a.Meta, granted: a.Granted})
+}
+
+// drop removes a volume.
+func (o *operations) drop(ctx context.Context, at VolumeAt, zero bool) error {
+	m, err := o.domain(at.Domain)
+	if err != nil {
+		return err
+	}
+	return m.dropVolume(ctx, at.Image, at.Volume, zero)
+}
+
+// switchTo makes a new leaf the one that is written to. A server that has gone
+// meanwhile opens it when it comes back.
+func (o *operations) switchTo(ctx context.Context, at VolumeAt) error {
+	m, err := o.domain(at.Domain)
+	if err != nil {
+		return err
+	}
+	s, there, err := o.serving(ctx, m, at.Image)
+	if err != nil {
+		return err
+	}
+	if there && !s.ReadOnly && s.Leaf != at.Volume.String() {
+		if err := o.servers.Snapshot(ctx, at.Image.String(), at.Volume.String()); err != nil {
+			if _, still, ferr := o.serving(ctx, m, at.Image); still || ferr != nil {
+				return jobError(err, "let the server of image %s write to volume %s", at.Image, at.Volume)
+			}
+		}
+	}
+	return m.settle(ctx, at.Image)
+}

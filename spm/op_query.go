@@ -1,0 +1,225 @@
+package spm
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// volumeInfo says what is known of a volume.
+func (o *operations) volumeInfo(ctx context.Context, at VolumeAt) (VolumeInfo, error) {
+	m, k, err := o.volume(at)
+	if err != nil && CodeOf(err) != CodeDamaged {
+		return VolumeInfo{}, err
+	}
+	if err != nil { // what is known of a damaged one is how large it is
+		k = m.family().all[at.Volume]
+	}
+	s, served, err := o.serving(ctx, m, k.image)
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	i := m.info(k.id)
+	i.Pool, i.Served = at.Pool, served && servedBy(m.family(), s, []uuid.UUID{k.id})
+	return i, nil
+}
+
+// volumesOf lists the volumes of a domain, or of one of its images.
+func (o *operations) volumesOf(ctx context.Context, domain, image uuid.UUID) ([]VolumeInfo, error) {
+	m, err := o.domain(domain)
+	if err != nil {
+		return nil, err
+	}
+	f := m.family()
+	if image != uuid.Nil && len(f.images[image]) == 0 {
+		return nil, errorf(CodeNotFound, "domain %s has no image %s", domain, image)
+	}
+	out := []VolumeInfo{}
+	for of, all := range f.images {
+		if image != uuid.Nil && of != image {
+			continue
+		}
+		s, served, err := o.serving(ctx, m, of)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range all {
+			i := m.info(k.id)
+			i.Served = served && servedBy(f, s, []uuid.UUID{k.id})
+			out = append(out, i)
+		}
+	}
+	slices.SortFunc(out, func(a, b VolumeInfo) int { return slices.Compare(a.Volume[:], b.Volume[:]) })
+	return out, nil
+}
+
+// images lists the images of a domain.
+func (o *operations) images(_ context.Context, domain uuid.UUID) ([]uuid.UUID, error) {
+	m, err := o.domain(domain)
+	if err != nil {
+		return nil, err
+	}
+	out := []uuid.UUID{}
+	for image := range m.family().images {
+		out = append(out, image)
+	}
+	slices.SortFunc(out, func(a, b uuid.UUID) int { return slices.Compare(a[:], b[:]) })
+	return out, nil
+}
+
+// info is what the manager knows of a volume; the zero value if it has gone.
+func (m *Manager) info(id uuid.UUID) VolumeInfo {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v := m.volumes[id]
+	if v == nil {
+		return VolumeInfo{}
+	}
+	meta := v.meta()
+	i := VolumeInfo{
+		VolumeAt: VolumeAt{Pool: m.ident.pool, Domain: m.ident.domain, Image: v.image, Volume: v.id},
+		Parent:   meta.Parent, Capacity: meta.Capacity, Granted: v.size, Used: m.usedLocked(v), Bound: v.bound,
+		Format: meta.Format, Alloc: meta.Type, Type: meta.VolType, DiskType: meta.DiskType, Legality: meta.Legality,
+		Generation: meta.Generation, Sequence: meta.Sequence, Created: time.Unix(meta.Created, 0).UTC(),
+		Description: meta.Description, Priority: meta.Priority,
+	}
+	f := m.familyLocked()
+	if leaf, _ := f.leaf(v.image); leaf == v.id {
+		i.Name = v.name()
+	}
+	if p := m.volumes[meta.Parent]; p != nil {
+		i.ParentImage = p.image
+	}
+	for _, c := range f.kids[v.id] {
+		i.Children = append(i.Children, c.id)
+	}
+	if v.damaged != nil {
+		i.Damaged = v.damaged.Error()
+	}
+	var d Volume
+	m.store.describe(v, &d)
+	i.Path = d.Path
+	return i
+}
+
+// places are a volume and everything below it, as those open them who read them.
+func (m *Manager) places(id uuid.UUID) ([]Place, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	chain, err := m.familyLocked().chain(id)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Place, 0, len(chain))
+	for _, k := range chain {
+		v := m.volumes[k.id]
+		var d Volume
+		m.store.describe(v, &d)
+		p := Place{VolumeUUID: k.id.String(), Path: d.Path, Mapping: d.Mapping, Format: k.meta.wireFormat(), Granted: v.size}
+		if p.Mapping != nil {
+			p.Path = ""
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// measure says what a copy of a volume would take.
+func (o *operations) measure(ctx context.Context, at VolumeAt, format string) (Measure, error) {
+	m, k, err := o.volume(at)
+	if err != nil {
+		return Measure{}, err
+	}
+	switch format {
+	case "":
+		format = k.meta.Format
+	case Cow, Raw:
+	default:
+		return Measure{}, errorf(CodeInvalid, "measure volume %s: format is %q, expected %s or %s", k.id, format, Cow, Raw)
+	}
+	chain, err := m.places(k.id)
+	if err != nil {
+		return Measure{}, err
+	}
+	r, err := o.jobs.Measure(ctx, chain, wireFormat(format))
+	return r, jobError(err, "measure volume %s", k.id)
+}
+
+// wireFormat is how those call a format who read images.
+func wireFormat(format string) string { return volumeMeta{Format: format}.wireFormat() }
+
+// prepare serves the chain of a volume.
+func (o *operations) prepare(ctx context.Context, at VolumeAt, opt PrepareOptions) (Prepared, error) {
+	m, k, err := o.volume(at)
+	if err != nil {
+		return Prepared{}, err
+	}
+	if err := mayServe(m.family(), k, opt); err != nil {
+		return Prepared{}, err
+	}
+	readOnly := opt.ReadOnly || k.shared()
+	s, err := o.servers.Start(ctx, Serve{Image: k.image.String(), Leaf: k.id.String(), ReadOnly: readOnly})
+	if err != nil {
+		return Prepared{}, jobError(err, "serve volume %s", k.id)
+	}
+	return o.prepared(m, k, at.Pool, s)
+}
+
+// mayServe decides whether a volume may be served. What is below it may be illegal:
+// a merge that failed leaves the chain above it whole.
+func mayServe(f *family, k kin, opt PrepareOptions) error {
+	if !k.legal() && !opt.AllowIllegal {
+		return errorf(CodeInvalid, "volume %s is illegal: an operation on it was not completed; repeat that, or delete the volume", k.id)
+	}
+	if len(f.kids[k.id]) > 0 && !opt.ReadOnly && !k.shared() {
+		return errorf(CodeInvalid, "volume %s has %d volumes that are based on it, so nobody may write to it: serve it read-only, or the leaf",
+			k.id, len(f.kids[k.id]))
+	}
+	_, err := f.chain(k.id)
+	return err
+}
+
+func (o *operations) prepared(m *Manager, k kin, pool uuid.UUID, s Server) (Prepared, error) {
+	p := Prepared{
+		VolumeAt: VolumeAt{Pool: pool, Domain: m.ident.domain, Image: k.image, Volume: k.id},
+		URI:      s.URI, Socket: s.Socket, Control: s.Control, PID: s.PID,
+	}
+	chain, err := m.family().chain(k.id)
+	for _, k := range chain {
+		p.Chain = append(p.Chain, m.info(k.id))
+	}
+	return p, err
+}
+
+// teardown ends who serves an image. Nobody does: that is no error.
+func (o *operations) teardown(ctx context.Context, at VolumeAt) error {
+	m, err := o.at(at.Pool, at.Domain)
+	if err != nil {
+		return err
+	}
+	if len(m.family().images[at.Image]) == 0 {
+		return errorf(CodeNotFound, "domain %s has no image %s", at.Domain, at.Image)
+	}
+	s, there, err := o.serving(ctx, m, at.Image)
+	if err != nil || !there {
+		return err
+	}
+	if s.Merge != "" && s.Merge != "failed" {
+		return errorf(CodeInUse, "image %s is being merged (%s): wait for its task, or stop it", at.Image, s.Merge)
+	}
+	return jobError(o.servers.Stop(ctx, at.Image.String()), "end the server of image %s", at.Image)
+}
+
+// setPriority says who waits first in a full pool: the volume of the lower one.
+func (o *operations) setPriority(ctx context.Context, at VolumeAt, priority int) error {
+	m, k, err := o.volume(at)
+	if err != nil {
+		return err
+	}
+	if priority < -priorityMax || priority > priorityMax {
+		return errorf(CodeInvalid, "priority is %d, expected %d to %d", priority, -priorityMax, priorityMax)
+	}
+	return m.setMeta(ctx, k.image, k.id, func(meta *volumeMeta) { meta.Priority = priority })
+}

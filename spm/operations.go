@@ -1,0 +1,187 @@
+package spm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"tidemark/internal/block"
+	"tidemark/spm/task"
+)
+
+// operations are what tasks do with the volumes of domains. A method that is called
+// like one of [Storage] checks a request and returns the kind of the task that does
+// it, with its arguments: everything that the plan depends on, so that it is the
+// same plan whoever makes it again.
+type operations struct {
+	domain  func(domain uuid.UUID) (*Manager, error) // of one that is active
+	jobs    ImageJobs
+	servers ImageServers
+}
+
+func newOperations(find func(domain uuid.UUID) (*Manager, error), jobs ImageJobs, servers ImageServers) *operations {
+	return &operations{domain: find, jobs: jobs, servers: servers}
+}
+
+// The names of the kinds, which are VDSM's for the verbs.
+const (
+	kindCreateVolume = "createVolume"
+	kindDeleteVolume = "deleteVolume"
+	kindDeleteImage  = "deleteImage"
+	kindCopyImage    = "copyImage"
+	kindMoveImage    = "moveImage"
+	kindMerge        = "mergeSnapshots"
+	kindMergeLive    = "mergeSnapshots.live"
+	kindResize       = "extendVolumeSize"
+	kindResizeLive   = "extendVolumeSize.live"
+	kindReduce       = "reduceVolume"
+)
+
+// kinds are the sorts of tasks on volumes.
+func (o *operations) kinds() []task.Kind {
+	return []task.Kind{
+		kindOf(kindCreateVolume, o.planCreate),
+	}
+}
+
+// kindOf makes a kind of a plan that depends on nothing but its arguments.
+func kindOf[A any](name string, plan func(A) task.Plan) task.Kind {
+	return task.Kind{Name: name, Build: func(args json.RawMessage) (task.Plan, error) {
+		var a A
+		if err := json.Unmarshal(args, &a); err != nil {
+			return task.Plan{}, fmt.Errorf("arguments of a task of kind %s: %w", name, err)
+		}
+		return plan(a), nil
+	}}
+}
+
+// step makes a step of two functions that need no more than a context.
+func step(name string, do, undo func(context.Context) error) task.Step {
+	s := task.Step{Name: name, Do: func(ctx context.Context, _ *task.Run) error { return do(ctx) }}
+	if undo != nil {
+		s.Undo = func(ctx context.Context, _ *task.Run) error { return undo(ctx) }
+	}
+	return s
+}
+
+// The names of resources, in VDSM's namespaces. A domain is held shared by what
+// works in it, an image exclusively by what changes it. A volume needs no lock of
+// its own: it is its image's.
+func domainLock(domain uuid.UUID) task.Lock {
+	return task.Lock{Name: "00_storage/" + domain.String()}
+}
+
+func imageLock(domain, image uuid.UUID, exclusive bool) task.Lock {
+	return task.Lock{Name: "01_img/" + domain.String() + "/" + image.String(), Exclusive: exclusive}
+}
+
+// imageLocks are what an operation on one image needs, and on templates below it.
+func locksOf(domain, image uuid.UUID, templates ...uuid.UUID) []task.Lock {
+	locks := []task.Lock{domainLock(domain), imageLock(domain, image, true)}
+	for _, t := range templates {
+		if t != uuid.Nil && t != image {
+			locks = append(locks, imageLock(domain, t, false))
+		}
+	}
+	return locks
+}
+
+// at returns the manager of the domain that a request is about.
+func (o *operations) at(pool, domain uuid.UUID) (*Manager, error) {
+	m, err := o.domain(domain)
+	if err != nil {
+		return nil, err
+	}
+	if pool != uuid.Nil && m.ident.pool != uuid.Nil && pool != m.ident.pool {
+		return nil, errorf(CodeWrongPool, "domain %s is of pool %s, and the request of pool %s", domain, m.ident.pool, pool)
+	}
+	return m, nil
+}
+
+// volume returns the manager and the volume that a request is about: of an image
+// the leaf, if no volume is named; of a domain the volume, if no image is.
+func (o *operations) volume(at VolumeAt) (*Manager, kin, error) {
+	m, err := o.at(at.Pool, at.Domain)
+	if err != nil {
+		return nil, kin{}, err
+	}
+	f := m.family()
+	if at.Image == uuid.Nil {
+		at.Image = f.all[at.Volume].image
+	}
+	if at.Volume == uuid.Nil {
+		leaf, ok := f.leaf(at.Image)
+		if !ok && len(f.images[at.Image]) > 0 {
+			leaf = f.images[at.Image][0].id // damaged
+		}
+		at.Volume = leaf
+	}
+	k, err := f.member(at.Image, at.Volume)
+	return m, k, err
+}
+
+// serving returns the server of an image, if there is one, and keeps what it says.
+func (o *operations) serving(ctx context.Context, m *Manager, image uuid.UUID) (s Server, there bool, err error) {
+	s, err = o.servers.Find(ctx, image.String())
+	if errors.Is(err, fs.ErrNotExist) {
+		return Server{}, false, nil
+	}
+	if err != nil {
+		return Server{}, false, internal(err, "find who serves image %s", image)
+	}
+	if leaf, err := uuid.Parse(s.Leaf); err == nil && s.Used > 0 {
+		m.learnUsed(leaf, s.Used)
+	}
+	return s, true, nil
+}
+
+// idle refuses an image that is served, or of which somebody has one of the volumes
+// open.
+func (o *operations) idle(ctx context.Context, m *Manager, image uuid.UUID, volumes ...uuid.UUID) error {
+	s, there, err := o.serving(ctx, m, image)
+	if err != nil {
+		return err
+	}
+	if there && servedBy(m.family(), s, volumes) {
+		return errorf(CodeInUse, "image %s is served by process %d (%s): tear it down first", image, s.PID, s.URI)
+	}
+	return m.unused(image, volumes...)
+}
+
+// servedBy reports whether one of the volumes is in the chain of a server.
+func servedBy(f *family, s Server, volumes []uuid.UUID) bool {
+	leaf, err := uuid.Parse(s.Leaf)
+	if err != nil {
+		return true
+	}
+	chain, err := f.chain(leaf)
+	if err != nil {
+		return true
+	}
+	return slices.ContainsFunc(chain, func(k kin) bool { return slices.Contains(volumes, k.id) })
+}
+
+// jobError gives the error of a job on an image its code.
+func jobError(err error, format string, args ...any) error {
+	var coded *Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &coded), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case errors.Is(err, block.ErrInUse):
+		return &Error{Code: CodeInUse, Message: fmt.Sprintf(format, args...) + ": " + err.Error(), err: err}
+	case errors.Is(err, block.ErrNoSpace):
+		return &Error{Code: CodePoolFull, Message: fmt.Sprintf(format, args...) + ": " + err.Error(), err: err}
+	}
+	return internal(err, format, args...)
+}
+
+// missing reports whether a step that goes forward only has nothing left to do:
+// what it is about has been removed.
+func missing(err error) bool { return err != nil && CodeOf(err) == CodeNotFound }
