@@ -45,10 +45,12 @@ func levelOf(now string, used, warn, critical float64) string {
 }
 
 // reserveMax and reservePart are the largest reserve, in bytes, and the part of the
-// capacity that it is otherwise.
+// capacity that it is otherwise. A pool that is smaller than reservePools has none:
+// a part of it would be the space of a whole disk.
 const (
-	reserveMax  = 1 << 30
-	reservePart = 64
+	reserveMax   = 1 << 30
+	reservePart  = 64
+	reservePools = 8 * chunkSize
 )
 
 // reserveSize is what a pool keeps for merging and removing; unit is what its
@@ -59,6 +61,8 @@ func reserveSize(configured, capacity, unit int64) int64 {
 		return 0
 	case configured > 0:
 		return configured
+	case capacity < reservePools:
+		return 0
 	}
 	return min(max(2*unit, capacity/reservePart), reserveMax)
 }

@@ -109,7 +109,7 @@ func (m *Manager) describeLocked(v *volume) Volume {
 	if v.damaged != nil {
 		d.Damaged, d.Format = v.damaged.Error(), ""
 	}
-	if parent := v.meta.Parent; parent != uuid.Nil {
+	if parent := v.meta().Parent; parent != uuid.Nil {
 		d.ParentUUID = parent.String()
 		if p := m.volumes[parent]; p != nil { // else whoever opens the chain is told so
 			d.ParentImage = p.image.String()
