@@ -66,6 +66,11 @@ func (f *hollowFile) below(p []byte, off int64) {
 	}
 }
 
+func (f *hollowFile) ReadNow(p []byte, off int64) bool {
+	n, _ := f.ReadAt(p, off)
+	return n == len(p)
+}
+
 var zeroPage [pageSize]byte
 
 func (f *hollowFile) WriteAt(p []byte, off int64) (int, error) {

@@ -98,6 +98,9 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// ReadNow is described at block.File: nothing is in memory.
+func (f *File) ReadNow([]byte, int64) bool { return false }
+
 // WriteAt is described at block.File.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	l, err := f.mayWrite("write", off, int64(len(p)))

@@ -58,6 +58,7 @@ func TestNothingIsAllocated(t *testing.T) {
 	for name, request := range map[string]func() error{
 		"overwrite": func() error { return im.WriteAt(ctx, p, 1<<29, block.NoWait) },
 		"read":      func() error { return im.ReadAt(ctx, p, 1<<29, 0) },
+		"read now":  func() error { return im.ReadAt(ctx, p, 1<<29, block.NoWait) },
 		"allocating write": func() error {
 			next += 64 << 10
 			return im.WriteAt(ctx, p, next, block.NoWait)

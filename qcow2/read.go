@@ -11,8 +11,9 @@ import (
 	"tidemark/qcow2/format"
 )
 
-// ReadAt reads len(p) bytes at off. With NoWait it reads what needs no I/O but
-// zeroes; for the rest it answers ErrWouldBlock.
+// ReadAt reads len(p) bytes at off. With NoWait it reads what the tables in memory
+// say, from the host's cache; where either does not have it, or there is something to
+// decompress, it answers ErrWouldBlock.
 func (im *Image) ReadAt(ctx context.Context, p []byte, off int64, f block.Flags) error {
 	t, err := im.begin(false, "read", off, int64(len(p)))
 	if err != nil {
@@ -20,7 +21,7 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64, f block.Flags)
 	}
 	defer im.grace.leave(t)
 	if f.Has(block.NoWait) {
-		return im.readNow(p, off)
+		return im.readNow(ctx, p, off)
 	}
 	return im.read(ctx, p, off)
 }
@@ -38,22 +39,34 @@ func (im *Image) read(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// readNow reads zeroes that the tables in memory know of.
-func (im *Image) readNow(p []byte, off int64) error {
-	for done := int64(0); done < int64(len(p)); {
-		n, _ := im.sliceOf((off + done) >> im.geo.ClusterBits)
-		s := im.tab.dir.get(n)
+// readNow is ReadAt with NoWait.
+func (im *Image) readNow(ctx context.Context, p []byte, off int64) error {
+	for len(p) > 0 {
+		s := im.sliceNow(off >> im.geo.ClusterBits)
 		if s == nil {
 			return block.ErrWouldBlock
 		}
-		piece, err := im.locate(s, off+done, int64(len(p))-done)
-		if err != nil || !piece.readsZero() {
+		piece, err := im.locate(s, off, int64(len(p)))
+		if err != nil || !im.readPieceNow(ctx, p[:piece.n], piece) {
 			return block.ErrWouldBlock
 		}
-		done += piece.n
+		p, off = p[piece.n:], off+piece.n
 	}
-	clear(p)
 	return nil
+}
+
+// readPieceNow is readPiece without waiting. It reports whether all of p was read.
+func (im *Image) readPieceNow(ctx context.Context, p []byte, piece piece) bool {
+	switch {
+	case piece.readsZero():
+		clear(p)
+		return true
+	case piece.kind == format.Data:
+		return !im.direct && im.file.ReadNow(p, piece.host)
+	case piece.kind == format.Compressed:
+		return false
+	}
+	return im.readBacking(ctx, p, piece.off, block.NoWait) == nil
 }
 
 // readsZero reports whether there is nothing to read.
@@ -92,17 +105,17 @@ func (im *Image) readPiece(ctx context.Context, p []byte, piece piece) error {
 	case piece.kind == format.Compressed:
 		return im.readCompressed(p, piece)
 	}
-	return im.readBacking(ctx, p, piece.off)
+	return im.readBacking(ctx, p, piece.off, 0)
 }
 
 // readBacking reads from the backing file, and zeroes where that has ended.
-func (im *Image) readBacking(ctx context.Context, p []byte, off int64) error {
+func (im *Image) readBacking(ctx context.Context, p []byte, off int64, f block.Flags) error {
 	n := max(min(int64(len(p)), im.backingSize-off), 0)
 	clear(p[n:])
 	if n == 0 {
 		return nil
 	}
-	if err := im.opts.Backing.ReadAt(ctx, p[:n], off, 0); err != nil {
+	if err := im.opts.Backing.ReadAt(ctx, p[:n], off, f); err != nil {
 		return fmt.Errorf("backing file: %w", err)
 	}
 	return nil

@@ -300,7 +300,11 @@ func (m *made) step(ctx context.Context, im *qcow2.Image, rng *rand.Rand, from, 
 			return err
 		}
 		got := make([]byte, n)
-		if err := im.ReadAt(ctx, got, off, 0); err != nil {
+		err := im.ReadAt(ctx, got, off, qcow2.NoWait)
+		if errors.Is(err, block.ErrWouldBlock) {
+			err = im.ReadAt(ctx, got, off, 0)
+		}
+		if err != nil {
 			return err
 		}
 		for i := range got {

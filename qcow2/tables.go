@@ -104,14 +104,21 @@ func (im *Image) inFile(off int64) bool {
 // slice returns the slice that maps guest cluster gc, nil if there is no L2 table
 // for it. It may read the file.
 func (im *Image) slice(gc int64) (*slice, error) {
-	n, _ := im.sliceOf(gc)
-	if s := im.tab.dir.get(n); s != nil {
-		if !s.used.Load() {
-			s.used.Store(true)
-		}
+	if s := im.sliceNow(gc); s != nil {
 		return s, nil
 	}
+	n, _ := im.sliceOf(gc)
 	return im.loadSlice(n, false)
+}
+
+// sliceNow returns the slice that maps guest cluster gc if it is in the cache.
+func (im *Image) sliceNow(gc int64) *slice {
+	n, _ := im.sliceOf(gc)
+	s := im.tab.dir.get(n)
+	if s != nil && !s.used.Load() {
+		s.used.Store(true)
+	}
+	return s
 }
 
 // loadSlice gets slice n into the cache, and pins it there if asked to.

@@ -52,13 +52,9 @@ func (im *Image) writeNow(p []byte, off int64, f block.Flags) error {
 // placeNow is where the bytes at off are to be written, as far as that is known or
 // can be decided without waiting; n is 0 if not.
 func (im *Image) placeNow(off, want int64) (host, n int64) {
-	number, _ := im.sliceOf(off >> im.geo.ClusterBits)
-	s := im.tab.dir.get(number)
+	s := im.sliceNow(off >> im.geo.ClusterBits)
 	if s == nil {
 		return 0, 0
-	}
-	if !s.used.Load() {
-		s.used.Store(true)
 	}
 	piece, err := im.locate(s, off, want)
 	if err != nil {

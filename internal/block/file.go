@@ -17,6 +17,11 @@ type File interface {
 	io.ReaderAt
 	io.WriterAt
 
+	// ReadNow is ReadAt where that finishes in memory. It reports whether all of p
+	// was read; if not, for whatever reason, p holds nothing of use. A File may
+	// always answer so.
+	ReadNow(p []byte, off int64) bool
+
 	// WriteAtSync writes p and returns when it is durable (FUA). Its error
 	// counts as a failed Sync, but for ErrNoSpace: then a part of p may be
 	// written, and nothing else is in doubt.

@@ -52,6 +52,11 @@ func (g *gate) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
+func (g *gate) ReadNow(p []byte, off int64) (done bool) {
+	err := g.pass(func() error { done = g.File.ReadNow(p, off); return nil })
+	return done && err == nil
+}
+
 func (g *gate) WriteAt(p []byte, off int64) (n int, err error) {
 	err = g.pass(func() error {
 		if g.failing.Load() > 0 && g.failing.Add(-1) == 0 {

@@ -207,6 +207,17 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	return f.transfer(Read, p, off, f.below.ReadAt)
 }
 
+// ReadNow is described at block.File. It is a Read.
+func (f *File) ReadNow(p []byte, off int64) bool {
+	_, err := f.transfer(Read, p, off, func(p []byte, off int64) (int, error) {
+		if !f.below.ReadNow(p, off) {
+			return 0, block.ErrWouldBlock
+		}
+		return len(p), nil
+	})
+	return err == nil
+}
+
 // WriteAt is described at block.File.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	return f.transfer(Write, p, off, f.below.WriteAt)

@@ -30,6 +30,8 @@ type File struct {
 
 	noZeroRange, noPunch, noDsync atomic.Bool // learned from EOPNOTSUPP
 
+	reading sync.Pool // of *cachedRead
+
 	resizeMu sync.Mutex // one Grow or Shrink at a time
 
 	syncMu  sync.Mutex            // one sync at a time

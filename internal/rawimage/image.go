@@ -113,6 +113,9 @@ func (im *Image) ReadAt(_ context.Context, p []byte, off int64, f block.Flags) e
 	}
 	defer im.requests.RUnlock()
 	if f.Has(block.NoWait) {
+		if im.file.ReadNow(p, off) {
+			return nil
+		}
 		return block.ErrWouldBlock
 	}
 	if n, err := im.file.ReadAt(p, off); n < len(p) {

@@ -134,6 +134,10 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
+// ReadNow is described at block.File. Where reads are recorded it is always left to
+// ReadAt.
+func (f *File) ReadNow(p []byte, off int64) bool { return !f.reads && f.below.ReadNow(p, off) }
+
 // WriteAt is described at block.File.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	e := f.submit(Event{Kind: Write, Off: off, Len: int64(len(p)), Data: p})

@@ -73,6 +73,12 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return int(n), nil
 }
 
+// ReadNow is described at block.File.
+func (d *Disk) ReadNow(p []byte, off int64) bool {
+	n, err := d.ReadAt(p, off)
+	return err == nil && n == len(p)
+}
+
 // WriteAt is described at block.File.
 func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	d.mu.Lock()

@@ -125,6 +125,9 @@ func New(inner block.File, ext Extender, o Options) *File {
 // ReadAt reads from the inner file.
 func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.inner.ReadAt(p, off) }
 
+// ReadNow reads from the inner file what is in memory.
+func (f *File) ReadNow(p []byte, off int64) bool { return f.inner.ReadNow(p, off) }
+
 // WriteAt writes to the inner file.
 func (f *File) WriteAt(p []byte, off int64) (int, error) { return f.inner.WriteAt(p, off) }
 

@@ -653,6 +653,9 @@ func (p *passing) ReadAt(b []byte, off int64) (int, error) {
 	p.note(fmt.Sprint("read ", len(b), off))
 	return len(b), io.EOF
 }
+func (p *passing) ReadNow(b []byte, off int64) bool {
+	return p.note(fmt.Sprint("now ", len(b), off)) == nil
+}
 func (p *passing) WriteAt(b []byte, off int64) (int, error) {
 	return len(b), p.note(fmt.Sprint("write ", len(b), off))
 }
@@ -671,11 +674,12 @@ func TestEverythingElsePassesThrough(t *testing.T) {
 	n, err := f.ReadAt(b, 1)
 	require.Equal(t, 3, n)
 	require.Equal(t, io.EOF, err)
+	require.True(t, f.ReadNow(b, 1))
 	f.WriteAt(b, 2)
 	f.WriteAtSync(b, 3)
 	f.WriteZeroes(4, 5)
 	f.Discard(6, 7)
 	f.Sync()
-	require.Equal(t, []string{"read 3 1", "write 3 2", "fua 3 3", "zero 4 5", "discard 6 7", "sync"}, inner.got)
+	require.Equal(t, []string{"read 3 1", "now 3 1", "write 3 2", "fua 3 3", "zero 4 5", "discard 6 7", "sync"}, inner.got)
 	require.NoError(t, f.Close())
 }

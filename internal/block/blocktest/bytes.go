@@ -1,6 +1,7 @@
 package blocktest
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -58,6 +59,9 @@ func readFile(t *testing.T, f block.File, off int64, n int) []byte {
 	got, err := f.ReadAt(p, off)
 	if err == nil || errors.Is(err, io.EOF) {
 		require.Equal(t, n, got, "read at %d: %v", off, err)
+		if now := aligned(f, make([]byte, n)); f.ReadNow(now, off) {
+			require.True(t, bytes.Equal(p, now), "read at %d, from memory", off)
+		}
 		return p
 	}
 	require.NoError(t, err, "read at %d", off)

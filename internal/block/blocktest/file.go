@@ -111,6 +111,9 @@ func fileReadPastEnd(t *testing.T, f block.File) {
 		require.ErrorIs(t, err, io.EOF)
 		require.Zero(t, n)
 	}
+	for _, off := range []int64{-int64(a), fileSize - int64(a), fileSize, 1 << 50} {
+		require.False(t, f.ReadNow(p, off), "at %d", off)
+	}
 	n, err = f.ReadAt(p, -int64(a))
 	require.Error(t, err)
 	require.NotErrorIs(t, err, io.EOF)
@@ -311,6 +314,7 @@ func fileClosed(t *testing.T, f block.File) {
 		}
 		require.ErrorIs(t, err, block.ErrClosed, name)
 	}
+	require.False(t, f.ReadNow(p, 0))
 	if err := f.Close(); err != nil {
 		require.ErrorIs(t, err, block.ErrClosed)
 	}
