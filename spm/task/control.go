@@ -127,9 +127,10 @@ func (e *Engine) Wait(ctx context.Context, id uuid.UUID) (Info, error) {
 			return Info{}, err
 		}
 		info, rest := t.infoLocked(), t.rest
+		over := e.closed || e.ctx.Err() != nil
 		e.mu.Unlock()
 		if !info.Active {
-			if e.ctx.Err() != nil && !info.State.Ended() {
+			if over && !info.State.Ended() {
 				return info, fmt.Errorf("task engine: %w", block.ErrClosed)
 			}
 			return info, nil
@@ -192,7 +193,7 @@ func (e *Engine) Revert(ctx context.Context, id uuid.UUID) error {
 	switch {
 	case err != nil:
 		return err
-	case t.unsaved != nil:
+	case t.unsaved != nil && t.next.Blocked == nil: // it goes on with what could not be saved
 	case t.driven:
 		_, _, err := t.shape().next(t.next.at(), revert)
 		return at(id, err)
