@@ -214,8 +214,7 @@ func (e *Engine) Clear(ctx context.Context, id uuid.UUID) error {
 	e.mu.Lock()
 	t, err := e.settledLocked(ctx, id)
 	if err == nil {
-		_, _, err = t.shape().next(t.next.at(), forget)
-		err = at(id, err)
+		err = at(id, t.forgettableLocked())
 	}
 	if err != nil {
 		e.mu.Unlock()
@@ -226,6 +225,15 @@ func (e *Engine) Clear(ctx context.Context, id uuid.UUID) error {
 	e.mu.Unlock()
 	defer e.wg.Done()
 	return at(id, e.drop(ctx, t))
+}
+
+// forgettableLocked returns an error unless the task has ended, durably.
+func (t *task) forgettableLocked() error {
+	if t.unsaved != nil {
+		return fmt.Errorf("%w: what has become of it could not be written: %s", ErrState, t.unsaved.Message)
+	}
+	_, _, err := t.shape().next(t.next.at(), forget)
+	return err
 }
 
 // drop lets the store forget a task that is not in memory any more. If that fails
