@@ -127,9 +127,10 @@ func (e *Engine) Wait(ctx context.Context, id uuid.UUID) (Info, error) {
 			return Info{}, err
 		}
 		info, rest := t.infoLocked(), t.rest
+		over := e.closed || e.ctx.Err() != nil
 		e.mu.Unlock()
 		if !info.Active {
-			if e.ctx.Err() != nil && !info.State.Ended() {
+			if over && !info.State.Ended() {
 				return info, fmt.Errorf("task engine: %w", block.ErrClosed)
 			}
 			return info, nil
@@ -192,7 +193,7 @@ func (e *Engine) Revert(ctx context.Context, id uuid.UUID) error {
 	switch {
 	case err != nil:
 		return err
-	case t.unsaved != nil:
+	case t.unsaved != nil && t.next.Blocked == nil: // it goes on with what could not be saved
 	case t.driven:
 		_, _, err := t.shape().next(t.next.at(), revert)
 		return at(id, err)
@@ -213,8 +214,7 @@ func (e *Engine) Clear(ctx context.Context, id uuid.UUID) error {
 	e.mu.Lock()
 	t, err := e.settledLocked(ctx, id)
 	if err == nil {
-		_, _, err = t.shape().next(t.next.at(), forget)
-		err = at(id, err)
+		err = at(id, t.forgettableLocked())
 	}
 	if err != nil {
 		e.mu.Unlock()
@@ -225,6 +225,15 @@ func (e *Engine) Clear(ctx context.Context, id uuid.UUID) error {
 	e.mu.Unlock()
 	defer e.wg.Done()
 	return at(id, e.drop(ctx, t))
+}
+
+// forgettableLocked returns an error unless the task has ended, durably.
+func (t *task) forgettableLocked() error {
+	if t.unsaved != nil {
+		return fmt.Errorf("%w: what has become of it could not be written: %s", ErrState, t.unsaved.Message)
+	}
+	_, _, err := t.shape().next(t.next.at(), forget)
+	return err
 }
 
 // drop lets the store forget a task that is not in memory any more. If that fails

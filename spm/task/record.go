@@ -88,10 +88,13 @@ func failureOf(code int, err error) *Failure {
 
 // shorten cuts a message so that it has at most n bytes as JSON.
 func shorten(s string, n int) string {
-	size := 2 // the quotes
+	size, cut := 2, 0 // with the quotes; as much as leaves room for more
 	for i, r := range s {
+		if size+len(more) <= n {
+			cut = i
+		}
 		if size += encodedLength(r); size > n {
-			return s[:max(i-len(more), 0)] + more
+			return s[:cut] + more
 		}
 	}
 	return s

@@ -1,0 +1,143 @@
+package task_test
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"tidemark/spm/task"
+)
+
+// A failing is a store that fails when it is told to.
+type failing struct {
+	task.MemoryStore
+	mu   sync.Mutex
+	fail func(r task.Record) (durable bool, err error)
+}
+
+func (f *failing) Save(ctx context.Context, r task.Record) error {
+	f.mu.Lock()
+	fail := f.fail
+	f.mu.Unlock()
+	if fail != nil {
+		if durable, err := fail(r); err != nil {
+			if durable {
+				f.MemoryStore.Save(ctx, r)
+			}
+			return err
+		}
+	}
+	return f.MemoryStore.Save(ctx, r)
+}
+
+func (f *failing) set(fail func(r task.Record) (bool, error)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fail = fail
+}
+
+// A store that fails at any record of a task, once or for long, and has the record
+// or not: nothing is done that is not written down, and in the end everything is done
+// or undone.
+func TestStoreFails(t *testing.T) {
+	failures := 0
+	for _, s := range scenarios() {
+		for _, long := range []bool{false, true} {
+			for _, durable := range []bool{false, true} {
+				at := 1
+				for runWithFailure(t, s, at, long, durable) {
+					at++
+					failures++
+				}
+			}
+		}
+	}
+	require.Greater(t, failures, 500)
+}
+
+// runWithFailure runs a scenario and reports whether there was a record with that
+// number.
+func runWithFailure(t *testing.T, s scenario, at int, long, durable bool) bool {
+	store, w := new(failing), newWorld()
+	var n atomic.Int64
+	store.set(func(task.Record) (bool, error) {
+		if k := int(n.Add(1)); k == at || long && k > at {
+			return durable, testError
+		}
+		return false, nil
+	})
+	l := live(t, w, store, 0, task.Options{Attempts: 3})
+	defer l.end()
+	l.recover()
+	id, err := l.e.Start(t.Context(), "job", s.job, task.StartOptions{})
+	if err != nil {
+		require.ErrorIs(t, err, testError)
+		require.Empty(t, load(t, store))
+		require.Empty(t, l.e.All())
+		return true
+	}
+	i := wait(t, l.e, id)
+	if s.revert && i.State == task.Finished {
+		require.NoError(t, l.e.Revert(t.Context(), id))
+		i = wait(t, l.e, id)
+	}
+	hit := int(n.Load()) >= at
+	if hit && long {
+		require.Equal(t, task.Recovering, i.State)
+		require.Contains(t, i.Failure().Message, testError.Error())
+		require.ErrorIs(t, l.e.Clear(t.Context(), id), task.ErrState)
+		store.set(nil)
+		require.NoError(t, l.e.Revert(t.Context(), id))
+		i = wait(t, l.e, id)
+	}
+	requireOutcome(t, w, s.job, i, "%+v, save %d", s, at)
+	requireSame(t, []task.Record{i.Record}, load(t, store))
+	return hit
+}
+
+// A task whose records cannot be written can be stopped, which happens when they
+// can.
+func TestStopWhenTheStoreFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(failing)
+		g, e := gated(t, task.Plan{}, store, task.Options{})
+		defer e.Close()
+		store.set(func(r task.Record) (bool, error) {
+			if r.State == task.Queued {
+				return false, nil
+			}
+			return false, testError
+		})
+		id := start(t, e, "gate", 0)
+		i := wait(t, e, id)
+		require.Equal(t, task.Recovering, i.State)
+		require.ErrorContains(t, e.Stop(t.Context(), id), testError.Error())
+		store.set(nil)
+		go func() {
+			require.Equal(t, "undo0", <-g.began)
+			g.open <- nil
+		}()
+		require.NoError(t, e.Stop(t.Context(), id))
+		require.Equal(t, task.Failed, wait(t, e, id).State)
+	})
+}
+
+// What cannot be deleted is there again.
+func TestClearFails(t *testing.T) {
+	store := &undeletable{}
+	l := live(t, newWorld(), store, 0, task.Options{Max: 1})
+	l.recover()
+	id := start(t, l.e, "job", job{Fail: -1})
+	wait(t, l.e, id)
+	require.ErrorIs(t, l.e.Clear(t.Context(), id), testError)
+	require.Equal(t, task.Finished, info(t, l.e, id).State)
+}
+
+type undeletable struct{ task.MemoryStore }
+
+func (*undeletable) Delete(context.Context, uuid.UUID) error { return testError }
