@@ -178,7 +178,9 @@ func (o *operations) planCreate(a createArgs) task.Plan {
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkCreate(ctx, a) }, nil),
 			step("make", func(ctx context.Context) error { return o.makeVolume(ctx, a) },
-				func(ctx context.Context) error { return o.drop(ctx, a.VolumeAt, false) }),
+				func(ctx context.Context) error {
+					return o.removeVolumes(ctx, deleteArgs{Domain: a.Domain, Image: a.Image, Volumes: []uuid.UUID{a.Volume}})
+				}),
 		},
 		Commit: 2,
 	}

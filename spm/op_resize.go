@@ -75,15 +75,16 @@ func (o *operations) checkResize(ctx context.Context, a resizeArgs, live bool) e
 	return o.idle(ctx, m, a.Image, a.Volume)
 }
 
-// planResize: the image goes first, and the metadata follows it. If the task is
-// rolled back in between, the metadata says what the image says.
+// planResize: what an image has become is not taken back, so everything that may be
+// refused comes before.
 func (o *operations) planResize(a resizeArgs) task.Plan {
 	return task.Plan{
 		Locks: locksOf(a.Domain, a.Image),
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkResize(ctx, a, false) }, nil),
-			step("resize", func(ctx context.Context) error { return o.resizeImage(ctx, a) },
-				func(ctx context.Context) error { return o.followImage(ctx, a) }),
+			step("space", func(ctx context.Context) error { return o.resizeSpace(ctx, a) },
+				func(ctx context.Context) error { return o.shorten(ctx, a) }),
+			step("resize", func(ctx context.Context) error { return unlessMissing(o.resizeImage(ctx, a)) }, nil),
 			step("metadata", func(ctx context.Context) error { return o.setCapacity(ctx, a, a.Size) }, nil),
 		},
 		Commit: 2,
@@ -98,7 +99,7 @@ func (o *operations) planResizeLive(a resizeArgs) task.Plan {
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkResize(ctx, a, true) }, nil),
 			step("space", func(ctx context.Context) error { return o.rawSpace(ctx, a) },
-				func(ctx context.Context) error { return o.followRaw(ctx, a) }),
+				func(ctx context.Context) error { return o.shorten(ctx, a) }),
 			step("metadata", func(ctx context.Context) error { return o.setCapacity(ctx, a, a.Size) }, nil),
 			step("resize", func(ctx context.Context) error { return o.resizeServed(ctx, a) }, nil),
 		},
@@ -122,9 +123,8 @@ func (o *operations) rawSpace(ctx context.Context, a resizeArgs) error {
 	return m.grantAtLeast(ctx, a.Image, a.Volume, a.Size, false)
 }
 
-// resizeImage changes the image of a volume that nobody serves. A raw one is as
-// large as its volume is long.
-func (o *operations) resizeImage(ctx context.Context, a resizeArgs) error {
+// resizeSpace is rawSpace, or a look at the image: whether it can be opened.
+func (o *operations) resizeSpace(ctx context.Context, a resizeArgs) error {
 	if err := o.rawSpace(ctx, a); err != nil {
 		return err
 	}
@@ -136,33 +136,27 @@ func (o *operations) resizeImage(ctx context.Context, a resizeArgs) error {
 	if err != nil || chain[len(chain)-1].Format == FormatRaw {
 		return err
 	}
-	return jobError(o.jobs.Resize(ctx, chain, a.Size), "extend volume %s to %d bytes", a.Volume, a.Size)
+	_, err = o.jobs.Use(ctx, chain)
+	return jobError(err, "look at volume %s", a.Volume)
 }
 
-// followImage takes a resize back of which nobody knows whether it has happened. An
-// image never gets smaller: then the metadata says what the image says.
-func (o *operations) followImage(ctx context.Context, a resizeArgs) error {
+// resizeImage changes the image of a volume that nobody serves. A raw one is as
+// large as its volume is long.
+func (o *operations) resizeImage(ctx context.Context, a resizeArgs) error {
 	m, err := o.domain(a.Domain)
 	if err != nil {
 		return err
 	}
 	chain, err := m.places(a.Volume)
-	if err != nil {
-		return unlessMissing(err)
+	if err != nil || chain[len(chain)-1].Format == FormatRaw {
+		return err
 	}
-	if chain[len(chain)-1].Format == FormatRaw {
-		return o.followRaw(ctx, a)
-	}
-	use, err := o.jobs.Use(ctx, chain)
-	if err != nil || use.VirtualSize <= a.Was {
-		return jobError(err, "look at volume %s", a.Volume)
-	}
-	return o.setCapacity(ctx, a, use.VirtualSize)
+	return jobError(o.jobs.Resize(ctx, chain, a.Size), "extend volume %s to %d bytes", a.Volume, a.Size)
 }
 
-// followRaw makes a raw volume as short as it was, unless somebody has it open: then
+// shorten makes a raw volume as short as it was, unless somebody has it open: then
 // it is as large as it is long.
-func (o *operations) followRaw(ctx context.Context, a resizeArgs) error {
+func (o *operations) shorten(ctx context.Context, a resizeArgs) error {
 	m, err := o.domain(a.Domain)
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,12 +29,19 @@ type world struct {
 	servers *fakeServers
 	ops     *operations
 	record  *task.Record
+	moment  func() // called before each sync of a directory and each change of a group
 }
 
 // newWorld has n domains in directories, or one in a group.
 func newWorld(t *testing.T, n int, group bool) *world {
 	w := &world{t: t, o: testOptions(), jobs: &fakeJobs{fail: map[string]error{}}}
-	w.o.Images = contentImages{}
+	w.o.Images, w.o.Capacity = contentImages{}, 64*gib
+	w.o.sync = func(*os.File) error {
+		if w.moment != nil {
+			w.moment()
+		}
+		return nil
+	}
 	w.servers = &fakeServers{jobs: w.jobs, byKey: map[string]*Server{}}
 	w.servers.places = func(volume string) ([]Place, error) {
 		for _, m := range w.m {
@@ -44,8 +52,13 @@ func newWorld(t *testing.T, n int, group bool) *world {
 		return nil, fs.ErrNotExist
 	}
 	if group {
-		w.group = newFakeGroup(t, 64)
+		w.group = newFakeGroup(t, 512)
 		w.jobs.group = w.group
+		w.group.moment = func() {
+			if w.moment != nil {
+				w.moment()
+			}
+		}
 		w.o.Capacity = 0
 	}
 	for range n {
@@ -451,4 +464,3 @@ func TestGroupPostZero(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, make([]byte, 4096), b)
 }
-
