@@ -161,7 +161,7 @@ func (f *family) member(image, id uuid.UUID) (kin, error) {
 	switch {
 	case !there || k.image != image:
 		if len(f.images[image]) == 0 {
-			return kin{}, errorf(CodeNotFound, "there is no image %s", image)
+			return kin{}, errorf(CodeUnknownImage, "there is no image %s", image)
 		}
 		return kin{}, errorf(CodeNotFound, "image %s has no volume %s", image, id)
 	case k.damaged:
@@ -180,16 +180,16 @@ func (f *family) maySnapshot(image, parentImage, parent uuid.UUID) (kin, error) 
 	leaf, _ := f.leaf(image)
 	switch {
 	case !k.legal():
-		return kin{}, errorf(CodeInvalid, "volume %s is illegal: nothing may be based on it", parent)
+		return kin{}, errorf(CodeIllegal, "volume %s is illegal: nothing may be based on it", parent)
 	case parentImage != image && !k.shared():
-		return kin{}, errorf(CodeInvalid, "volume %s of image %s is %s, and images may be based on a template (%s) only",
+		return kin{}, errorf(CodeWrongState, "volume %s of image %s is %s, and images may be based on a template (%s) only",
 			parent, parentImage, k.meta.VolType, Shared)
 	case parentImage != image && len(f.images[image]) > 0:
 		return kin{}, errorf(CodeExists, "image %s has volumes already: its next one is based on its leaf", image)
 	case parentImage == image && k.shared():
-		return kin{}, errorf(CodeInvalid, "volume %s is a template: what is based on it belongs into an image of its own", parent)
+		return kin{}, errorf(CodeWrongState, "volume %s is a template: what is based on it belongs into an image of its own", parent)
 	case parentImage == image && (leaf != parent || len(f.kids[parent]) > 0):
-		return kin{}, errorf(CodeInvalid, "volume %s is not the leaf of image %s (%s is): a snapshot is made of the leaf", parent, image, leaf)
+		return kin{}, errorf(CodeHasChildren, "volume %s is not the leaf of image %s (%s is): a snapshot is made of the leaf", parent, image, leaf)
 	}
 	return k, nil
 }
@@ -211,13 +211,13 @@ func (f *family) mayDelete(image uuid.UUID, ids []uuid.UUID, force bool) ([]uuid
 		}
 		switch {
 		case k.shared():
-			return nil, errorf(CodeInvalid, "volume %s is a template: delete its image", id)
+			return nil, errorf(CodeWrongState, "volume %s is a template: delete its image", id)
 		case !k.legal() && !force:
-			return nil, errorf(CodeInvalid, "volume %s is illegal or damaged: it is deleted by force only", id)
+			return nil, errorf(CodeIllegal, "volume %s is illegal or damaged: it is deleted by force only", id)
 		}
 		for _, c := range f.kids[id] {
 			if !slices.Contains(ids, c.id) {
-				return nil, errorf(CodeInvalid, "volume %s cannot be deleted: volume %s of image %s is based on it", id, c.id, c.image)
+				return nil, errorf(CodeHasChildren, "volume %s cannot be deleted: volume %s of image %s is based on it", id, c.id, c.image)
 			}
 		}
 		out = append(out, k)
@@ -249,15 +249,15 @@ func (f *family) topFirst(all []kin) []uuid.UUID {
 func (f *family) mayDeleteImage(image uuid.UUID, force bool) ([]uuid.UUID, error) {
 	all := f.images[image]
 	if len(all) == 0 {
-		return nil, errorf(CodeNotFound, "there is no image %s", image)
+		return nil, errorf(CodeUnknownImage, "there is no image %s", image)
 	}
 	for _, k := range all {
 		if !k.legal() && !force {
-			return nil, errorf(CodeInvalid, "volume %s of image %s is illegal or damaged: it is deleted by force only", k.id, image)
+			return nil, errorf(CodeIllegal, "volume %s of image %s is illegal or damaged: it is deleted by force only", k.id, image)
 		}
 		for _, c := range f.kids[k.id] {
 			if c.image != image {
-				return nil, errorf(CodeInvalid, "image %s cannot be deleted: volume %s of image %s is based on it", image, c.id, c.image)
+				return nil, errorf(CodeHasChildren, "image %s cannot be deleted: volume %s of image %s is based on it", image, c.id, c.image)
 			}
 		}
 	}
@@ -286,11 +286,11 @@ func (f *family) mayMerge(image, ancestor, successor uuid.UUID) ([]kin, error) {
 	for i, k := range run {
 		switch {
 		case k.shared():
-			return nil, errorf(CodeInvalid, "volume %s is a template, which never changes", k.id)
+			return nil, errorf(CodeWrongState, "volume %s is a template, which never changes", k.id)
 		case i > 0 && !k.legal():
-			return nil, errorf(CodeInvalid, "volume %s is illegal: it can be deleted, and not merged", k.id)
+			return nil, errorf(CodeIllegal, "volume %s is illegal: it can be deleted, and not merged", k.id)
 		case i < len(run)-1 && len(f.kids[k.id]) > 1:
-			return nil, errorf(CodeInvalid, "volume %s has %d volumes that are based on it: it can be merged with one only",
+			return nil, errorf(CodeHasChildren, "volume %s has %d volumes that are based on it: it can be merged with one only",
 				k.id, len(f.kids[k.id]))
 		}
 	}

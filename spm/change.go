@@ -153,7 +153,7 @@ func (m *Manager) shrinkTo(ctx context.Context, image, id uuid.UUID, from, to in
 	m.mu.Lock()
 	size := v.size
 	m.mu.Unlock()
-	to = roundUp(max(to, 1), m.unit())
+	to = min(roundUp(max(to, 1), m.unit()), m.boundOf(v.meta()))
 	switch {
 	case size <= to:
 		return nil
@@ -323,4 +323,19 @@ func (m *Manager) remove(all []*volume) (freed int64, err error) {
 		return 0, internal(err, "remove %s", all[0].name())
 	}
 	return 0, internal(err, "remove %s: it is gone from the pool, but its space is not free before the manager's next start", all[0].name())
+}
+
+// raiseBound lets a volume grow as one of that virtual size may, which it is about
+// to get. What its metadata says is the bound again when that is written.
+func (m *Manager) raiseBound(image, id uuid.UUID, virtual int64) error {
+	v, err := m.volumeOf(image, id)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	meta := v.meta()
+	meta.Capacity = max(meta.Capacity, virtual)
+	v.bound = max(v.bound, m.boundOf(meta))
+	return nil
 }

@@ -33,7 +33,8 @@ type fakeGroup struct {
 	content map[string]*simdisk.Disk
 	held    map[string]bool
 	total   int64
-	changes int // so many more, then the process is dead; negative: no end
+	changes int    // so many more, then the process is dead; negative: no end
+	moment  func() // called before each change
 }
 
 const fakeExtent = 128 * mib
@@ -49,6 +50,9 @@ func newFakeGroup(t *testing.T, extents int64) *fakeGroup {
 
 // step counts a change.
 func (g *fakeGroup) step() error {
+	if g.moment != nil {
+		g.moment()
+	}
 	if g.changes == 0 {
 		return errDead
 	}

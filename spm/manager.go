@@ -142,7 +142,7 @@ type Manager struct {
 	granted  int64 // of all volumes, and what is reserved for requests in progress
 	volumes  map[uuid.UUID]*volume
 	names    map[string]*volume
-	kinship  *family // of the volumes, as familyLocked has made it; nil: something has changed
+	kinship  *family  // of the volumes, as familyLocked has made it; nil: something has changed
 	queue    []*place // in the order in which they are served
 	arrivals int64
 	events   events

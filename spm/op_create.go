@@ -115,7 +115,7 @@ func checkMeta(kind string, m volumeMeta, id uuid.UUID) error {
 // checkSpace refuses at once what the pool cannot carry now.
 func (o *operations) checkSpace(m *Manager, meta volumeMeta, initial int64) error {
 	if meta.Format == Cow && m.o.Images == nil {
-		return errorf(CodeInvalid, "this manager can make no %s images: use %s", FormatQCOW2, Raw)
+		return errorf(CodeUnsupported, "this manager can make no %s images: use %s", FormatQCOW2, Raw)
 	}
 	if initial < 0 {
 		return errorf(CodeInvalid, "initial size is %d bytes, expected a number that is not negative", initial)
@@ -163,9 +163,9 @@ func (o *operations) checkCreate(ctx context.Context, a createArgs) error {
 	case err != nil:
 		return err
 	case there && s.Merge != "":
-		return errorf(CodeInUse, "image %s is being merged (%s): a snapshot is made when that is over", a.Image, s.Merge)
+		return errorf(CodeUnfinished, "image %s is being merged (%s): a snapshot is made when that is over", a.Image, s.Merge)
 	case there && a.Meta.Capacity != parent.meta.Capacity:
-		return errorf(CodeInvalid, "image %s is served: its snapshot has its size, %d bytes; extend it afterwards", a.Image, parent.meta.Capacity)
+		return errorf(CodeActive, "image %s is served: its snapshot has its size, %d bytes; extend it afterwards", a.Image, parent.meta.Capacity)
 	}
 	return nil
 }
@@ -178,7 +178,9 @@ func (o *operations) planCreate(a createArgs) task.Plan {
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkCreate(ctx, a) }, nil),
 			step("make", func(ctx context.Context) error { return o.makeVolume(ctx, a) },
-				func(ctx context.Context) error { return o.drop(ctx, a.VolumeAt, false) }),
+				func(ctx context.Context) error {
+					return o.removeVolumes(ctx, deleteArgs{Domain: a.Domain, Image: a.Image, Volumes: []uuid.UUID{a.Volume}})
+				}),
 		},
 		Commit: 2,
 	}

@@ -34,7 +34,7 @@ func (o *operations) volumesOf(ctx context.Context, domain, image uuid.UUID) ([]
 	}
 	f := m.family()
 	if image != uuid.Nil && len(f.images[image]) == 0 {
-		return nil, errorf(CodeNotFound, "domain %s has no image %s", domain, image)
+		return nil, errorf(CodeUnknownImage, "domain %s has no image %s", domain, image)
 	}
 	out := []VolumeInfo{}
 	for of, all := range f.images {
@@ -171,10 +171,10 @@ func (o *operations) prepare(ctx context.Context, at VolumeAt, opt PrepareOption
 // a merge that failed leaves the chain above it whole.
 func mayServe(f *family, k kin, opt PrepareOptions) error {
 	if !k.legal() && !opt.AllowIllegal {
-		return errorf(CodeInvalid, "volume %s is illegal: an operation on it was not completed; repeat that, or delete the volume", k.id)
+		return errorf(CodeIllegal, "volume %s is illegal: an operation on it was not completed; repeat that, or delete the volume", k.id)
 	}
 	if len(f.kids[k.id]) > 0 && !opt.ReadOnly && !k.shared() {
-		return errorf(CodeInvalid, "volume %s has %d volumes that are based on it, so nobody may write to it: serve it read-only, or the leaf",
+		return errorf(CodeHasChildren, "volume %s has %d volumes that are based on it, so nobody may write to it: serve it read-only, or the leaf",
 			k.id, len(f.kids[k.id]))
 	}
 	_, err := f.chain(k.id)
@@ -200,7 +200,7 @@ func (o *operations) teardown(ctx context.Context, at VolumeAt) error {
 		return err
 	}
 	if len(m.family().images[at.Image]) == 0 {
-		return errorf(CodeNotFound, "domain %s has no image %s", at.Domain, at.Image)
+		return errorf(CodeUnknownImage, "domain %s has no image %s", at.Domain, at.Image)
 	}
 	s, there, err := o.serving(ctx, m, at.Image)
 	if err != nil || !there {

@@ -46,6 +46,15 @@ const (
 func (o *operations) kinds() []task.Kind {
 	return []task.Kind{
 		kindOf(kindCreateVolume, o.planCreate),
+		kindOf(kindDeleteVolume, o.planDelete),
+		kindOf(kindDeleteImage, o.planDeleteImage),
+		kindOf(kindCopyImage, o.planCopy),
+		kindOf(kindMoveImage, o.planMove),
+		kindOf(kindMerge, o.planMerge),
+		kindOf(kindMergeLive, o.planMergeLive),
+		kindOf(kindResize, o.planResize),
+		kindOf(kindResizeLive, o.planResizeLive),
+		kindOf(kindReduce, o.planReduce),
 	}
 }
 
@@ -80,7 +89,7 @@ func imageLock(domain, image uuid.UUID, exclusive bool) task.Lock {
 	return task.Lock{Name: "01_img/" + domain.String() + "/" + image.String(), Exclusive: exclusive}
 }
 
-// imageLocks are what an operation on one image needs, and on templates below it.
+// locksOf are what an operation on one image needs, and on templates below it.
 func locksOf(domain, image uuid.UUID, templates ...uuid.UUID) []task.Lock {
 	locks := []task.Lock{domainLock(domain), imageLock(domain, image, true)}
 	for _, t := range templates {
@@ -184,4 +193,15 @@ func jobError(err error, format string, args ...any) error {
 
 // missing reports whether a step that goes forward only has nothing left to do:
 // what it is about has been removed.
-func missing(err error) bool { return err != nil && CodeOf(err) == CodeNotFound }
+func missing(err error) bool {
+	code := CodeOf(err)
+	return err != nil && (code == CodeNotFound || code == CodeUnknownImage)
+}
+
+// unlessMissing is the error of a step that goes forward only.
+func unlessMissing(err error) error {
+	if missing(err) {
+		return nil
+	}
+	return err
+}

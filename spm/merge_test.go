@@ -1,0 +1,177 @@
+package spm
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+)
+
+func (w *world) merge(image, ancestor, successor uuid.UUID) (string, any, error) {
+	return w.ops.mergeVolumes(w.t.Context(), MergeVolumes{Domain: w.domain(), Image: image, Ancestor: ancestor, Successor: successor})
+}
+
+// The ancestor survives, with what the chain has shown at the successor.
+func TestMergeCold(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		image := uuid.New()
+		a := w.volume(image, uuid.Nil, "aaaa")
+		b := w.volume(image, a, " b")
+		c := w.volume(image, b, "  c")
+		d := w.volume(image, c, "   d")
+		kind, args, err := w.merge(image, b, c)
+		w.must(kind, args, err)
+		require.Equal(t, kindMerge, kind)
+		require.Equal(t, "INTERNAL INTERNAL LEAF", w.types(w.m[0], image))
+		require.Equal(t, "abca", w.shows(w.m[0], b))
+		require.Equal(t, "abcd", w.shows(w.m[0], d))
+		require.Equal(t, 1, w.m[0].info(b).Generation)
+		w.consistent()
+
+		kind, args, err = w.merge(image, a, d) // with what is between
+		w.must(kind, args, err)
+		id, shows := w.leaf(w.m[0], image)
+		require.Equal(t, a, id)
+		require.Equal(t, "abcd", shows)
+		require.Equal(t, "LEAF", w.types(w.m[0], image))
+		require.Equal(t, image.String(), w.m[0].info(a).Name)
+		w.consistent()
+	})
+}
+
+// A base that is raw and smaller becomes as large as its successor.
+func TestMergeIntoRaw(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		image := uuid.New()
+		r := w.newVolume(image, uuid.New())
+		r.Size, r.Format, r.Alloc = 100*mib, Raw, Preallocated
+		kind, args, err := w.ops.createVolume(t.Context(), r)
+		w.must(kind, args, err)
+		w.write(r.Volume, "raw")
+		top := w.newVolume(image, uuid.New())
+		top.Parent, top.Size = r.Volume, 300*mib
+		kind, args, err = w.ops.createVolume(t.Context(), top)
+		w.must(kind, args, err)
+		w.write(top.Volume, " X")
+		kind, args, err = w.merge(image, r.Volume, top.Volume)
+		w.must(kind, args, err)
+		require.Equal(t, "rXw", w.shows(w.m[0], r.Volume))
+		i := w.m[0].info(r.Volume)
+		require.EqualValues(t, 300*mib, i.Capacity)
+		require.GreaterOrEqual(t, i.Granted, int64(300*mib))
+		w.consistent()
+	})
+}
+
+// A merge that fails leaves the ancestor illegal below a chain that is whole, and
+// is tried again.
+func TestMergeFailsAndIsRetried(t *testing.T) {
+	w := newWorld(t, 1, false)
+	image := uuid.New()
+	a := w.volume(image, uuid.Nil, "aaaa")
+	b := w.volume(image, a, " bb")
+	w.jobs.fail["commit"] = errors.New("I/O error")
+	kind, args, err := w.merge(image, a, b)
+	require.NoError(t, err)
+	require.ErrorContains(t, w.run(kind, args, -1), "I/O error")
+	require.Equal(t, "INTERNAL! LEAF", w.types(w.m[0], image))
+	_, shows := w.leaf(w.m[0], image)
+	require.Equal(t, "abba", shows)
+	w.consistent()
+	_, err = w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{})
+	require.NoError(t, err, "the leaf above an illegal volume can be served")
+	require.NoError(t, w.ops.teardown(t.Context(), w.at(image, uuid.Nil)))
+	_, err = w.ops.prepare(t.Context(), w.at(image, a), PrepareOptions{ReadOnly: true})
+	requireCode(t, CodeIllegal, err)
+
+	delete(w.jobs.fail, "commit")
+	kind, args, err = w.merge(image, a, b)
+	w.must(kind, args, err)
+	require.Equal(t, "abba", w.shows(w.m[0], a))
+	w.consistent()
+}
+
+// The leaf of a served image goes into its parent while the guest writes.
+func TestMergeLive(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		image := uuid.New()
+		a := w.volume(image, uuid.Nil, "aaaa")
+		_, err := w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{})
+		require.NoError(t, err)
+		b := w.volume(image, a, "")
+		s, err := w.servers.Find(t.Context(), image.String())
+		require.NoError(t, err)
+		require.Equal(t, b.String(), s.Leaf, "the server writes to the snapshot")
+		require.NoError(t, w.servers.write(image.String(), 1, 'b'))
+
+		kind, args, err := w.merge(image, a, b)
+		require.NoError(t, err)
+		require.Equal(t, kindMergeLive, kind)
+		require.ErrorIs(t, w.run(kind, args, 8), errCrash) // before "publish"
+		require.NoError(t, w.servers.write(image.String(), 2, 'c'))
+		require.Equal(t, "abca", w.shows(w.m[0], a))
+		require.Equal(t, "abca", w.shows(w.m[0], b))
+		w.restart()
+		require.True(t, w.recover())
+		id, shows := w.leaf(w.m[0], image)
+		require.Equal(t, a, id)
+		require.Equal(t, "abca", shows)
+		s, err = w.servers.Find(t.Context(), image.String())
+		require.NoError(t, err)
+		require.Equal(t, a.String(), s.Leaf)
+		w.consistent()
+	})
+}
+
+// Before "publish" a live merge is taken back, and the guest goes on writing to the
+// leaf.
+func TestMergeLiveIsCancelled(t *testing.T) {
+	w := newWorld(t, 1, false)
+	image := uuid.New()
+	a := w.volume(image, uuid.Nil, "aaaa")
+	b := w.volume(image, a, " b")
+	_, err := w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{})
+	require.NoError(t, err)
+	kind, args, err := w.merge(image, a, b)
+	require.NoError(t, err)
+	require.ErrorIs(t, w.run(kind, args, 7), errCrash) // after "mirror"
+	w.restart()
+	require.False(t, w.recover())
+	require.NoError(t, w.servers.write(image.String(), 2, 'c'))
+	require.Equal(t, "abca", w.shows(w.m[0], b))
+	require.Equal(t, "INTERNAL! LEAF", w.types(w.m[0], image))
+	s, err := w.servers.Find(t.Context(), image.String())
+	require.NoError(t, err)
+	require.Empty(t, s.Merge)
+	w.consistent()
+	kind, args, err = w.merge(image, a, b)
+	w.must(kind, args, err)
+	require.Equal(t, "abca", w.shows(w.m[0], a))
+	w.consistent()
+}
+
+// What a served image does not allow.
+func TestMergeServedRefused(t *testing.T) {
+	w := newWorld(t, 1, false)
+	image := uuid.New()
+	a := w.volume(image, uuid.Nil, "a")
+	b := w.volume(image, a, "")
+	c := w.volume(image, b, "")
+	_, err := w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{})
+	require.NoError(t, err)
+	_, _, err = w.merge(image, a, b)
+	requireCode(t, CodeInUse, err)
+	_, _, err = w.merge(image, a, c)
+	requireCode(t, CodeInUse, err)
+	_, _, err = w.ops.deleteVolumes(t.Context(), DeleteVolumes{Domain: w.domain(), Image: image, Volumes: []uuid.UUID{c}})
+	requireCode(t, CodeInUse, err)
+	_, _, err = w.ops.deleteImage(t.Context(), DeleteImage{Domain: w.domain(), Image: image})
+	requireCode(t, CodeInUse, err)
+	_, _, err = w.ops.reduceVolume(t.Context(), w.at(image, c))
+	requireCode(t, CodeInUse, err)
+	_, _, err = w.ops.copyImage(t.Context(), CopyImage{From: w.at(image, c), To: w.at(uuid.New(), uuid.New())})
+	requireCode(t, CodeInUse, err)
+	_, _, err = w.ops.copyImage(t.Context(), CopyImage{From: w.at(image, b), To: w.at(uuid.New(), uuid.New())})
+	require.NoError(t, err, "nobody writes to what is below the leaf")
+}

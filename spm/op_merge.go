@@ -1,0 +1,200 @@
+package spm
+
+import (
+	"context"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"tidemark/spm/task"
+)
+
+// mergeArgs are the volumes of a merge, from the ancestor to the successor, and what
+// the ancestor will be: all that the successor is.
+type mergeArgs struct {
+	Pool, Domain, Image uuid.UUID
+	Run                 []uuid.UUID
+	Size                int64  // virtual
+	Type                string // LEAF or INTERNAL
+	Generation          int    // of the ancestor, before
+	Zero                bool
+}
+
+func (a mergeArgs) ancestor() uuid.UUID  { return a.Run[0] }
+func (a mergeArgs) successor() uuid.UUID { return a.Run[len(a.Run)-1] }
+
+// above are the volumes that are merged and go, the topmost first.
+func (a mergeArgs) above() []uuid.UUID {
+	all := slices.Clone(a.Run[1:])
+	slices.Reverse(all)
+	return all
+}
+
+// mergeVolumes merges a volume into one below it, which stays.
+func (o *operations) mergeVolumes(ctx context.Context, r MergeVolumes) (kind string, args any, err error) {
+	m, err := o.at(r.Pool, r.Domain)
+	if err != nil {
+		return "", nil, err
+	}
+	run, err := m.family().mayMerge(r.Image, r.Ancestor, r.Successor)
+	if err != nil {
+		return "", nil, err
+	}
+	s, served, err := o.serving(ctx, m, r.Image)
+	if err != nil {
+		return "", nil, err
+	}
+	top := run[len(run)-1].meta
+	a := mergeArgs{
+		Pool: r.Pool, Domain: r.Domain, Image: r.Image, Zero: r.PostZero,
+		Size: max(top.Capacity, run[0].meta.Capacity), Type: top.VolType, Generation: run[0].meta.Generation,
+	}
+	for _, k := range run {
+		a.Run = append(a.Run, k.id)
+	}
+	if served && servedBy(m.family(), s, a.Run) {
+		return kindMergeLive, a, o.checkMergeLive(ctx, a)
+	}
+	return kindMerge, a, o.checkMerge(ctx, a)
+}
+
+// mergeable says whether the volumes of a merge are as they were when it was asked
+// for.
+func (o *operations) mergeable(a mergeArgs) (*Manager, error) {
+	m, err := o.at(a.Pool, a.Domain)
+	if err != nil {
+		return nil, err
+	}
+	run, err := m.family().mayMerge(a.Image, a.ancestor(), a.successor())
+	if err != nil {
+		return nil, err
+	}
+	top := run[len(run)-1].meta
+	if len(run) != len(a.Run) || run[0].meta.Generation != a.Generation || top.VolType != a.Type || max(top.Capacity, run[0].meta.Capacity) != a.Size {
+		return nil, errorf(CodeStale, "the chain of image %s has changed since the merge of %s into %s was asked for: repeat the request",
+			a.Image, a.successor(), a.ancestor())
+	}
+	return m, nil
+}
+
+func (o *operations) checkMerge(ctx context.Context, a mergeArgs) error {
+	m, err := o.mergeable(a)
+	if err != nil {
+		return err
+	}
+	return o.idle(ctx, m, a.Image, a.Run...)
+}
+
+// planMerge merges volumes that nobody has open. Until the step "publish" the chain
+// is whole as seen from the successor: what is written to the ancestor is what the
+// volumes above have themselves. From then on the ancestor shows the same.
+func (o *operations) planMerge(a mergeArgs) task.Plan {
+	return task.Plan{
+		Locks: locksOf(a.Domain, a.Image),
+		Steps: []task.Step{
+			step("check", func(ctx context.Context) error { return o.checkMerge(ctx, a) }, nil),
+			step("space", func(ctx context.Context) error { return o.mergeSpace(ctx, a) }, nil),
+			step("mark", func(ctx context.Context) error {
+				return o.mark(ctx, a.Domain, a.Image, a.Run[:1], Illegal)
+			}, nil),
+			{Name: "merge", Do: func(ctx context.Context, r *task.Run) error { return o.commitMerge(ctx, a, r.Progress) }},
+			step("publish", func(ctx context.Context) error { return o.publishMerge(ctx, a) }, nil),
+			step("rebase", func(ctx context.Context) error { return o.rebaseChildren(ctx, a) }, nil),
+			step("remove", func(ctx context.Context) error { return o.removeMerged(ctx, a) }, nil),
+		},
+		Commit: 4,
+	}
+}
+
+// mergeSpace gives the ancestor the space that it will need, from the reserve if
+// need be: what goes afterwards gives back more.
+func (o *operations) mergeSpace(ctx context.Context, a mergeArgs) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	k, err := m.family().member(a.Image, a.ancestor())
+	if err != nil {
+		return err
+	}
+	if err := m.raiseBound(a.Image, a.ancestor(), a.Size); err != nil {
+		return err
+	}
+	need := a.Size
+	if k.meta.Format != Raw {
+		chain, err := m.places(a.successor())
+		if err != nil {
+			return err
+		}
+		r, err := o.jobs.Measure(ctx, chain[len(chain)-len(a.Run):], FormatQCOW2)
+		if err != nil {
+			return jobError(err, "measure volume %s", a.successor())
+		}
+		need = min(r.Required+r.Bitmaps, m.info(a.ancestor()).Bound)
+	}
+	return m.grantAtLeast(ctx, a.Image, a.ancestor(), need, true)
+}
+
+func (o *operations) commitMerge(ctx context.Context, a mergeArgs, p Progress) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	chain, err := m.places(a.successor())
+	if err != nil {
+		return err
+	}
+	base := len(chain) - len(a.Run)
+	if m.info(a.ancestor()).Capacity < a.Size && chain[base].Format != FormatRaw {
+		if err := o.jobs.Resize(ctx, chain[:base+1], a.Size); err != nil {
+			return jobError(err, "extend volume %s to %d bytes", a.ancestor(), a.Size)
+		}
+	}
+	return jobError(o.jobs.Commit(ctx, chain, base, p), "merge volume %s into %s", a.successor(), a.ancestor())
+}
+
+// publishMerge makes the ancestor what the successor was, and that illegal with what
+// is between.
+func (o *operations) publishMerge(ctx context.Context, a mergeArgs) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	err = m.setMeta(ctx, a.Image, a.ancestor(), func(meta *volumeMeta) {
+		meta.Legality, meta.Generation, meta.VolType, meta.Capacity = Legal, nextGeneration(a.Generation), a.Type, a.Size
+	})
+	if err != nil {
+		return unlessMissing(err)
+	}
+	return o.mark(ctx, a.Domain, a.Image, a.above(), Illegal)
+}
+
+// rebaseChildren lets what was based on the successor be based on the ancestor: each
+// one's image first, for both have the same content.
+func (o *operations) rebaseChildren(ctx context.Context, a mergeArgs) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	f := m.family()
+	for _, child := range f.kids[a.successor()] {
+		at, err := m.places(child.id)
+		if err != nil {
+			return err
+		}
+		meta := child.meta
+		meta.Parent = a.ancestor()
+		if err := o.jobs.Rebase(ctx, at[len(at)-1], m.backing(meta)); err != nil {
+			return jobError(err, "base volume %s on %s", child.id, a.ancestor())
+		}
+		err = m.setMeta(ctx, child.image, child.id, func(meta *volumeMeta) { meta.Parent = a.ancestor() })
+		if err != nil {
+			return unlessMissing(err)
+		}
+	}
+	return nil
+}
+
+func (o *operations) removeMerged(ctx context.Context, a mergeArgs) error {
+	return o.removeVolumes(ctx, deleteArgs{Domain: a.Domain, Image: a.Image, Volumes: a.above(), Zero: a.Zero})
+}

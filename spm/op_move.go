@@ -1,0 +1,187 @@
+package spm
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"tidemark/spm/task"
+)
+
+// moveArgs is an image that moves to another domain, with its volumes from the base
+// up.
+type moveArgs struct {
+	Pool, From, To, Image uuid.UUID
+	Volumes               []uuid.UUID
+	Copy, Zero, Force     bool
+}
+
+// moveImage moves or copies an image with its chain to another domain, where the
+// template must be that it is based on.
+func (o *operations) moveImage(ctx context.Context, r MoveImage) (kind string, args any, err error) {
+	m, err := o.at(r.Pool, r.From)
+	if err != nil {
+		return "", nil, err
+	}
+	f := m.family()
+	if len(f.images[r.Image]) == 0 {
+		return "", nil, errorf(CodeUnknownImage, "domain %s has no image %s", r.From, r.Image)
+	}
+	volumes := f.topFirst(slices.Clone(f.images[r.Image]))
+	slices.Reverse(volumes)
+	a := moveArgs{Pool: r.Pool, From: r.From, To: r.To, Image: r.Image, Volumes: volumes, Copy: r.Copy, Zero: r.PostZero, Force: r.Force}
+	return kindMoveImage, a, o.checkMove(ctx, a)
+}
+
+// checkMove says whether the image can be moved now.
+func (o *operations) checkMove(ctx context.Context, a moveArgs) error {
+	from, err := o.at(a.Pool, a.From)
+	if err != nil {
+		return err
+	}
+	to, err := o.at(a.Pool, a.To)
+	if err != nil {
+		return err
+	}
+	if a.From == a.To {
+		return errorf(CodeInvalid, "image %s is in domain %s already", a.Image, a.To)
+	}
+	f := from.family()
+	if err := mayMove(f, to.family(), to.store.kind(), a); err != nil {
+		return err
+	}
+	var need int64
+	for _, id := range a.Volumes {
+		if err := absent(to, a.Image, id); err != nil {
+			return err
+		}
+		need += movedSize(to, from.info(id))
+	}
+	to.mu.Lock()
+	free := to.freeLocked() - to.reserveOfLocked()
+	to.mu.Unlock()
+	if need > free {
+		return errorf(CodePoolFull, "image %s needs %d bytes in domain %s, of which %d can be granted", a.Image, need, a.To, max(free, 0))
+	}
+	return o.idle(ctx, from, a.Image, a.Volumes...)
+}
+
+// mayMove decides whether an image may be moved between domains of which that is
+// known.
+func mayMove(from, to *family, kind string, a moveArgs) error {
+	all := from.images[a.Image]
+	if len(all) == 0 {
+		return errorf(CodeUnknownImage, "domain %s has no image %s", a.From, a.Image)
+	}
+	if len(all) != len(a.Volumes) {
+		return errorf(CodeWrongState, "image %s has %d volumes, and had %d when it was to be moved: repeat the request", a.Image, len(all), len(a.Volumes))
+	}
+	for _, k := range all {
+		switch {
+		case k.damaged || !slices.Contains(a.Volumes, k.id):
+			return errorf(CodeDamaged, "volume %s of image %s is damaged, or new: nobody knows how to move it", k.id, a.Image)
+		case !k.legal():
+			return errorf(CodeIllegal, "volume %s of image %s is illegal: delete it first", k.id, a.Image)
+		case k.meta.Format == Raw && k.meta.Type == Sparse && kind == typeGroup:
+			return errorf(CodeWrongState, "volume %s is raw and sparse, which a block domain cannot hold: copy it as %s or %s", k.id, Preallocated, Cow)
+		}
+		for _, c := range from.kids[k.id] {
+			if c.image != a.Image && !a.Copy {
+				return errorf(CodeHasChildren, "volume %s of image %s is based on image %s: it can be copied, and not moved", c.id, c.image, a.Image)
+			}
+		}
+		if below, there := from.all[k.meta.Parent]; k.meta.Parent != uuid.Nil && (!there || below.image != a.Image) {
+			if t, there := to.all[k.meta.Parent]; !there || !t.shared() || !t.legal() {
+				return errorf(CodeWrongState, "image %s is based on the template %s, which domain %s does not have: copy that first", a.Image, k.meta.Parent, a.To)
+			}
+		}
+	}
+	return nil
+}
+
+// movedSize is what a volume is granted in another domain.
+func movedSize(to *Manager, i VolumeInfo) int64 {
+	meta := volumeMeta{Capacity: i.Capacity, Format: i.Format}
+	if i.Format == Raw || i.Alloc == Preallocated {
+		return to.boundOf(meta)
+	}
+	return min(roundUp(i.Granted, to.unit()), to.boundOf(meta))
+}
+
+// planMove: the volumes are illegal in the new domain until they are all there,
+// and from then on in the old one.
+func (o *operations) planMove(a moveArgs) task.Plan {
+	p := task.Plan{
+		Locks: append(locksOf(a.From, a.Image), locksOf(a.To, a.Image)...),
+		Steps: []task.Step{
+			step("check", func(ctx context.Context) error { return o.checkMove(ctx, a) }, nil),
+			step("make", func(ctx context.Context) error { return o.makeMoved(ctx, a) },
+				func(ctx context.Context) error { return o.dropImage(ctx, a.To, a.Image, false) }),
+		},
+	}
+	for i, id := range a.Volumes {
+		p.Steps = append(p.Steps, task.Step{
+			Name: fmt.Sprintf("copy %d", i+1),
+			Do:   func(ctx context.Context, r *task.Run) error { return o.fillMoved(ctx, a, id, r.Progress) },
+		})
+	}
+	p.Commit = len(p.Steps)
+	p.Steps = append(p.Steps, step("legal", func(ctx context.Context) error { return o.legalMoved(ctx, a) }, nil))
+	if !a.Copy {
+		p.Steps = append(p.Steps, step("remove", func(ctx context.Context) error { return o.removeMoved(ctx, a) }, nil))
+	}
+	return p
+}
+
+func (o *operations) makeMoved(ctx context.Context, a moveArgs) error {
+	from, to, err := o.both(a.From, a.To)
+	if err != nil {
+		return err
+	}
+	f := from.family()
+	for _, id := range a.Volumes {
+		k, err := f.member(a.Image, id)
+		if err != nil {
+			return err
+		}
+		meta := k.meta
+		meta.Domain, meta.Legality, meta.Generation = a.To, Illegal, nextGeneration(meta.Generation)
+		if err := to.ensureVolume(ctx, making{id: id, meta: meta, granted: movedSize(to, from.info(id))}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fillMoved copies what a volume has above those below it.
+func (o *operations) fillMoved(ctx context.Context, a moveArgs, id uuid.UUID, p Progress) error {
+	from, to, err := o.both(a.From, a.To)
+	if err != nil {
+		return err
+	}
+	chain, err := from.places(id)
+	if err != nil {
+		return err
+	}
+	backing := to.backing(to.family().all[id].meta)
+	return o.fill(ctx, to, a.Image, id, func(dst Place) error { return o.jobs.Copy(ctx, chain, dst, backing, p) })
+}
+
+// legalMoved makes the moved image legal, the leaf first: a base that is legal alone
+// would be taken for the leaf.
+func (o *operations) legalMoved(ctx context.Context, a moveArgs) error {
+	down := slices.Clone(a.Volumes)
+	slices.Reverse(down)
+	return unlessMissing(o.mark(ctx, a.To, a.Image, down, Legal))
+}
+
+// removeMoved removes the original, the leaf of which becomes illegal at last: until
+// then no other volume is taken for it.
+func (o *operations) removeMoved(ctx context.Context, a moveArgs) error {
+	if err := o.mark(ctx, a.From, a.Image, a.Volumes, Illegal); err != nil {
+		return err
+	}
+	return o.dropImage(ctx, a.From, a.Image, a.Zero)
+}

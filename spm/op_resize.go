@@ -1,0 +1,290 @@
+package spm
+
+import (
+	"context"
+
+	"github.com/google/uuid"
+
+	"tidemark/spm/task"
+)
+
+// resizeArgs is a volume that gets another virtual size, in bytes.
+type resizeArgs struct {
+	VolumeAt
+	Was, Size int64
+}
+
+// extendVolumeSize makes the virtual disk of an image larger.
+func (o *operations) extendVolumeSize(ctx context.Context, at VolumeAt, size int64) (kind string, args any, err error) {
+	m, k, err := o.volume(at)
+	if err != nil {
+		return "", nil, err
+	}
+	at.Image, at.Volume = k.image, k.id
+	a := resizeArgs{VolumeAt: at, Was: k.meta.Capacity, Size: size}
+	s, served, err := o.serving(ctx, m, k.image)
+	if err != nil {
+		return "", nil, err
+	}
+	kind = kindResize
+	if served && !s.ReadOnly && s.Leaf == k.id.String() {
+		kind = kindResizeLive
+	}
+	return kind, a, o.checkResize(ctx, a, kind == kindResizeLive)
+}
+
+// mayResize decides whether a volume may get a larger virtual size.
+func mayResize(f *family, a resizeArgs) error {
+	k, err := f.member(a.Image, a.Volume)
+	switch {
+	case err != nil:
+		return err
+	case !k.legal():
+		return errorf(CodeIllegal, "volume %s is illegal: repeat what was begun with it, or delete it", k.id)
+	case k.shared():
+		return errorf(CodeWrongState, "volume %s is a template, which never changes", k.id)
+	case len(f.kids[k.id]) > 0:
+		return errorf(CodeHasChildren, "volume %s has %d volumes that are based on it: extend the leaf", k.id, len(f.kids[k.id]))
+	case !validSize(a.Size) || a.Size < k.meta.Capacity:
+		return errorf(CodeInvalid, "extend volume %s to %d bytes: expected a multiple of 512 from %d, which it has, to %d", k.id, a.Size, k.meta.Capacity, int64(sizeMax))
+	case k.meta.Capacity != a.Was:
+		return errorf(CodeStale, "volume %s has %d bytes now, and had %d when more was asked for: repeat the request", k.id, k.meta.Capacity, a.Was)
+	}
+	return nil
+}
+
+func (o *operations) checkResize(ctx context.Context, a resizeArgs, live bool) error {
+	m, err := o.at(a.Pool, a.Domain)
+	if err != nil {
+		return err
+	}
+	if err := mayResize(m.family(), a); err != nil {
+		return err
+	}
+	s, served, err := o.serving(ctx, m, a.Image)
+	switch {
+	case err != nil:
+		return err
+	case live && (!served || s.Leaf != a.Volume.String()):
+		return errorf(CodeStale, "image %s is not served as it was any more: repeat the request", a.Image)
+	case live && s.Merge != "" && s.Merge != mergeFailed:
+		return errorf(CodeUnfinished, "image %s is being merged (%s): extend it afterwards", a.Image, s.Merge)
+	case live:
+		return nil
+	}
+	return o.idle(ctx, m, a.Image, a.Volume)
+}
+
+// planResize: what an image has become is not taken back, so everything that may be
+// refused comes before.
+func (o *operations) planResize(a resizeArgs) task.Plan {
+	return task.Plan{
+		Locks: locksOf(a.Domain, a.Image),
+		Steps: []task.Step{
+			step("check", func(ctx context.Context) error { return o.checkResize(ctx, a, false) }, nil),
+			step("space", func(ctx context.Context) error { return o.resizeSpace(ctx, a) },
+				func(ctx context.Context) error { return o.shorten(ctx, a) }),
+			step("resize", func(ctx context.Context) error { return unlessMissing(o.resizeImage(ctx, a)) }, nil),
+			step("metadata", func(ctx context.Context) error { return o.setCapacity(ctx, a, a.Size) }, nil),
+		},
+		Commit: 2,
+	}
+}
+
+// planResizeLive: the metadata goes first, for the bound of the volume depends on
+// it; then the server follows, or whoever opens the image when that has gone.
+func (o *operations) planResizeLive(a resizeArgs) task.Plan {
+	return task.Plan{
+		Locks: locksOf(a.Domain, a.Image),
+		Steps: []task.Step{
+			step("check", func(ctx context.Context) error { return o.checkResize(ctx, a, true) }, nil),
+			step("space", func(ctx context.Context) error { return o.rawSpace(ctx, a) },
+				func(ctx context.Context) error { return o.shorten(ctx, a) }),
+			step("metadata", func(ctx context.Context) error { return o.setCapacity(ctx, a, a.Size) }, nil),
+			step("resize", func(ctx context.Context) error { return o.resizeServed(ctx, a) }, nil),
+		},
+		Commit: 2,
+	}
+}
+
+// rawSpace gives a raw volume the length of its new size.
+func (o *operations) rawSpace(ctx context.Context, a resizeArgs) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	k, err := m.family().member(a.Image, a.Volume)
+	if err != nil || k.meta.Format != Raw {
+		return err
+	}
+	if err := m.raiseBound(a.Image, a.Volume, a.Size); err != nil {
+		return err
+	}
+	return m.grantAtLeast(ctx, a.Image, a.Volume, a.Size, false)
+}
+
+// resizeSpace is rawSpace, or a look at the image: whether it can be opened.
+func (o *operations) resizeSpace(ctx context.Context, a resizeArgs) error {
+	if err := o.rawSpace(ctx, a); err != nil {
+		return err
+	}
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	chain, err := m.places(a.Volume)
+	if err != nil || chain[len(chain)-1].Format == FormatRaw {
+		return err
+	}
+	_, err = o.jobs.Use(ctx, chain)
+	return jobError(err, "look at volume %s", a.Volume)
+}
+
+// resizeImage changes the image of a volume that nobody serves. A raw one is as
+// large as its volume is long.
+func (o *operations) resizeImage(ctx context.Context, a resizeArgs) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	chain, err := m.places(a.Volume)
+	if err != nil || chain[len(chain)-1].Format == FormatRaw {
+		return err
+	}
+	return jobError(o.jobs.Resize(ctx, chain, a.Size), "extend volume %s to %d bytes", a.Volume, a.Size)
+}
+
+// shorten makes a raw volume as short as it was, unless somebody has it open: then
+// it is as large as it is long.
+func (o *operations) shorten(ctx context.Context, a resizeArgs) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	i := m.info(a.Volume)
+	if i.Format != Raw || i.Granted <= a.Was {
+		return nil
+	}
+	err = m.shrinkTo(ctx, a.Image, a.Volume, i.Granted, a.Was)
+	if err != nil && CodeOf(err) == CodeInUse {
+		return o.setCapacity(ctx, a, min(a.Size, i.Granted))
+	}
+	return unlessMissing(err)
+}
+
+func (o *operations) setCapacity(ctx context.Context, a resizeArgs, size int64) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	return unlessMissing(m.setMeta(ctx, a.Image, a.Volume, func(meta *volumeMeta) { meta.Capacity = size }))
+}
+
+func (o *operations) resizeServed(ctx context.Context, a resizeArgs) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	s, served, err := o.serving(ctx, m, a.Image)
+	if err != nil {
+		return err
+	}
+	if served && s.Leaf == a.Volume.String() && !s.ReadOnly {
+		return jobError(o.servers.Resize(ctx, a.Image.String(), a.Size), "extend the served image %s to %d bytes", a.Image, a.Size)
+	}
+	return unlessMissing(o.resizeImage(ctx, a))
+}
+
+// reduceVolume gives back what a volume has been granted beyond its data.
+func (o *operations) reduceVolume(ctx context.Context, at VolumeAt) (kind string, args any, err error) {
+	_, k, err := o.volume(at)
+	if err != nil {
+		return "", nil, err
+	}
+	at.Image, at.Volume = k.image, k.id
+	a := reduceArgs{VolumeAt: at, Generation: k.meta.Generation}
+	return kindReduce, a, o.checkReduce(ctx, a)
+}
+
+// reduceArgs is a volume that gives space back, and had that generation.
+type reduceArgs struct {
+	VolumeAt
+	Generation int
+}
+
+// mayReduce decides whether a volume may be made shorter.
+func mayReduce(f *family, a reduceArgs) error {
+	k, err := f.member(a.Image, a.Volume)
+	switch {
+	case err != nil:
+		return err
+	case k.meta.Format == Raw:
+		return errorf(CodeUnsupported, "volume %s is raw, and all of it is data", k.id)
+	case k.meta.Type == Preallocated:
+		return errorf(CodeWrongState, "volume %s is %s: its space is its own", k.id, Preallocated)
+	case !k.legal():
+		return errorf(CodeIllegal, "volume %s is illegal: repeat what was begun with it, or delete it", k.id)
+	case k.meta.Generation != a.Generation:
+		return errorf(CodeStale, "volume %s has generation %d, expected %d: repeat the request", k.id, k.meta.Generation, a.Generation)
+	}
+	return nil
+}
+
+func (o *operations) checkReduce(ctx context.Context, a reduceArgs) error {
+	m, err := o.at(a.Pool, a.Domain)
+	if err != nil {
+		return err
+	}
+	if err := mayReduce(m.family(), a); err != nil {
+		return err
+	}
+	return o.idle(ctx, m, a.Image, a.Volume)
+}
+
+// planReduce: while the volume is illegal nobody opens it, so that nothing is
+// written between the look at its data and the cut.
+func (o *operations) planReduce(a reduceArgs) task.Plan {
+	legal := func(ctx context.Context) error {
+		return unlessMissing(o.mark(ctx, a.Domain, a.Image, []uuid.UUID{a.Volume}, Legal))
+	}
+	return task.Plan{
+		Locks: locksOf(a.Domain, a.Image),
+		Steps: []task.Step{
+			step("check", func(ctx context.Context) error { return o.checkReduce(ctx, a) }, nil),
+			step("mark", func(ctx context.Context) error {
+				return o.mark(ctx, a.Domain, a.Image, []uuid.UUID{a.Volume}, Illegal)
+			}, legal),
+			step("reduce", func(ctx context.Context) error { return o.cut(ctx, a) }, nil),
+			step("legal", func(ctx context.Context) error {
+				m, err := o.domain(a.Domain)
+				if err != nil {
+					return err
+				}
+				return unlessMissing(m.setMeta(ctx, a.Image, a.Volume, func(meta *volumeMeta) {
+					meta.Legality, meta.Generation = Legal, nextGeneration(a.Generation)
+				}))
+			}, nil),
+		},
+		Commit: 3,
+	}
+}
+
+// cut makes the volume as long as its data.
+func (o *operations) cut(ctx context.Context, a reduceArgs) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	if err := o.idle(ctx, m, a.Image, a.Volume); err != nil {
+		return err
+	}
+	chain, err := m.places(a.Volume)
+	if err != nil {
+		return err
+	}
+	use, err := o.jobs.Use(ctx, chain)
+	if err != nil {
+		return jobError(err, "look at volume %s", a.Volume)
+	}
+	return m.shrinkTo(ctx, a.Image, a.Volume, chain[len(chain)-1].Granted, use.End)
+}

@@ -1,0 +1,271 @@
+package spm
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+)
+
+// A story is a task in a world that was prepared for it.
+type story struct {
+	name    string
+	domains int
+	// tell prepares the world and returns the task, what the image shows before and
+	// after it, and where to look then.
+	tell func(w *world) (kind string, args any, err error, look func() string, before, after string)
+}
+
+func stories() []story {
+	one := func(w *world, image uuid.UUID) func() string {
+		return func() string {
+			if len(w.m[0].family().images[image]) == 0 {
+				return "nothing"
+			}
+			_, shows := w.leaf(w.m[0], image)
+			return shows + " " + w.types(w.m[0], image)
+		}
+	}
+	return []story{
+		{"create", 1, func(w *world) (string, any, error, func() string, string, string) {
+			r := w.newVolume(uuid.New(), uuid.New())
+			kind, args, err := w.ops.createVolume(w.t.Context(), r)
+			return kind, args, err, one(w, r.Image), "nothing", " LEAF"
+		}},
+		{"snapshot", 1, func(w *world) (string, any, error, func() string, string, string) {
+			image := uuid.New()
+			r := w.newVolume(image, uuid.New())
+			r.Parent, r.Size = w.volume(image, uuid.Nil, "a"), 0
+			kind, args, err := w.ops.createVolume(w.t.Context(), r)
+			return kind, args, err, one(w, image), "a LEAF", "a INTERNAL LEAF"
+		}},
+		{"delete", 1, func(w *world) (string, any, error, func() string, string, string) {
+			image := uuid.New()
+			a := w.volume(image, uuid.Nil, "a")
+			b := w.volume(image, a, "b")
+			c := w.volume(image, b, "c")
+			kind, args, err := w.ops.deleteVolumes(w.t.Context(), DeleteVolumes{Domain: w.domain(), Image: image, Volumes: []uuid.UUID{b, c}, PostZero: true})
+			return kind, args, err, one(w, image), "c INTERNAL INTERNAL LEAF", "a LEAF"
+		}},
+		{"delete image", 1, func(w *world) (string, any, error, func() string, string, string) {
+			image := uuid.New()
+			w.volume(image, w.volume(image, uuid.Nil, "a"), "b")
+			kind, args, err := w.ops.deleteImage(w.t.Context(), DeleteImage{Domain: w.domain(), Image: image})
+			return kind, args, err, one(w, image), "b INTERNAL LEAF", "nothing"
+		}},
+		{"copy", 1, func(w *world) (string, any, error, func() string, string, string) {
+			image := uuid.New()
+			w.volume(image, w.volume(image, uuid.Nil, "aa"), "b")
+			to := w.at(uuid.New(), uuid.New())
+			kind, args, err := w.ops.copyImage(w.t.Context(), CopyImage{From: w.at(image, uuid.Nil), To: to})
+			return kind, args, err, one(w, to.Image), "nothing", "ba LEAF"
+		}},
+		{"merge", 1, func(w *world) (string, any, error, func() string, string, string) {
+			image := uuid.New()
+			a := w.volume(image, uuid.Nil, "aaa")
+			b := w.volume(image, a, "bb")
+			w.volume(image, b, "c")
+			kind, args, err := w.merge(image, a, b)
+			return kind, args, err, one(w, image), "cba INTERNAL INTERNAL LEAF", "cba INTERNAL LEAF"
+		}},
+		{"merge leaf", 1, func(w *world) (string, any, error, func() string, string, string) {
+			image := uuid.New()
+			a := w.volume(image, uuid.Nil, "aaa")
+			b := w.volume(image, w.volume(image, a, "bb"), "c")
+			kind, args, err := w.merge(image, a, b)
+			return kind, args, err, one(w, image), "cba INTERNAL INTERNAL LEAF", "cba LEAF"
+		}},
+		{"extend", 1, func(w *world) (string, any, error, func() string, string, string) {
+			image := uuid.New()
+			a := w.volume(image, uuid.Nil, "a")
+			kind, args, err := w.ops.extendVolumeSize(w.t.Context(), w.at(image, a), 2*gib)
+			return kind, args, err, func() string { return w.sizes(a) }, fmt.Sprint(gib), fmt.Sprint(2 * gib)
+		}},
+		{"reduce", 1, func(w *world) (string, any, error, func() string, string, string) {
+			image := uuid.New()
+			a := w.volume(image, uuid.Nil, "a")
+			extend(w.t, w.m[0], a.String(), 3*fakeExtent, 0)
+			kind, args, err := w.ops.reduceVolume(w.t.Context(), w.at(image, a))
+			return kind, args, err, one(w, image), "a LEAF", "a LEAF"
+		}},
+		{"move", 2, func(w *world) (string, any, error, func() string, string, string) {
+			image := uuid.New()
+			w.volume(image, w.volume(image, uuid.Nil, "aa"), "b")
+			kind, args, err := w.ops.moveImage(w.t.Context(), MoveImage{From: w.domain(), To: w.m[1].ident.domain, Image: image})
+			return kind, args, err, func() string {
+				out := ""
+				for n, m := range w.m {
+					if len(m.family().images[image]) > 0 {
+						_, shows := w.leaf(m, image)
+						out += fmt.Sprint(n, " ", shows, " ", w.types(m, image))
+					}
+				}
+				return out
+			}, "0 ba INTERNAL LEAF", "1 ba INTERNAL LEAF"
+		}},
+	}
+}
+
+// sizes is the virtual size, which the image and the metadata must agree on.
+func (w *world) sizes(id uuid.UUID) string {
+	at, err := w.m[0].places(id)
+	require.NoError(w.t, err)
+	i, err := w.jobs.load(at[len(at)-1])
+	require.NoError(w.t, err)
+	require.Equal(w.t, i.Size, w.m[0].info(id).Capacity)
+	return fmt.Sprint(i.Size)
+}
+
+// The process dies before and after every step of every task. The next one finishes
+// the task or rolls it back, and either shows.
+func TestTasksDieAtEveryStep(t *testing.T) {
+	for _, s := range stories() {
+		t.Run(s.name, func(t *testing.T) {
+			both(t, s.domains, func(t *testing.T, w *world) { sweepSteps(t, w, s) })
+		})
+	}
+}
+
+func sweepSteps(t *testing.T, w *world, s story) {
+	for dieAt, undone, done := 0, 0, 0; ; dieAt++ {
+		kind, args, err, look, before, after := s.tell(w)
+		require.NoError(t, err)
+		require.Equal(t, before, look())
+		switch err := w.run(kind, args, dieAt); {
+		case err == nil:
+			require.Equal(t, after, look())
+			w.consistent()
+			require.Positive(t, undone)
+			if dieAt > 4 {
+				require.Positive(t, done)
+			}
+			return
+		default:
+			require.ErrorIs(t, err, errCrash)
+		}
+		w.restart()
+		if w.recover() {
+			done++
+			require.Equal(t, after, look(), "died at %d, was finished", dieAt)
+		} else {
+			undone++
+			require.Equal(t, legalText(before), legalText(look()), "died at %d, was rolled back", dieAt)
+		}
+		w.consistent()
+	}
+}
+
+// legalText leaves out that the ancestor of a merge that was rolled back is illegal.
+func legalText(s string) string {
+	out := []byte{}
+	for _, b := range []byte(s) {
+		if b != '!' {
+			out = append(out, b)
+		}
+	}
+	return string(out)
+}
+
+// The same within steps: at every sync of a directory, at every change of a group,
+// and in the middle of every job.
+func TestTasksDieWithinEveryStep(t *testing.T) {
+	for _, s := range stories() {
+		t.Run(s.name, func(t *testing.T) {
+			both(t, s.domains, func(t *testing.T, w *world) { sweepMoments(t, w, s) })
+		})
+	}
+}
+
+func sweepMoments(t *testing.T, w *world, s story) {
+	clock := newDeath(w)
+	for dieAt := 0; ; dieAt++ {
+		kind, args, err, look, before, after := s.tell(w)
+		require.NoError(t, err)
+		clock.set(dieAt)
+		err = w.run(kind, args, -1)
+		clock.set(-1)
+		if err == nil {
+			require.Positive(t, dieAt)
+			return
+		}
+		require.ErrorIs(t, err, errCrash)
+		w.restart()
+		w.judge(look, before, after, fmt.Sprint("died at ", dieAt))
+	}
+}
+
+// judge recovers a task and looks.
+func (w *world) judge(look func() string, before, after, when string) {
+	w.t.Helper()
+	if w.recover() {
+		require.Equal(w.t, after, look(), "%s, was finished", when)
+	} else {
+		require.Equal(w.t, legalText(before), legalText(look()), "%s, was rolled back", when)
+	}
+	w.consistent()
+}
+
+// A death lets the process die at one of the moments of a world.
+type death struct{ count, at int }
+
+func newDeath(w *world) *death {
+	d := &death{at: -1}
+	moment := func() {
+		if d.at < 0 {
+			return
+		}
+		if d.count == d.at {
+			d.at = -1
+			panic(errCrash)
+		}
+		d.count++
+	}
+	w.jobs.die = func(string) { moment() }
+	w.moment = moment
+	return d
+}
+
+// set lets it die at the moment of that number from now on; negative: not at all.
+func (d *death) set(at int) { d.count, d.at = 0, at }
+
+// A process dies over a task, and the next one over what it does about that.
+func TestRecoveryDiesEverywhere(t *testing.T) {
+	for _, s := range stories() {
+		t.Run(s.name, func(t *testing.T) {
+			both(t, s.domains, func(t *testing.T, w *world) {
+				kind, args, err, _, _, _ := s.tell(w)
+				require.NoError(t, err)
+				require.ErrorIs(t, w.run(kind, args, 0), errCrash)
+				commit := w.plan().Commit
+				sweepRecovery(t, w, s, 2*commit-1) // the last that is rolled back
+				sweepRecovery(t, w, s, 2*commit)   // the first that is not
+			})
+		})
+	}
+}
+
+func sweepRecovery(t *testing.T, w *world, s story, step int) {
+	clock := newDeath(w)
+	for dieAt := 0; ; dieAt++ {
+		kind, args, err, look, before, after := s.tell(w)
+		require.NoError(t, err)
+		err = w.run(kind, args, step)
+		if err == nil { // there is no step behind the commit point
+			return
+		}
+		require.ErrorIs(t, err, errCrash)
+		w.restart()
+		record := *w.record
+		clock.set(dieAt)
+		err = w.do(func() error { w.recover(); return nil })
+		clock.set(-1)
+		if err == nil {
+			w.consistent()
+			return
+		}
+		w.record = &record
+		w.restart()
+		w.judge(look, before, after, fmt.Sprintf("died at %d of the recovery", dieAt))
+	}
+}
