@@ -81,7 +81,7 @@ func (im *Image) lacksRoom() bool {
 
 // unknownOwners reports whether something that is unknown here may own clusters.
 func (im *Image) unknownOwners() bool {
-	known := []format.ExtensionType{format.ExtBackingFormat, format.ExtFeatureNames, format.ExtReserved, format.ExtRedo}
+	known := []format.ExtensionType{format.ExtBackingFormat, format.ExtFeatureNames, format.ExtReserved, format.ExtRedo, format.ExtPadding}
 	if im.header.Compatible&^format.CompatLazyRefcounts != 0 {
 		return true
 	}

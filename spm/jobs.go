@@ -9,6 +9,7 @@ type Place struct {
 	Mapping    *Mapping `json:"mapping,omitempty"` // of a logical volume
 	Format     string   `json:"format"`            // FormatQCOW2 or FormatRaw
 	Granted    int64    `json:"granted"`           // bytes that it has
+	Size       int64    `json:"size,omitempty"`    // virtual, of a raw one; 0: what it was granted
 }
 
 // A Progress is told how much of a job is done, in bytes of the virtual disk.

@@ -55,16 +55,26 @@ func (d *disk) openBelow(ctx context.Context, volume string) (*layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &layer{path: h.Path(), format: h.Info().Format, volume: h, access: volumeAccess{readOnly: true, noDM: d.spec.NoDM, log: d.spec.Log}}
-	if l.file, l.host, err = openVolumeFile(ctx, h, l.access); err != nil {
-		return nil, err
+	l := &layer{path: h.Path(), format: h.Info().Format, volume: h, size: h.Info().Size}
+	l.again = func(ctx context.Context, readOnly bool) (block.File, *hostfile.File, error) {
+		return openVolumeFile(ctx, h, volumeAccess{readOnly: readOnly, noDM: d.spec.NoDM, log: d.spec.Log})
+	}
+	return l, l.openFile(ctx, true)
+}
+
+// openFile opens the file of a volume, and reads its header.
+func (l *layer) openFile(ctx context.Context, readOnly bool) (err error) {
+	if l.file, l.host, err = l.again(ctx, readOnly); err != nil {
+		l.file = nil
+		return err
 	}
 	if l.format == spm.FormatQCOW2 {
 		if l.header, err = qcow2.ReadHeader(l.file); err != nil {
-			return nil, errors.Join(adviseImage(err), l.file.Close())
+			err = errors.Join(adviseImage(err), l.file.Close())
+			l.file = nil
 		}
 	}
-	return l, nil
+	return err
 }
 
 // A volumeAccess says how the file of a volume is opened.
@@ -101,33 +111,27 @@ func openVolumeFile(ctx context.Context, h *spm.VolumeHandle, a volumeAccess) (f
 // file: who opens it for reading only would not see that. Only the volume's writer
 // leaves such a thing behind; without it nothing is done.
 func (l *layer) replay(ctx context.Context, below block.Device, log *slog.Logger) error {
-	dir := redoDirOf(redoDir(), l.file.Info().ID)
-	if l.volume == nil || !hasEntries(dir) {
+	dir := l.redoDir()
+	if l.again == nil || !hasEntries(dir) {
 		return nil
 	}
 	if err := l.file.Close(); err != nil {
 		return err
 	}
-	write := l.access
-	write.readOnly = false
-	f, host, err := openVolumeFile(ctx, l.volume, write)
+	err := l.openFile(ctx, false)
 	if err == nil {
-		top := &disk{spec: diskSpec{Log: log}, path: l.path, file: f, host: host}
 		var image *qcow2.Image
-		if image, err = top.openImage(ctx, qcow2.Options{RedoDir: dir, Backing: below, Logger: log}); err == nil {
+		image, err = openDistrusted(ctx, l.file, l.host, l.path, qcow2.Options{RedoDir: dir, Backing: below, Logger: log})
+		if err == nil {
 			err = image.Close()
 		}
-		err = errors.Join(err, f.Close())
+		err = errors.Join(err, l.file.Close())
 		_ = os.Remove(dir) // it is empty then
 	}
 	if err != nil {
 		err = fmt.Errorf("complete what a process that died has left: %w", err)
 	}
-	var again error
-	if l.file, l.host, again = openVolumeFile(ctx, l.volume, l.access); again != nil {
-		l.file = nil
-	}
-	return errors.Join(err, again)
+	return errors.Join(err, l.openFile(ctx, true))
 }
 
 // hasEntries reports whether there is something in a directory.

@@ -116,7 +116,7 @@ func (d *disk) openDevice(ctx context.Context) (err error) {
 	if d.thin == nil {
 		reserve = fileReserve
 	}
-	image, err := d.openImage(ctx, qcow2.Options{
+	image, err := openDistrusted(ctx, d.file, d.host, d.path, qcow2.Options{
 		RedoDir: redoDirOf(redoDir(), d.file.Info().ID), Backing: backing, CacheBytes: d.spec.CacheBytes, ReserveBytes: reserve,
 		ReadOnly: d.spec.ReadOnly, IgnoreDiscard: d.spec.IgnoreDiscard, Logger: d.spec.Log,
 	})

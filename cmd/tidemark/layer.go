@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 
 	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
@@ -16,14 +17,18 @@ import (
 
 // A layer is one image of a chain, open for reading.
 type layer struct {
-	path   string // as QEMU would show it
-	format string
-	file   block.File
-	host   *hostfile.File    // file; nil for a logical volume
-	volume *spm.VolumeHandle // whose file it is; nil for a file
-	access volumeAccess      // how the volume was opened
-	header *format.Header    // nil if it is raw
-	device block.Device      // set by chain.open
+	path     string // as QEMU would show it
+	format   string
+	file     block.File
+	host     *hostfile.File    // file; nil for a logical volume
+	volume   *spm.VolumeHandle // whose file it is, if the pool was asked; else nil
+	size     int64             // of a raw volume; 0 is the file's
+	writable bool              // the device is for writing
+	// again opens the file of a volume once more, for reading or for writing; nil
+	// for one that is no volume.
+	again  func(ctx context.Context, readOnly bool) (block.File, *hostfile.File, error)
+	header *format.Header // nil if it is raw
+	device block.Device   // set by chain.open
 }
 
 // A chain is what an image reads where it has nothing itself: its backing file
@@ -47,23 +52,23 @@ func (c chain) open(ctx context.Context, log *slog.Logger) (block.Device, error)
 // open makes a device of the file, over what is below it.
 func (l *layer) open(ctx context.Context, below block.Device, cache int64, log *slog.Logger) (err error) {
 	if l.header == nil {
-		l.device, err = openRaw(l.file, l.host, rawimage.Options{ReadOnly: true, Size: l.rawSize()})
+		l.device, err = openRaw(l.file, l.host, rawimage.Options{ReadOnly: !l.writable, Size: l.size})
+		return err
+	}
+	o := qcow2.Options{ReadOnly: true, Backing: below, Logger: log, CacheBytes: cache}
+	if l.writable {
+		o.ReadOnly, o.RedoDir = false, l.redoDir()
+		image, err := openDistrusted(ctx, l.file, l.host, l.path, o)
+		if err == nil {
+			l.device = image
+		}
 		return err
 	}
 	if err = l.replay(ctx, below, log); err != nil {
 		return err
 	}
-	l.device, err = openQCOW2(ctx, l.file, qcow2.Options{ReadOnly: true, Backing: below, Logger: log, CacheBytes: cache})
+	l.device, err = openQCOW2(ctx, l.file, o)
 	return err
-}
-
-// rawSize is the size of a raw volume, which may have been granted more; 0 is the
-// file's.
-func (l *layer) rawSize() int64 {
-	if l.volume == nil {
-		return 0
-	}
-	return l.volume.Info().Size
 }
 
 // backingCacheBytes is for the tables of all images of a chain together.
@@ -91,12 +96,18 @@ func openQCOW2(ctx context.Context, f block.File, o qcow2.Options) (block.Device
 	return im, nil
 }
 
+// redoDir is where the redo ring of the layer's image is kept.
+func (l *layer) redoDir() string { return redoDirOf(redoDir(), l.file.Info().ID) }
+
 // Close closes everything, the uppermost first.
 func (c chain) Close() error {
 	var errs []error
 	for _, l := range c {
 		if l.device != nil {
 			errs = append(errs, l.device.Close())
+			if l.writable {
+				_ = os.Remove(l.redoDir()) // it is empty, unless somebody has to find something there
+			}
 		}
 		if l.file != nil {
 			errs = append(errs, l.file.Close())

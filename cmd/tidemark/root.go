@@ -39,6 +39,7 @@ func newRoot() *cobra.Command {
 		newMap(),
 		newNBD(g),
 		newMount(g),
+		newWorker(g),
 		newVersion(),
 	)
 	return root

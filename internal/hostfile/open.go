@@ -3,6 +3,7 @@
 package hostfile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,8 @@ import (
 // writing, as its only writer and as the owner of its size.
 type Options struct {
 	ReadOnly bool
+	// Name is what errors call the file; "" is its path.
+	Name string
 	// Lock says whom the File excludes and whom it puts up with.
 	Lock Lock
 	// Reduce makes a file that is Fixed shorter, from exactly from bytes to about
@@ -98,6 +101,7 @@ func adopt(fd int, path string, o Options) (*File, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
+	path = cmp.Or(o.Name, path)
 	osf := os.NewFile(uintptr(fd), path)
 	f, err := newFile(osf, path, o)
 	if err != nil {
