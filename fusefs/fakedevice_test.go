@@ -19,7 +19,8 @@ type fakeDevice struct {
 
 	mu    sync.Mutex // guards what follows
 	calls []call
-	// before is called at the start of every request; an error fails it.
+	// before is called at the start of every request, which is then not done without
+	// waiting; an error fails it.
 	before func(ctx context.Context, c call) error
 }
 
@@ -56,8 +57,13 @@ func (d *fakeDevice) taken() []call {
 
 func (d *fakeDevice) begin(ctx context.Context, c call) error {
 	d.mu.Lock()
-	d.calls = append(d.calls, c)
 	before := d.before
+	if before != nil && c.flags.Has(block.NoWait) {
+		d.mu.Unlock()
+		return block.ErrWouldBlock
+	}
+	c.flags &^= block.NoWait
+	d.calls = append(d.calls, c)
 	d.mu.Unlock()
 	if before != nil {
 		return before(ctx, c)

@@ -187,7 +187,7 @@ func (f *file) resize(ctx context.Context, size uint64) fuse.Status {
 	return fuse.OK
 }
 
-// fail translates an error. The first one that only a log can explain is logged.
+// fail translates an error, if there is one. The first one that only a log can explain is logged.
 func (f *file) fail(op string, err error) fuse.Status {
 	st := translate(err)
 	if st == fuse.EIO {

@@ -58,7 +58,7 @@ type FS struct {
 	isDir    bool
 	log      *slog.Logger
 	conn     *connection
-	fuse     *fuse.Server
+	crew     *crew
 	requests *requests
 	done     chan struct{} // closed when the kernel has ended the connection and nothing is in progress
 
@@ -129,21 +129,22 @@ func (fs *FS) serve(files []File, o Options) error {
 		return err
 	}
 	background := min(len(files)*backgroundPerFile, backgroundMax)
-	fs.fuse, err = fuse.NewServer(newServer(files, fs.isDir, o, owner, fs.requests), fmt.Sprintf("/dev/fd/%d", fd), &fuse.MountOptions{
+	server := newServer(files, fs.isDir, o, owner, fs.requests)
+	cold := fuse.NewProtocolServer(server, &fuse.MountOptions{
 		MaxWrite: o.MaxWrite, MaxBackground: background,
-		MaxInflightRequestBytes: (background + synchronous) * (o.MaxWrite + requestOverhead),
-		ExtraCapabilities:       fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
-		DisableXAttrs:           true,
-		DisableReadDirPlus:      true,
-		DisableSplice:           true, // a pipe for each read, and no gain without a file to splice from
-		Logger:                  slog.NewLogLogger(fs.log.Handler(), slog.LevelDebug),
-		PanicHandler:            fs.panicked,
+		ExtraCapabilities:  fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
+		DisableXAttrs:      true,
+		DisableReadDirPlus: true,
+		Logger:             slog.NewLogLogger(fs.log.Handler(), slog.LevelDebug),
+		PanicHandler:       fs.panicked,
 	})
-	if err != nil {
-		return fmt.Errorf("greet the kernel: %w", err)
+	fs.crew = newCrew(fd, server, cold, fs.log, background+synchronous, o.MaxWrite)
+	if err := newReader(fs.crew).greet(); err != nil {
+		return fmt.Errorf("greet the kernel: %w", errors.Join(err, unix.Close(fd)))
 	}
+	fs.crew.start()
 	go func() {
-		fs.fuse.Serve()
+		<-fs.crew.ended
 		fs.requests.stop()
 		close(fs.done)
 	}()

@@ -253,10 +253,11 @@ func TestRequestReuse(t *testing.T) {
 		looking <- struct{}{}
 		return <-answer
 	})
-	interrupted := make(chan struct{})
-	close(interrupted)
-	r := q.begin(interrupted, 1)
+	r := q.begin(7, 1)
 	require.NoError(t, r.Begin())
+	require.False(t, q.interrupt(8), "another one")
+	require.True(t, q.interrupt(7))
+	require.True(t, q.interrupt(7), "twice")
 	<-looking
 	ended := make(chan struct{})
 	go func() {
@@ -272,17 +273,37 @@ func TestRequestReuse(t *testing.T) {
 	<-ended
 	<-r.Done()
 	q.end(r)
-	next := q.begin(make(chan struct{}), 1)
+	require.False(t, q.interrupt(7), "it is over")
+	next := q.begin(8, 1)
 	require.NotSame(t, r, next, "one that was cancelled is not used again")
 	require.NoError(t, next.ctx.Err())
 	q.end(next)
-	require.Same(t, next, q.begin(nil, 2))
+	require.Same(t, next, q.begin(9, 2))
+	q.end(next)
+	signalled := q.begin(10, 1)
+	require.True(t, q.interrupt(10))
+	q.end(signalled)
+	require.NotSame(t, signalled, q.begin(11, 1), "nor one whose caller got a signal")
+}
+
+// When the connection has ended nobody waits, not even for what begins later.
+func TestRequestsAbort(t *testing.T) {
+	q := newRequests(func(uint32) bool { return true })
+	before := q.begin(1, 1)
+	require.NoError(t, before.Begin())
+	q.abort()
+	<-before.Done()
+	before.End()
+	after := q.begin(2, 1)
+	require.NoError(t, after.Begin())
+	<-after.Done()
+	after.End()
 }
 
 // Draining ends who waits and lets nobody begin to; stopping ends everything.
 func TestRequestsStop(t *testing.T) {
 	q := newRequests(func(uint32) bool { return true })
-	r := q.begin(nil, 1)
+	r := q.begin(1, 1)
 	require.NoError(t, r.Begin())
 	require.NoError(t, r.Begin(), "nested")
 	r.End()
@@ -291,10 +312,10 @@ func TestRequestsStop(t *testing.T) {
 	require.ErrorIs(t, r.ctx.Err(), context.Canceled)
 	r.End()
 	require.ErrorIs(t, r.Begin(), errClosing)
-	other := q.begin(nil, 2)
+	other := q.begin(2, 2)
 	require.NoError(t, other.ctx.Err(), "what does not wait goes on")
 	q.end(other)
 	go q.end(r)
 	q.stop()
-	require.Nil(t, q.begin(nil, 3))
+	require.Nil(t, q.begin(3, 3))
 }

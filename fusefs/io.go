@@ -4,6 +4,7 @@ package fusefs
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -14,19 +15,24 @@ import (
 
 // begin returns the file of a node and a request for it, or why there is none.
 // Whoever gets one defers finish.
-func (s *server) begin(h *fuse.InHeader, interrupted <-chan struct{}) (*file, *request, fuse.Status) {
-	f := s.file(h.NodeId)
+func (s *server) begin(node, unique uint64, thread uint32) (*file, *request, fuse.Status) {
+	f := s.file(node)
 	switch {
 	case f == nil:
 		return nil, nil, fuse.EISDIR
 	case f.poisoned.Load():
 		return nil, nil, fuse.EIO
 	}
-	r := s.requests.begin(interrupted, h.Pid)
+	r := s.requests.begin(unique, thread)
 	if r == nil {
 		return nil, nil, statusShutdown
 	}
 	return f, r, fuse.OK
+}
+
+// beginCold is begin for what comes by way of go-fuse.
+func (s *server) beginCold(h *fuse.InHeader) (*file, *request, fuse.Status) {
+	return s.begin(h.NodeId, h.Unique, h.Pid)
 }
 
 // finish gives the request back. It is deferred: a panic becomes EIO and poisons
@@ -42,57 +48,68 @@ func (s *server) finish(f *file, r *request, st *fuse.Status) {
 	s.requests.end(r)
 }
 
-// Read reads what of the range lies within the disk.
-func (s *server) Read(interrupted <-chan struct{}, in *fuse.ReadIn, buf []byte) (res fuse.ReadResult, st fuse.Status) {
-	f, r, st := s.begin(&in.InHeader, interrupted)
-	if !st.Ok() {
-		return nil, st
-	}
-	defer s.finish(f, r, &st)
-	if (in.Offset|uint64(len(buf)))&f.misaligned != 0 {
-		return nil, fuse.EINVAL
-	}
-	buf = buf[:f.clip(in.Offset, uint64(len(buf)))]
-	for done := 0; done < len(buf); {
-		p := f.piece(buf[done:])
-		if err := f.Device.ReadAt(r.ctx, p, int64(in.Offset)+int64(done), 0); err != nil {
-			return nil, f.fail("read", err)
-		}
-		done += len(p)
-	}
-	return newReadResult(buf), fuse.OK
-}
-
-// Writev writes what of the range lies within the disk. If nothing does, the
-// file is as large as it can be.
-func (s *server) Writev(interrupted <-chan struct{}, in *fuse.WriteIn, data [][]byte) (written uint32, st fuse.Status) {
-	f, r, st := s.begin(&in.InHeader, interrupted)
+// read fills buf with what of the range lies within the disk, and returns how much
+// that is.
+func (s *server) read(h header, t transfer, buf []byte, by *reader) (n int, st fuse.Status) {
+	f, r, st := s.begin(h.node, h.unique, h.thread)
 	if !st.Ok() {
 		return 0, st
 	}
 	defer s.finish(f, r, &st)
-	room := f.clip(in.Offset, uint64(in.Size))
+	if (t.off|uint64(t.size))&f.misaligned != 0 {
+		return 0, fuse.EINVAL
+	}
+	by.standby()
+	buf = buf[:f.clip(t.off, uint64(t.size))]
+	for n < len(buf) {
+		p := f.piece(buf[n:])
+		if err := f.Device.ReadAt(r.ctx, p, int64(t.off)+int64(n), 0); err != nil {
+			return 0, f.fail("read", err)
+		}
+		n += len(p)
+	}
+	return n, fuse.OK
+}
+
+// write writes what of the range lies within the disk. If nothing does, the file
+// is as large as it can be.
+func (s *server) write(h header, t transfer, data []byte, by *reader) (written uint32, st fuse.Status) {
+	f, r, st := s.begin(h.node, h.unique, h.thread)
+	if !st.Ok() {
+		return 0, st
+	}
+	defer s.finish(f, r, &st)
+	room := f.clip(t.off, uint64(t.size))
 	switch {
 	case f.readOnly:
 		return 0, fuse.EROFS
-	case (in.Offset|uint64(in.Size))&f.misaligned != 0:
+	case (t.off|uint64(t.size))&f.misaligned != 0:
 		return 0, fuse.EINVAL
-	case room == 0 && in.Size > 0:
+	case room == 0 && t.size > 0:
 		return 0, statusTooBig
 	}
 	f.wrote()
-	flags := f.writeFlags(in.Flags)
-	for _, buf := range data {
-		buf = buf[:min(int64(len(buf)), room-int64(written))]
-		for len(buf) > 0 {
-			p := f.piece(buf)
-			if err := f.Device.WriteAt(r.ctx, p, int64(in.Offset)+int64(written), flags); err != nil {
-				return 0, f.fail("write", err)
-			}
-			buf, written = buf[len(p):], written+uint32(len(p))
+	data, flags := data[:room], f.writeFlags(t.open)
+	if by.follows(f) && f.atOnce(data) {
+		if err := f.Device.WriteAt(r.ctx, data, int64(t.off), flags|block.NoWait); !errors.Is(err, block.ErrWouldBlock) {
+			return uint32(len(data)), f.fail("write", err)
 		}
 	}
+	by.standby()
+	for len(data) > 0 {
+		p := f.piece(data)
+		if err := f.Device.WriteAt(r.ctx, p, int64(t.off)+int64(written), flags); err != nil {
+			return 0, f.fail("write", err)
+		}
+		data, written = data[len(p):], written+uint32(len(p))
+	}
 	return written, fuse.OK
+}
+
+// atOnce reports whether a write is small enough to be done while perhaps nobody
+// else reads requests.
+func (f *file) atOnce(p []byte) bool {
+	return len(p) <= atOnceMax && (f.maxTransfer == 0 || len(p) <= f.maxTransfer)
 }
 
 // piece is the part of p that the Device takes at a time.
@@ -112,22 +129,20 @@ func (f *file) writeFlags(open uint32) block.Flags {
 	return 0
 }
 
-// Fsync makes every write that has returned durable, fdatasync alike.
-func (s *server) Fsync(interrupted <-chan struct{}, in *fuse.FsyncIn) (st fuse.Status) {
-	f, r, st := s.begin(&in.InHeader, interrupted)
+// fsync makes every write that has returned durable, fdatasync alike.
+func (s *server) fsync(h header, by *reader) (st fuse.Status) {
+	f, r, st := s.begin(h.node, h.unique, h.thread)
 	if !st.Ok() {
 		return st
 	}
 	defer s.finish(f, r, &st)
-	if err := f.Device.Flush(r.ctx); err != nil {
-		return f.fail("fsync", err)
-	}
-	return fuse.OK
+	by.standby()
+	return f.fail("fsync", f.Device.Flush(r.ctx))
 }
 
 // Fallocate punches holes and zeroes; see decideFallocate.
-func (s *server) Fallocate(interrupted <-chan struct{}, in *fuse.FallocateIn) (st fuse.Status) {
-	f, r, st := s.begin(&in.InHeader, interrupted)
+func (s *server) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) (st fuse.Status) {
+	f, r, st := s.beginCold(&in.InHeader)
 	if !st.Ok() {
 		return st
 	}
@@ -180,8 +195,8 @@ func decideFallocate(mode uint32, off, length, size uint64) (n int64, f block.Fl
 
 // Lseek finds the next data or hole. A hole is what is known to read zero,
 // whether storage is set aside for it or not.
-func (s *server) Lseek(interrupted <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) (st fuse.Status) {
-	f, r, st := s.begin(&in.InHeader, interrupted)
+func (s *server) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) (st fuse.Status) {
+	f, r, st := s.beginCold(&in.InHeader)
 	if !st.Ok() {
 		return st
 	}
@@ -225,28 +240,4 @@ func (f *file) find(ctx context.Context, off, end int64, hole bool) (int64, erro
 		}
 	}
 	return end, nil
-}
-
-// A readResult is what a read returns: data in the buffer of its request. It is
-// used again when the reply was sent.
-type readResult struct{ data []byte }
-
-var readResults = sync.Pool{New: func() any { return new(readResult) }}
-
-func newReadResult(data []byte) *readResult {
-	r := readResults.Get().(*readResult) //nolint:errcheck,forcetypeassert // nothing else is put in
-	r.data = data
-	return r
-}
-
-// Bytes is described at fuse.ReadResult.
-func (r *readResult) Bytes([]byte) ([]byte, fuse.Status) { return r.data, fuse.OK }
-
-// Size is described at fuse.ReadResult.
-func (r *readResult) Size() int { return len(r.data) }
-
-// Done is described at fuse.ReadResult.
-func (r *readResult) Done() {
-	r.data = nil
-	readResults.Put(r)
 }

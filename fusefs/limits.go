@@ -9,8 +9,8 @@ const (
 	// maxWriteDefault is the largest request in bytes, for reads as well. With it
 	// requests of 1 MiB are a fifth (writes) to two fifths (reads) faster than with
 	// go-fuse's 128 KiB. More gained nothing that could be told from the noise, and
-	// go-fuse keeps a buffer of this size for every write that waits for space,
-	// however small that is.
+	// a reader has a buffer of this size, also while a write that it executes waits
+	// for space, however small that is.
 	maxWriteDefault = 256 << 10
 
 	// maxWriteMin is what the kernel accepts at least.
@@ -20,7 +20,7 @@ const (
 	// devices) the kernel sends for each file before it queues them itself. The
 	// queue is the mount's, so writes of one file that wait for space must not be
 	// able to fill it: it is as long as all files need together. More than this
-	// brings no speed, because a few threads serve them.
+	// brings no speed, because a few readers serve them.
 	backgroundPerFile = 64
 
 	// backgroundMax is the end of the kernel's 16-bit field, less some room.
@@ -31,9 +31,28 @@ const (
 	// space; with more of them waiting the mount stands still until there is.
 	synchronous = 64
 
-	// requestOverhead is what go-fuse counts for a request beside its payload:
-	// the structure, the header and the alignment of the buffer.
-	requestOverhead = 6 << 10
+	// wantedMax bounds how many goroutines wait for requests at a time, which
+	// otherwise are as many as there are processors, and two at least: each is a
+	// thread in a system call.
+	wantedMax = 16
+
+	// runMax is after how many writes to one file, done at once and one after
+	// another, a reader leaves. It only has to be more than what comes between two
+	// flushes or reads of somebody who does both.
+	runMax = 32
+
+	// atOnceMax is the largest write in bytes that is done while perhaps nobody else
+	// reads requests: with larger ones it is worth more that the next is copied
+	// from the kernel meanwhile.
+	atOnceMax = 32 << 10
+
+	// fuseReadMin is the smallest buffer in bytes into which the kernel delivers
+	// requests (FUSE_MIN_READ_BUFFER).
+	fuseReadMin = 8 << 10
+
+	// coldReplyBytes is more than the largest reply but its data: that to the first
+	// request, or to stat.
+	coldReplyBytes = 4 << 10
 
 	// blockSize is what stat(2) and statfs(2) tell. The loop driver discards in
 	// units of it, and refuses to if it is 0.

@@ -27,8 +27,10 @@ type request struct {
 	done      chan struct{} // closed by cancel
 	cancelled atomic.Bool
 
-	interrupted <-chan struct{} // of this use: closed by go-fuse when the caller has got a signal
-	thread      uint32          // of this use: the caller's, 0 if it is not visible from here
+	unique      uint64        // of this use: the kernel's name for it; guarded by requests.mu
+	thread      uint32        // of this use: the caller's, 0 if it is not visible from here
+	interrupted chan struct{} // closed when the caller has got a signal
+	signalled   bool          // interrupted is closed; guarded by requests.mu
 
 	mu      sync.Mutex     // guards what follows; a leaf
 	holds   int            // Begin less End
@@ -37,7 +39,7 @@ type request struct {
 }
 
 func newRequest(pool *requests) *request {
-	r := &request{pool: pool, done: make(chan struct{})}
+	r := &request{pool: pool, done: make(chan struct{}), interrupted: make(chan struct{})}
 	r.ctx = block.WithHold(r, r)
 	return r
 }
@@ -120,6 +122,7 @@ type requests struct {
 
 	mu    sync.Mutex // guards what follows; a leaf
 	state requestState
+	gone  bool // the connection has ended: nobody waits for anything
 	all   map[*request]struct{}
 	free  []*request    // those of all that are not in progress
 	idle  chan struct{} // closed when it is stopped and none is in progress
@@ -139,7 +142,7 @@ func newRequests(abandoned func(thread uint32) bool) *requests {
 }
 
 // begin returns a request, or nil when the mount is stopped.
-func (q *requests) begin(interrupted <-chan struct{}, thread uint32) *request {
+func (q *requests) begin(unique uint64, thread uint32) *request {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.state == stopped {
@@ -152,15 +155,52 @@ func (q *requests) begin(interrupted <-chan struct{}, thread uint32) *request {
 		r = newRequest(q)
 		q.all[r] = struct{}{}
 	}
-	r.interrupted, r.thread = interrupted, thread
+	r.unique, r.thread = unique, thread
+	if q.gone {
+		r.signalLocked()
+	}
 	return r
+}
+
+// signalLocked notes that the caller has got a signal.
+func (r *request) signalLocked() {
+	if !r.signalled {
+		r.signalled = true
+		close(r.interrupted)
+	}
+}
+
+// interrupt reports false if no such request is in progress.
+func (q *requests) interrupt(unique uint64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for r := range q.all { // it is rare
+		if r.unique == unique {
+			r.signalLocked()
+			return true
+		}
+	}
+	return false
+}
+
+// abort tells all requests that the connection has ended.
+func (q *requests) abort() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.gone = true
+	for r := range q.all {
+		if r.unique != 0 {
+			r.signalLocked()
+		}
+	}
 }
 
 // end gives a request back.
 func (q *requests) end(r *request) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if r.cancelled.Load() {
+	r.unique = 0 // which the kernel gives to none
+	if r.signalled || r.cancelled.Load() {
 		delete(q.all, r)
 	} else {
 		q.free = append(q.free, r)

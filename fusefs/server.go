@@ -56,12 +56,12 @@ func (s *server) file(node uint64) *file {
 func (s *server) String() string { return "tidemark" }
 
 // Lookup finds a file by its name.
-func (s *server) Lookup(interrupted <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) (st fuse.Status) {
+func (s *server) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) (st fuse.Status) {
 	f := s.byName[name]
 	if f == nil {
 		return fuse.ENOENT
 	}
-	r := s.requests.begin(interrupted, in.Pid)
+	r := s.requests.begin(in.Unique, in.Pid)
 	if r == nil {
 		return statusShutdown
 	}
@@ -74,13 +74,13 @@ func (s *server) Lookup(interrupted <-chan struct{}, in *fuse.InHeader, name str
 }
 
 // GetAttr is stat(2).
-func (s *server) GetAttr(interrupted <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) (st fuse.Status) {
+func (s *server) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) (st fuse.Status) {
 	out.SetTimeout(attrTimeout)
 	if s.file(in.NodeId) == nil {
 		out.Attr = fuse.Attr{Ino: fuse.FUSE_ROOT_ID, Mode: fuse.S_IFDIR | 0o555, Nlink: 2, Owner: s.owner, Blksize: blockSize}
 		return fuse.OK
 	}
-	f, r, st := s.begin(&in.InHeader, interrupted)
+	f, r, st := s.beginCold(&in.InHeader)
 	if !st.Ok() {
 		return st
 	}
@@ -91,11 +91,11 @@ func (s *server) GetAttr(interrupted <-chan struct{}, in *fuse.GetAttrIn, out *f
 
 // SetAttr changes the size, upwards, and for as long as the mount lasts the
 // mode, owner and times of a file.
-func (s *server) SetAttr(interrupted <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) (st fuse.Status) {
+func (s *server) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) (st fuse.Status) {
 	if s.file(in.NodeId) == nil {
 		return fuse.EPERM
 	}
-	f, r, st := s.begin(&in.InHeader, interrupted)
+	f, r, st := s.beginCold(&in.InHeader)
 	if !st.Ok() {
 		return st
 	}
@@ -164,8 +164,8 @@ func (s *server) ReleaseDir(*fuse.ReleaseIn) {}
 func (s *server) FsyncDir(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
 
 // StatFs is statfs(2): the space of what lies below the files.
-func (s *server) StatFs(interrupted <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	r := s.requests.begin(interrupted, in.Pid)
+func (s *server) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	r := s.requests.begin(in.Unique, in.Pid)
 	if r == nil {
 		return statusShutdown
 	}
