@@ -1,6 +1,7 @@
 package spm
 
 import (
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
@@ -138,7 +139,11 @@ func (m *Manager) measureLocked() {
 		return
 	}
 	free := max(m.capacity-m.granted, 0)
-	m.o.Log.Warn("space of the pool", "level", level, "was", before, "capacity", m.capacity, "granted", m.granted, "free", free)
+	severity := slog.LevelInfo
+	if level == LevelCritical {
+		severity = slog.LevelWarn
+	}
+	m.o.Log.Log(m.ctx, severity, "space of the pool", "level", level, "was", before, "capacity", m.capacity, "granted", m.granted, "free", free)
 	m.noteLocked(Event{Kind: "space-" + level, Bytes: free})
 }
 
