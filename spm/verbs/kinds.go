@@ -20,6 +20,11 @@ type Kind struct {
 	decode func(v any) (any, error)
 }
 
+// kindOf is a kind of values of type T.
+func kindOf[T any](name, doc string, zero T, decode func(v any) (T, error)) *Kind {
+	return &Kind{name, doc, zero, func(v any) (any, error) { return decode(v) }}
+}
+
 // kinds are all that there are, in the order of the reference.
 var kinds = []*Kind{
 	kindUUID, kindNewUUID, kindUUIDs, kindString, kindInt, kindBool, kindSize, kindSectors, kindPlace, kindConnections,
@@ -28,49 +33,49 @@ var kinds = []*Kind{
 }
 
 var (
-	kindUUID    = &Kind{"UUID", "36 characters; all zeros, or an empty string, is the blank one", uuid.Nil, decodeUUID}
-	kindNewUUID = &Kind{"new UUID", "a UUID that is not blank", uuid.Nil, decodeNewUUID}
-	kindUUIDs   = &Kind{"UUIDs", "an array of UUIDs that are not blank, or one of them", []uuid.UUID(nil), decodeUUIDs}
-	kindString  = &Kind{"string", "text", "", decodeString}
-	kindInt     = &Kind{"integer", "an integer, or a decimal string", int64(0), decodeInt}
-	kindBool    = &Kind{"boolean", "a boolean, 0 or 1, or the string true or false", false, decodeBool}
-	kindSize    = &Kind{"bytes", "a number of bytes: a decimal string, or an integer", int64(0), decodeSize}
-	kindSectors = &Kind{"size", "a decimal string of bytes, or an integer number of 512-byte sectors", int64(0), decodeSectors}
-	kindPlace   = &Kind{"place", "a string: the directory, or the name of the volume group; or an object with it as remotePath or vgUUID", "", decodePlace}
+	kindUUID    = kindOf("UUID", "36 characters; all zeros, or an empty string, is the blank one", uuid.Nil, decodeUUID)
+	kindNewUUID = kindOf("new UUID", "a UUID that is not blank", uuid.Nil, decodeNewUUID)
+	kindUUIDs   = kindOf("UUIDs", "an array of UUIDs that are not blank, or one of them", []uuid.UUID(nil), decodeUUIDs)
+	kindString  = kindOf("string", "text", "", decodeString)
+	kindInt     = kindOf("integer", "an integer, or a decimal string", int64(0), decodeInt)
+	kindBool    = kindOf("boolean", "a boolean, 0 or 1, or the string true or false", false, decodeBool)
+	kindSize    = kindOf("bytes", "a number of bytes: a decimal string, or an integer", int64(0), decodeSize)
+	kindSectors = kindOf("size", "a decimal string of bytes, or an integer number of 512-byte sectors", int64(0), decodeSectors)
+	kindPlace   = kindOf("place", "a string: the directory, or the name of the volume group; or an object with it as remotePath or vgUUID", "", decodePlace)
 
-	kindConnections = &Kind{"connections", "an array of objects: id (UUID, may be missing) and connection or path (string: a directory, or devices separated by commas); other members are ignored", []spm.Connection(nil), decodeConnections}
+	kindConnections = kindOf("connections", "an array of objects: id (UUID, may be missing) and connection or path (string: a directory, or devices separated by commas); other members are ignored", []spm.Connection(nil), decodeConnections)
 
 	kindDomainType   = wordKind("domain type", domainTypes, spm.DomainType(""))
 	kindClass        = wordKind("domain class", classes, "")
-	kindVersion      = &Kind{"domain version", "5, or 0, which is the newest", 0, decodeVersion}
+	kindVersion      = kindOf("domain version", "5, or 0, which is the newest", 0, decodeVersion)
 	kindFormat       = wordKind("format", formats, "")
 	kindFormatOrSame = wordKind("format or UNKNOWN", append(formats, word[string]{number: 0, name: "UNKNOWN", doc: "as it is"}, word[string]{number: 3, name: "UNKNOWN", doc: "the same"}), "")
 	kindAlloc        = wordKind("allocation", allocs, "")
 	kindAllocOrSame  = wordKind("allocation or UNKNOWN", append(allocs, word[string]{number: 0, name: "UNKNOWN", doc: "as it is"}), "")
 	kindVolType      = wordKind("volume type", volTypes, "")
-	kindDiskType     = &Kind{"disk type", "a word: " + strings.Join(diskTypes, ", ") + "; or a number from 0 to 8, which is DATA", "DATA", decodeDiskType}
+	kindDiskType     = kindOf("disk type", "a word: "+strings.Join(diskTypes, ", ")+"; or a number from 0 to 8, which is DATA", "DATA", decodeDiskType)
 	kindOperation    = wordKind("operation", operations, false)
 	kindIgnored      = &Kind{"anything", "is ignored", nil, func(any) (any, error) { return nil, nil }}
 	kindNone         = &Kind{"nothing", "VDSM has it, and we do not: false, 0 or an empty string only", nil, decodeNone}
-	kindTrue         = &Kind{"true", "VDSM has it false, too, and we do not", true, decodeTrue}
+	kindTrue         = kindOf("true", "VDSM has it false, too, and we do not", true, decodeTrue)
 )
 
-func decodeUUID(v any) (any, error) {
+func decodeUUID(v any) (uuid.UUID, error) {
 	s, ok := v.(string)
 	if !ok {
-		return nil, invalid("expected a UUID, found %s", show(v))
+		return uuid.Nil, invalid("expected a UUID, found %s", show(v))
 	}
 	if s == "" {
 		return uuid.Nil, nil
 	}
 	id, err := uuid.Parse(s)
 	if err != nil || len(s) != 36 {
-		return nil, invalid("expected a UUID of 36 characters, found %s", show(v))
+		return uuid.Nil, invalid("expected a UUID of 36 characters, found %s", show(v))
 	}
 	return id, nil
 }
 
-func decodeNewUUID(v any) (any, error) {
+func decodeNewUUID(v any) (uuid.UUID, error) {
 	id, err := decodeUUID(v)
 	if err == nil && id == uuid.Nil {
 		err = invalid("expected a UUID, found the blank one")
@@ -78,7 +83,7 @@ func decodeNewUUID(v any) (any, error) {
 	return id, err
 }
 
-func decodeUUIDs(v any) (any, error) {
+func decodeUUIDs(v any) ([]uuid.UUID, error) {
 	list, ok := v.([]any)
 	if _, one := v.(string); one {
 		list, ok = []any{v}, true
@@ -92,19 +97,19 @@ func decodeUUIDs(v any) (any, error) {
 		if err != nil {
 			return nil, about(err, fmt.Sprintf("element %d", i))
 		}
-		ids[i] = id.(uuid.UUID)
+		ids[i] = id
 	}
 	return ids, nil
 }
 
-func decodeString(v any) (any, error) {
+func decodeString(v any) (string, error) {
 	if s, ok := v.(string); ok {
 		return s, nil
 	}
-	return nil, invalid("expected a string, found %s", show(v))
+	return "", invalid("expected a string, found %s", show(v))
 }
 
-func decodeInt(v any) (any, error) {
+func decodeInt(v any) (int64, error) {
 	switch v := v.(type) {
 	case int64:
 		return v, nil
@@ -113,10 +118,10 @@ func decodeInt(v any) (any, error) {
 			return n, nil
 		}
 	}
-	return nil, invalid("expected an integer, found %s", show(v))
+	return 0, invalid("expected an integer, found %s", show(v))
 }
 
-func decodeBool(v any) (any, error) {
+func decodeBool(v any) (bool, error) {
 	switch v := v.(type) {
 	case bool:
 		return v, nil
@@ -129,34 +134,34 @@ func decodeBool(v any) (any, error) {
 			return w == "true", nil
 		}
 	}
-	return nil, invalid("expected a boolean, found %s", show(v))
+	return false, invalid("expected a boolean, found %s", show(v))
 }
 
-func decodeSize(v any) (any, error) {
+func decodeSize(v any) (int64, error) {
 	n, err := decodeInt(v)
-	if err != nil || n.(int64) < 0 {
-		return nil, invalid("expected a number of bytes, found %s", show(v))
+	if err != nil || n < 0 {
+		return 0, invalid("expected a number of bytes, found %s", show(v))
 	}
 	return n, nil
 }
 
 // decodeSectors tells the unit by the type, as VDSM did.
-func decodeSectors(v any) (any, error) {
+func decodeSectors(v any) (int64, error) {
 	n, err := decodeSize(v)
 	if err != nil {
-		return nil, invalid("expected a decimal string of bytes, or a number of sectors, found %s", show(v))
+		return 0, invalid("expected a decimal string of bytes, or a number of sectors, found %s", show(v))
 	}
 	if _, bytes := v.(string); bytes {
 		return n, nil
 	}
-	if n.(int64) > math.MaxInt64/512 {
-		return nil, invalid("%v sectors are more than a volume can have", n)
+	if n > math.MaxInt64/512 {
+		return 0, invalid("%v sectors are more than a volume can have", n)
 	}
-	return n.(int64) * 512, nil
+	return n * 512, nil
 }
 
 // decodePlace takes VDSM's objects of one member as well.
-func decodePlace(v any) (any, error) {
+func decodePlace(v any) (string, error) {
 	if m, ok := v.(map[string]any); ok && len(m) == 1 {
 		for _, name := range []string{"remotePath", "vgUUID"} {
 			if in, ok := m[name]; ok {
@@ -167,10 +172,10 @@ func decodePlace(v any) (any, error) {
 	if s, ok := v.(string); ok && s != "" {
 		return s, nil
 	}
-	return nil, invalid("expected a directory or the name of a volume group, found %s", show(v))
+	return "", invalid("expected a directory or the name of a volume group, found %s", show(v))
 }
 
-func decodeConnections(v any) (any, error) {
+func decodeConnections(v any) ([]spm.Connection, error) {
 	list, ok := v.([]any)
 	if !ok || len(list) == 0 {
 		return nil, invalid("expected an array of connections, found %s", show(v))
@@ -196,7 +201,7 @@ func decodeConnection(v any) (c spm.Connection, err error) {
 		if err != nil {
 			return c, about(err, "id")
 		}
-		c.ID = id.(uuid.UUID)
+		c.ID = id
 	}
 	for _, name := range []string{"connection", "path"} {
 		if s, ok := m[name].(string); ok && s != "" {
@@ -207,20 +212,20 @@ func decodeConnection(v any) (c spm.Connection, err error) {
 	return c, invalid("expected the member connection, a string that is not empty")
 }
 
-func decodeVersion(v any) (any, error) {
+func decodeVersion(v any) (int, error) {
 	n, err := decodeInt(v)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	if n != int64(0) && n != int64(5) {
-		return nil, unsupported(394, "expected version 5, or 0, which is the newest, found %v", n)
+	if n != 0 && n != 5 {
+		return 0, unsupported(394, "expected version 5, or 0, which is the newest, found %v", n)
 	}
-	return int(n.(int64)), nil
+	return int(n), nil
 }
 
-func decodeDiskType(v any) (any, error) {
+func decodeDiskType(v any) (string, error) {
 	if n, err := decodeInt(v); err == nil {
-		if n.(int64) >= 0 && n.(int64) <= 8 {
+		if n >= 0 && n <= 8 {
 			return "DATA", nil
 		}
 	} else if s, ok := v.(string); ok {
@@ -230,7 +235,7 @@ func decodeDiskType(v any) (any, error) {
 			}
 		}
 	}
-	return nil, invalid("expected %s, or a number from 0 to 8, found %s", strings.Join(diskTypes, ", "), show(v))
+	return "", invalid("expected %s, or a number from 0 to 8, found %s", strings.Join(diskTypes, ", "), show(v))
 }
 
 // decodeNone takes what means nothing.
@@ -242,11 +247,11 @@ func decodeNone(v any) (any, error) {
 	return nil, unsupported(0, "there is no such thing here, found %s", show(v))
 }
 
-func decodeTrue(v any) (any, error) {
-	if b, err := decodeBool(v); err != nil || b == true {
+func decodeTrue(v any) (bool, error) {
+	if b, err := decodeBool(v); err != nil || b {
 		return b, err
 	}
-	return nil, unsupported(0, "false is not possible here")
+	return false, unsupported(0, "false is not possible here")
 }
 
 // show is a value in an error, cut short.

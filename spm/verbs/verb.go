@@ -51,7 +51,14 @@ type Reply = map[string]any
 // args are decoded arguments by their names: of every argument that the verb has.
 type args map[string]any
 
-func get[T any](a args, name string) T { return a[name].(T) }
+// get is an argument whose kind decodes to T.
+func get[T any](a args, name string) T {
+	v, ok := a[name].(T)
+	if !ok {
+		panic(fmt.Sprintf("verbs: argument %s is a %T, not a %T", name, a[name], v))
+	}
+	return v
+}
 
 // done is the status of a reply.
 var done = Reply{"code": 0, "message": "OK"}
