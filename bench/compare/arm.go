@@ -29,9 +29,9 @@ type bed struct {
 	pool                   *pool // on LVM: ours
 }
 
-// arms are the servers that there are here; missing says which are not, and why.
-func arms(tidemark string) (list []arm, missing []string) {
-	all := []arm{
+// allArms are the servers, whether they are here or not.
+func allArms(tidemark string) []arm {
+	return []arm{
 		{name: "tidemark", args: func(b bed) []string {
 			args := []string{tidemark, "nbd", "-f", "qcow2", "-t", "-e", "8", "-k", b.socket}
 			if b.backing != "" {
@@ -66,7 +66,11 @@ func arms(tidemark string) (list []arm, missing []string) {
 		}},
 		qemuLVM("native"), qemuLVM("io_uring"), qemuLVM("threads"),
 	}
-	for _, a := range all {
+}
+
+// arms are the servers that there are here; missing says which are not, and why.
+func arms(tidemark string) (list []arm, missing []string) {
+	for _, a := range allArms(tidemark) {
 		program := a.args(bed{})[0]
 		if _, err := exec.LookPath(program); err != nil {
 			missing = append(missing, fmt.Sprintf("%s: %v", a.name, err))

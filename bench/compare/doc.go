@@ -19,5 +19,12 @@
 // all of it granted; both go past the page cache. What the manager and lvm take of the
 // processors counts as ours.
 //
-//	go run ./bench/compare -rounds 3 -cells 'overwrite|allocate' -out .cache/bench
+// What is wanted is data (goals.go): the report and the document have a line for each
+// goal, held or missed. How our own cost grows is measured after the cells (curves.go).
+//
+// A run is kept in -out/run-ID/run.json after every turn, and goes on from there with
+// -resume. The document is made of all runs under -out; of each goal the worst counts.
+//
+//	go run ./bench/compare -rounds 3 -cells 'overwrite|allocate' -curves dirty -out .cache/bench -run-id 1
+//	go run ./bench/compare -render -out .cache/bench -doc docs/performance.md
 package main

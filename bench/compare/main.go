@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
@@ -37,6 +34,11 @@ type options struct {
 	tidemark string
 	resume   bool
 	seed     uint64
+	run      string
+	curves   *regexp.Regexp
+	strict   bool
+	doc      string
+	render   bool
 }
 
 func parse() (o options, err error) {
@@ -47,6 +49,11 @@ func parse() (o options, err error) {
 	flag.StringVar(&o.out, "out", ".cache/bench", "the directory for the report")
 	flag.StringVar(&o.work, "work", "", "a directory on the file system to be measured; default: in -out")
 	flag.StringVar(&o.tidemark, "tidemark", "bin/tidemark", "our program")
+	flag.StringVar(&o.run, "run-id", "1", "names the run: its record is -out/run-ID/run.json")
+	curvesRE := flag.String("curves", ".", "a pattern for the curves: connections, exports, churn, latency, dirty, engine; - for none")
+	flag.BoolVar(&o.strict, "strict", false, "fail if something that is wanted is missed")
+	flag.StringVar(&o.doc, "doc", "", "write the document of all runs under -out to this file, and its chart beside it")
+	flag.BoolVar(&o.render, "render", false, "measure nothing: only report, and write -doc, of the runs that there are")
 	flag.BoolVar(&o.resume, "resume", false, "go on with what -out has of an earlier run")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the order and the places")
 	flag.Parse()
@@ -54,6 +61,9 @@ func parse() (o options, err error) {
 		return o, err
 	}
 	if o.arms, err = regexp.Compile(*armsRE); err != nil {
+		return o, err
+	}
+	if o.curves, err = regexp.Compile(*curvesRE); err != nil {
 		return o, err
 	}
 	if o.work == "" {
@@ -65,7 +75,7 @@ func parse() (o options, err error) {
 	if o.tidemark, err = filepath.Abs(o.tidemark); err != nil {
 		return o, err
 	}
-	return o, errors.Join(os.MkdirAll(o.out, 0o755), os.MkdirAll(o.work, 0o755))
+	return o, nil
 }
 
 func compare(ctx context.Context) error {
@@ -73,98 +83,109 @@ func compare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	list, missing := arms(o.tidemark)
-	list = slices.DeleteFunc(list, func(a arm) bool { return !a.ours() && !o.arms.MatchString(a.name) })
-	wanted := slices.DeleteFunc(cells(), func(c cell) bool { return !o.cells.MatchString(c.name) })
-	if len(wanted) == 0 || !slices.ContainsFunc(list, func(a arm) bool { return a.name == ours }) {
-		return fmt.Errorf("nothing to do: no cell matches, or %s is missing (%s)", o.tidemark, strings.Join(missing, "; "))
+	if !o.render {
+		if err := measureAll(ctx, o); err != nil {
+			return err
+		}
 	}
-	describe(list, missing, o)
-	m := &bench{stable: stable{o.work}, tidemark: o.tidemark, work: o.work, duration: o.duration, seed: o.seed}
-	defer m.clean()
-	if err := m.printFloors(ctx); err != nil {
-		return err
-	}
-	all, err := m.rounds(ctx, o, wanted, list)
+	runs, err := readRuns(o.out)
 	if err != nil {
 		return err
 	}
-	if err := m.printSyncs(ctx, os.Stdout, wanted, list); err != nil {
+	if o.doc != "" {
+		if err := writeDocument(o.doc, runs); err != nil {
+			return err
+		}
+	}
+	last := runs[len(runs)-1]
+	if !o.render {
+		last = runs[slices.IndexFunc(runs, func(r *record) bool { return r.Run == o.run })]
+	}
+	missed := report(os.Stdout, last)
+	if o.strict && missed > 0 {
+		return fmt.Errorf("%d goals are missed", missed)
+	}
+	return nil
+}
+
+// measureAll does a run: what its record has already is left out.
+func measureAll(ctx context.Context, o options) error {
+	list, missing := arms(o.tidemark)
+	list = slices.DeleteFunc(list, func(a arm) bool { return !a.ours() && !o.arms.MatchString(a.name) })
+	wanted := slices.DeleteFunc(cells(), func(c cell) bool { return !o.cells.MatchString(c.name) })
+	if !slices.ContainsFunc(list, func(a arm) bool { return a.name == ours }) {
+		return fmt.Errorf("nothing to do: %s is missing (%s)", o.tidemark, strings.Join(missing, "; "))
+	}
+	o.out = filepath.Join(o.out, "run-"+o.run)
+	if err := errors.Join(os.MkdirAll(o.out, 0o755), os.MkdirAll(o.work, 0o755)); err != nil {
 		return err
 	}
-	verdicts := judgeAll(all, wanted, list)
-	printTable(os.Stdout, all, wanted, list)
-	fmt.Println()
-	printVerdicts(os.Stdout, verdicts)
-	return write(o.out, all, verdicts)
+	r, err := openRecord(o)
+	if err != nil {
+		return err
+	}
+	r.describe(list, missing)
+	for _, line := range slices.Concat(r.Machine, r.Arms, r.Missing) {
+		fmt.Fprintln(os.Stderr, line)
+	}
+	m := &bench{stable: stable{o.work}, tidemark: o.tidemark, work: o.work, duration: o.duration, seed: r.Seed}
+	defer m.clean()
+	if err := m.floors(ctx, r); err != nil {
+		return err
+	}
+	if err := m.rounds(ctx, r, wanted, list); err != nil {
+		return err
+	}
+	if err := m.allSyncs(ctx, r, wanted, list); err != nil {
+		return err
+	}
+	return m.plotAll(ctx, r, o.curves)
 }
 
 // rounds are all turns, in rounds; each sample is kept at once, so that a run that
 // was stopped can go on.
-func (m *bench) rounds(ctx context.Context, o options, cells []cell, arms []arm) ([]sample, error) {
-	kept := filepath.Join(o.out, "samples.json")
-	var all []sample
-	if o.resume {
-		b, err := os.ReadFile(kept)
-		if err == nil {
-			err = json.Unmarshal(b, &all)
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("go on with %s: %w", kept, err)
-		}
-	}
-	rng := rand.New(rand.NewPCG(o.seed, 0))
-	for round := range o.rounds {
+func (m *bench) rounds(ctx context.Context, r *record, cells []cell, arms []arm) error {
+	rng := rand.New(rand.NewPCG(r.Seed, 0))
+	for round := range r.Rounds {
 		for _, c := range cells {
 			for _, i := range rng.Perm(len(arms)) {
 				a := arms[i]
-				if !c.has(a) || slices.ContainsFunc(all, func(s sample) bool { return s.Cell == c.name && s.Arm == a.name && s.Round == round }) {
+				if !c.has(a) || r.has(c.name, a.name, round) {
 					continue
 				}
 				s, err := m.measure(ctx, c, a, round)
 				if err != nil {
-					return nil, fmt.Errorf("%s, %s, round %d: %w", c.name, a.name, round, err)
+					return fmt.Errorf("%s, %s, round %d: %w", c.name, a.name, round, err)
 				}
 				fmt.Fprintf(os.Stderr, "round %d  %-45s %-32s %9.0f IOPS %7.2f µs/op %s\n", round+1, c.name, a.name, s.IOPS, s.CPU, s.Void)
-				all = append(all, s)
-				b, err := json.Marshal(all)
-				if err = errors.Join(err, os.WriteFile(kept, b, 0o644)); err != nil {
-					return nil, err
+				r.Samples = append(r.Samples, s)
+				if err := r.keep(); err != nil {
+					return err
 				}
 			}
 		}
 	}
-	return all, nil
+	return nil
 }
 
-// describe says what is measured, so that it can be done again.
-func describe(list []arm, missing []string, o options) {
-	uname, _ := exec.Command("uname", "-srm").Output()
-	fmt.Printf("%s, seed %d, %d rounds of %v\n", strings.TrimSpace(string(uname)), o.seed, o.rounds, o.duration)
-	seen := map[string]bool{}
-	for _, a := range list {
-		args := a.args(bed{image: "IMAGE", socket: "SOCKET"})
-		if program := args[0]; !seen[program] {
-			seen[program] = true
-			fmt.Printf("  %s: %s\n", filepath.Base(program), versionOf(program))
+// plotAll measures the curves.
+func (m *bench) plotAll(ctx context.Context, r *record, which *regexp.Regexp) error {
+	for _, p := range plots {
+		if !which.MatchString(p.name) || slices.ContainsFunc(r.Curves, func(c curve) bool { return c.ID == p.name }) {
+			continue
 		}
-		fmt.Printf("    %s: %s\n", a.name, strings.Join(args[1:], " "))
+		fmt.Fprintln(os.Stderr, "curve", p.name)
+		c, err := p.do(m, ctx)
+		if err != nil {
+			return fmt.Errorf("curve %s: %w", p.name, err)
+		}
+		c.ID = p.name
+		r.Curves = append(r.Curves, *c)
+		if err := r.keep(); err != nil {
+			return err
+		}
 	}
-	for _, m := range missing {
-		fmt.Printf("  missing: %s\n", m)
-	}
-	fmt.Println()
-}
-
-// versionOf is the first line of what a program says of its version.
-func versionOf(program string) string {
-	how := "--version"
-	if filepath.Base(program) == ours {
-		how = "version"
-	}
-	text, _ := exec.Command(program, how).Output()
-	first, _, _ := strings.Cut(string(text), "\n")
-	return first
+	return nil
 }
 
 // clean removes the images, and the device.

@@ -1,13 +1,9 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
-	"html"
 	"io"
 	"math"
-	"os"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 )
@@ -21,17 +17,35 @@ type verdict struct {
 	Ratio, Low, High float64
 	Wanted, Aim      float64 // 0: nothing is
 	CPU              float64 // ours by the peer's
+	Void             string  // why ours does not count
 }
 
+// word says whether what is wanted is held; "" if nothing is.
 func (v verdict) word() string {
 	switch {
 	case v.Wanted == 0:
 		return ""
-	case v.Ratio >= v.Wanted:
-		return "ok"
+	case v.Void == "" && v.Ratio >= v.Wanted:
+		return held
 	}
-	return "short"
+	return missed
 }
+
+// cpuWord says the same of the processor time, which is compared with QEMU's.
+func (v verdict) cpuWord() string {
+	switch {
+	case v.Peer != bestQEMU:
+		return ""
+	case v.Void == "" && v.CPU <= cpuMost:
+		return held
+	}
+	return missed
+}
+
+const (
+	held   = "held"
+	missed = "missed"
+)
 
 // samplesOf are the values of an arm in a cell, by round; void ones are left out.
 func samplesOf(all []sample, cell, arm string, value func(sample) float64) map[int]float64 {
@@ -64,115 +78,142 @@ func ratios(a, b map[int]float64) (list []float64) {
 	return list
 }
 
-// judgeAll compares ours with the best arm of every peer.
-func judgeAll(all []sample, cells []cell, arms []arm) (list []verdict) {
-	for _, c := range cells {
-		name := ""
+// judgeAll compares ours with the best arm of the peer of every row of the goals that
+// something was measured for.
+func judgeAll(all []sample, arms []arm) (list []verdict) {
+	for _, g := range goals {
+		own, best := "", ""
 		for _, a := range arms {
-			if a.ours() && a.at == c.at {
-				name = a.name
+			speed := func(arm string) float64 { return median(values(samplesOf(all, g.Cell, arm, iops))) }
+			switch {
+			case a.at != placeOf(g.Cell):
+			case a.ours():
+				own = a.name
+			case a.peer() == g.Peer && (best == "" || speed(a.name) > speed(best)):
+				best = a.name
 			}
 		}
-		own := samplesOf(all, c.name, name, iops)
-		for _, peer := range []string{bestQEMU, nbdkit} {
-			best := ""
-			for _, a := range arms {
-				if a.peer() == peer && a.at == c.at && (best == "" || median(values(samplesOf(all, c.name, a.name, iops))) > median(values(samplesOf(all, c.name, best, iops)))) {
-					best = a.name
-				}
+		v := verdict{Cell: g.Cell, Peer: g.Peer, Arm: best, Wanted: g.Least, Aim: g.Aim}
+		for _, s := range all {
+			if s.Cell == g.Cell && s.Arm == own && s.Void != "" {
+				v.Void = s.Void
 			}
-			r := ratios(own, samplesOf(all, c.name, best, iops))
-			if best == "" || len(r) == 0 {
-				continue
-			}
-			v := verdict{Cell: c.name, Peer: peer, Arm: best, Ratio: median(r)}
-			if g := goalOf(c.name, peer); g != nil {
-				v.Wanted, v.Aim = g.Least, g.Aim
-			}
-			v.Low, v.High = interval(r)
-			v.CPU = median(ratios(samplesOf(all, c.name, name, cpu), samplesOf(all, c.name, best, cpu)))
-			list = append(list, v)
 		}
+		r := ratios(samplesOf(all, g.Cell, own, iops), samplesOf(all, g.Cell, best, iops))
+		if len(r) == 0 && v.Void == "" {
+			continue
+		}
+		v.Ratio = median(r)
+		v.Low, v.High = interval(r)
+		v.CPU = median(ratios(samplesOf(all, g.Cell, own, cpu), samplesOf(all, g.Cell, best, cpu)))
+		list = append(list, v)
 	}
 	return list
 }
 
-// printTable prints every arm of every cell.
-func printTable(w io.Writer, all []sample, cells []cell, arms []arm) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "cell\tarm\tIOPS\tuntil the last reply\tp50 µs\tp99 µs\tp99.9 µs\tCPU µs/op\t")
-	for _, c := range cells {
+func placeOf(name string) place {
+	for _, c := range cells() {
+		if c.name == name {
+			return c.at
+		}
+	}
+	return inFile
+}
+
+// A row is an arm in a cell: medians.
+type row struct {
+	cell, arm string
+	values    []float64 // as rowColumns
+}
+
+var rowColumns = []string{"IOPS", "until the last reply", "p50 µs", "p99 µs", "p99.9 µs", "CPU µs/op"}
+
+func rowsOf(all []sample, arms []arm) (list []row) {
+	for _, c := range cells() {
 		for _, a := range arms {
 			m := func(f func(sample) float64) float64 { return median(values(samplesOf(all, c.name, a.name, f))) }
 			if m(iops) == 0 {
 				continue
 			}
-			fmt.Fprintf(t, "%s\t%s\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%.2f\t\n", c.name, a.name, m(iops), m(func(s sample) float64 { return s.IOPSOpen }),
-				m(func(s sample) float64 { return s.P50 }), m(func(s sample) float64 { return s.P99 }), m(func(s sample) float64 { return s.P999 }), m(cpu))
+			list = append(list, row{cell: c.name, arm: a.name, values: []float64{m(iops), m(func(s sample) float64 { return s.IOPSOpen }),
+				m(func(s sample) float64 { return s.P50 }), m(func(s sample) float64 { return s.P99 }), m(func(s sample) float64 { return s.P999 }), m(cpu)}})
+		}
+	}
+	return list
+}
+
+// report prints a run, and returns how many goals it misses.
+func report(w io.Writer, r *record) (misses int) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(t, "cell\tarm\t%s\t\n", strings.Join(rowColumns, "\t"))
+	for _, row := range rowsOf(r.Samples, allArms(ours)) {
+		fmt.Fprintf(t, "%s\t%s\t%s\t\n", row.cell, row.arm, strings.Join(numbers(row.values), "\t"))
+	}
+	for _, c := range r.Curves {
+		fmt.Fprintf(t, "\t\n%s\t\n%s\t\n", c.Name, strings.Join(c.Columns, "\t"))
+		for _, p := range c.Points {
+			fmt.Fprintf(t, "%s\t%s\t\n", p.At, strings.Join(numbers(p.Values), "\t"))
 		}
 	}
 	t.Flush()
-	for _, s := range all {
+	for _, f := range r.Floors {
+		fmt.Fprintf(w, "%s: %.0f a second\n", f.Name, f.IOPS)
+	}
+	for _, s := range r.Syncs {
+		fmt.Fprintf(w, "%s, %s: %.2f syncs for each flush\n", s.Cell, s.Arm, s.PerFlush)
+	}
+	for _, s := range r.Samples {
 		if s.Void != "" {
 			fmt.Fprintf(w, "void: %s, %s, round %d: %s\n", s.Cell, s.Arm, s.Round, s.Void)
 		}
 	}
+	fmt.Fprintln(w)
+	return printGoals(w, r)
 }
 
-func printVerdicts(w io.Writer, list []verdict) {
+// printGoals prints a line for every goal, and returns how many are missed.
+func printGoals(w io.Writer, r *record) (misses int) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "cell\tbeside\tratio\t95 %\twanted\t\tCPU ratio\t")
-	for _, v := range list {
-		wanted := ""
-		if v.Wanted > 0 {
-			wanted = fmt.Sprintf("%.2f", v.Wanted)
+	fmt.Fprintln(t, "goal\tbeside\tat least\taim\tmeasured\t95 %\t\tCPU ratio\t\t")
+	for _, v := range judgeAll(r.Samples, allArms(ours)) {
+		for _, word := range []string{v.word(), v.cpuWord()} {
+			if word == missed {
+				misses++
+			}
 		}
-		fmt.Fprintf(t, "%s\t%s\t%.2f\t%.2f-%.2f\t%s\t%s\t%.2f\t\n", v.Cell, v.Arm, v.Ratio, v.Low, v.High, wanted, v.word(), v.CPU)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.2f\t%.2f-%.2f\t%s\t%.2f\t%s\t\n", v.Cell, v.Arm, wish(v.Wanted), wish(v.Aim), v.Ratio, v.Low, v.High, v.word(), v.CPU, v.cpuWord())
+	}
+	fmt.Fprintln(t, "goal\t\tat most\t\tmeasured\t")
+	for _, c := range r.Curves {
+		for _, b := range c.Bounds {
+			if b.word() == missed {
+				misses++
+			}
+			fmt.Fprintf(t, "%s\t\t%g %s\t\t%.3g\t\t%s\t\n", b.Name, b.Most, b.Unit, b.Value, b.word())
+		}
 	}
 	t.Flush()
+	fmt.Fprintf(w, "%d goals are missed\n", misses)
+	return misses
 }
 
-// write leaves the samples, the verdicts and a chart in dir.
-func write(dir string, all []sample, list []verdict) error {
-	b, err := json.MarshalIndent(map[string]any{"samples": all, "verdicts": list}, "", " ")
-	if err != nil {
-		return err
+// wish is what is wanted; "" for nothing.
+func wish(n float64) string {
+	if n == 0 {
+		return ""
 	}
-	if err := os.WriteFile(filepath.Join(dir, "bench.json"), b, 0o644); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, "bench.svg"), []byte(chart(list)), 0o644)
+	return fmt.Sprintf("%.2f", n)
 }
 
-// chart is a bar for each verdict, on a logarithmic scale from 1/4 to 8, with its
-// interval and what is wanted.
-func chart(list []verdict) string {
-	const rowH, left, width = 22, 430, 420
-	x := func(r float64) float64 {
-		return left + width*(math.Log2(min(max(r, 0.25), 8))+2)/5
-	}
-	var b strings.Builder
-	h := rowH*len(list) + 50
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12">`+"\n", left+width+60, h)
-	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="white"/>`+"\n")
-	for _, r := range []float64{0.25, 0.5, 1, 2, 4, 8} {
-		fmt.Fprintf(&b, `<line x1="%.1f" x2="%.1f" y1="24" y2="%d" stroke="#ccc"/><text x="%.1f" y="16" text-anchor="middle">%g</text>`+"\n", x(r), x(r), h-10, x(r), r)
-	}
-	for i, v := range list {
-		y := 30 + i*rowH
-		colour := "#4a7ebb"
-		if v.word() == "short" {
-			colour = "#c0504d"
+// numbers have as many digits as say something.
+func numbers(list []float64) (out []string) {
+	for _, n := range list {
+		switch {
+		case n >= 100 || n == math.Trunc(n):
+			out = append(out, fmt.Sprintf("%.0f", n))
+		default:
+			out = append(out, fmt.Sprintf("%.2f", n))
 		}
-		from, to := min(x(1), x(v.Ratio)), max(x(1), x(v.Ratio))
-		fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s</text>`, left-8, y+12, html.EscapeString(v.Cell+" / "+v.Peer))
-		fmt.Fprintf(&b, `<rect x="%.1f" y="%d" width="%.1f" height="14" fill="%s"/>`, from, y, to-from, colour)
-		fmt.Fprintf(&b, `<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" stroke="black"/>`, x(v.Low), x(v.High), y+7, y+7)
-		if v.Wanted > 0 {
-			fmt.Fprintf(&b, `<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" stroke="#2a2" stroke-width="2"/>`, x(v.Wanted), x(v.Wanted), y-2, y+16)
-		}
-		fmt.Fprintf(&b, `<text x="%.1f" y="%d">%.2f</text>`+"\n", max(to, x(v.High))+6, y+12, v.Ratio)
 	}
-	b.WriteString("</svg>\n")
-	return b.String()
+	return out
 }

@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 
 	"tidemark/bench/load"
 )
@@ -63,12 +61,11 @@ func countSyncs(path string) (n int, err error) {
 	return n, err
 }
 
-func (m *bench) printSyncs(ctx context.Context, w io.Writer, cells []cell, arms []arm) error {
-	if _, err := exec.LookPath("strace"); err != nil {
-		fmt.Fprintln(w, "syncs per flush: strace is missing")
+// allSyncs counts them once a run, for the cells that flush after every write.
+func (m *bench) allSyncs(ctx context.Context, r *record, cells []cell, arms []arm) error {
+	if _, err := exec.LookPath("strace"); err != nil || len(r.Syncs) > 0 {
 		return nil
 	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, c := range cells {
 		if !c.job.FlushEach {
 			continue
@@ -81,8 +78,8 @@ func (m *bench) printSyncs(ctx context.Context, w io.Writer, cells []cell, arms 
 			if err != nil {
 				return fmt.Errorf("syncs of %s in %q: %w", a.name, c.name, err)
 			}
-			fmt.Fprintf(t, "%s\t%s\t%.2f syncs for each flush\t\n", c.name, a.name, n)
+			r.Syncs = append(r.Syncs, syncs{c.name, a.name, n})
 		}
 	}
-	return t.Flush()
+	return r.keep()
 }

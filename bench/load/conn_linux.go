@@ -25,6 +25,7 @@ const (
 	cmdWrite = 1
 	cmdDisc  = 2
 	cmdFlush = 3
+	cmdTrim  = 4
 
 	headerLen = 28
 	replyLen  = 16

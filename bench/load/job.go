@@ -13,15 +13,17 @@ type Op int
 const (
 	Write Op = iota
 	Read
+	Trim
 )
 
 // A Job says what to ask of a server.
 type Job struct {
 	Op     Op
 	Block  int   // bytes of a request, a multiple of 512
-	Set    int64 // bytes of the disk that are used, from its begin
+	From   int64 // where on the disk the part begins that is used, a multiple of 512
+	Set    int64 // bytes of that part
 	Stride int64 // where requests may begin: multiples of this; 0 means Block
-	// Sequential: one after the other, from the begin; otherwise at random. A
+	// Sequential: one after the other, from the begin of the part; otherwise at random. A
 	// random Job with Once asks no place twice, and ends when it has had all.
 	Sequential, Once bool
 	Depth            int // requests in flight on a connection
@@ -29,6 +31,8 @@ type Job struct {
 	FlushEach        bool // a FLUSH after every write, one at a time: Depth must be 1
 	Duration         time.Duration
 	Seed             uint64
+	// Window makes a Histogram for every such part of the time as well; 0: it does not.
+	Window time.Duration
 }
 
 func (j Job) withDefaults() Job {

@@ -16,6 +16,7 @@ type Result struct {
 	Asked   time.Duration // until the last reply
 	Closed  time.Duration // until a FLUSH and the end of all connections as well
 	Latency Histogram     // of requests; with FlushEach of a write and its flush
+	Windows []Histogram   // the same by the time of the reply, if the Job has a Window
 	// Written says which places were written.
 	Written Places
 }
@@ -63,6 +64,12 @@ func Run(path, name string, j Job) (*Result, error) {
 		errs = append(errs, w.err, w.c.close())
 		r.Ops += w.ops
 		r.Latency.Merge(&w.latency)
+		for i := range w.windows {
+			if i == len(r.Windows) {
+				r.Windows = append(r.Windows, Histogram{})
+			}
+			r.Windows[i].Merge(&w.windows[i])
+		}
 		r.Written.merge(w.written)
 	}
 	r.Closed = time.Since(began)
@@ -81,6 +88,8 @@ type worker struct {
 	free    []uint64    // cookies
 	ops     int64
 	latency Histogram
+	windows []Histogram
+	began   time.Time
 	written Places
 	err     error
 }
@@ -92,7 +101,11 @@ func newWorker(c *conn, j Job, i int) *worker {
 		slot += j.Block
 	}
 	w.out = make([]byte, slot*j.Depth)
-	w.in = make([]byte, (replyLen+j.Block)*j.Depth)
+	reply := replyLen
+	if j.Op == Read {
+		reply += j.Block
+	}
+	w.in = make([]byte, reply*j.Depth)
 	w.sent = make([]time.Time, j.Depth)
 	for k := range j.Depth {
 		w.free = append(w.free, uint64(k))
@@ -104,6 +117,7 @@ func newWorker(c *conn, j Job, i int) *worker {
 func (w *worker) run(began time.Time) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	w.began = began
 	end, more := began.Add(w.job.Duration), true
 	for {
 		now := time.Now()
@@ -128,6 +142,8 @@ func (w *worker) run(began time.Time) error {
 	}
 }
 
+var commandOf = [...]uint16{Write: cmdWrite, Read: cmdRead, Trim: cmdTrim}
+
 // send uses every free slot, with one system call.
 func (w *worker) send(now time.Time) (more bool, err error) {
 	n := 0
@@ -139,9 +155,9 @@ func (w *worker) send(now time.Time) (more bool, err error) {
 		cookie := w.free[len(w.free)-1]
 		w.free = w.free[:len(w.free)-1]
 		w.sent[cookie] = now
-		off := place * w.job.Stride
-		if w.job.Op == Read {
-			putRequest(w.out[n:], cmdRead, cookie, off, w.job.Block)
+		off := w.job.From + place*w.job.Stride
+		if w.job.Op != Write {
+			putRequest(w.out[n:], commandOf[w.job.Op], cookie, off, w.job.Block)
 			n += headerLen
 			continue
 		}
@@ -197,10 +213,22 @@ func (w *worker) count(now time.Time) {
 	for _, cookie := range w.free {
 		if t := w.sent[cookie]; !t.IsZero() {
 			w.latency.Add(now.Sub(t), 1)
+			if w.job.Window > 0 {
+				w.window(now).Add(now.Sub(t), 1)
+			}
 			w.sent[cookie] = time.Time{}
 			w.ops++
 		}
 	}
+}
+
+// window is the Histogram of the part of the time that now is in.
+func (w *worker) window(now time.Time) *Histogram {
+	i := int(now.Sub(w.began) / w.job.Window)
+	for i >= len(w.windows) {
+		w.windows = append(w.windows, Histogram{})
+	}
+	return &w.windows[i]
 }
 
 // flush asks for a FLUSH and waits for it; nothing else is in flight.
@@ -257,7 +285,7 @@ func (r *Result) Sample(j Job, most int) (offs []int64) {
 	var written []int64
 	for i := range j.places() {
 		if r.Written.Has(i) {
-			written = append(written, i*j.Stride)
+			written = append(written, j.From+i*j.Stride)
 		}
 	}
 	step := max(len(written)/most, 1)

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A record is what is kept of one run. It is written after every turn, so that a run
+// that was stopped can go on, and the document is made of several.
+type record struct {
+	Run       string   `json:"run"`
+	Machine   []string `json:"machine"` // what was measured on, with which versions
+	Arms      []string `json:"arms"`    // each with its command
+	Missing   []string `json:"missing,omitempty"`
+	Rounds    int      `json:"rounds"`
+	Time      string   `json:"time"` // of a turn
+	Seed      uint64   `json:"seed"`
+	Floors    []floor  `json:"floors"`
+	Syncs     []syncs  `json:"syncs"`
+	Samples   []sample `json:"samples"`
+	Curves    []curve  `json:"curves"`
+	directory string
+}
+
+// A floor is what the machine and the client are able to do without a disk server.
+type floor struct {
+	Name string  `json:"name"`
+	IOPS float64 `json:"iops"`
+}
+
+// syncs is how many syncs an arm makes for each flush of a cell.
+type syncs struct {
+	Cell     string  `json:"cell"`
+	Arm      string  `json:"arm"`
+	PerFlush float64 `json:"per_flush"`
+}
+
+const recordName = "run.json"
+
+// openRecord begins the record of a run in its directory, or goes on with the one that
+// is there.
+func openRecord(o options) (*record, error) {
+	r := &record{Run: o.run, Rounds: o.rounds, Time: o.duration.String(), Seed: o.seed, directory: o.out}
+	if !o.resume {
+		return r, nil
+	}
+	kept, err := readRecord(filepath.Join(o.out, recordName))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return r, nil
+	case err != nil:
+		return nil, fmt.Errorf("go on with a run: %w", err)
+	}
+	kept.directory, kept.Rounds = o.out, o.rounds
+	return kept, nil
+}
+
+func readRecord(path string) (*record, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	r := &record{}
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return r, nil
+}
+
+// keep writes the record.
+func (r *record) keep() error {
+	b, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(r.directory, recordName)
+	if err := os.WriteFile(path+".new", b, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// has reports whether a turn was kept.
+func (r *record) has(cell, arm string, round int) bool {
+	return slices.ContainsFunc(r.Samples, func(s sample) bool { return s.Cell == cell && s.Arm == arm && s.Round == round })
+}
+
+// describe notes what is measured with and on, so that it can be done again.
+func (r *record) describe(list []arm, missing []string) {
+	r.Missing = missing
+	uname, _ := exec.Command("uname", "-srm").Output()
+	model := "a processor without a name"
+	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if _, rest, ok := strings.Cut(string(text), "model name"); ok {
+			model, _, _ = strings.Cut(strings.TrimLeft(rest, "\t :"), "\n")
+		}
+	}
+	r.Machine = []string{
+		fmt.Sprintf("%d processors, %s; %s", runtime.NumCPU(), model, strings.TrimSpace(string(uname))),
+		time.Now().UTC().Format("2006-01-02 15:04 UTC"),
+	}
+	if commit, err := exec.Command("git", "describe", "--always", "--dirty").Output(); err == nil {
+		r.Machine = append(r.Machine, "tidemark commit "+strings.TrimSpace(string(commit)))
+	}
+	r.Arms = nil
+	seen := map[string]bool{}
+	for _, a := range list {
+		args := a.args(bed{image: "IMAGE", socket: "SOCKET", part: part{device: "DEVICE", offset: lunStart, size: lunGranted}})
+		if program := args[0]; !seen[program] {
+			seen[program] = true
+			r.Machine = append(r.Machine, versionOf(program))
+		}
+		r.Arms = append(r.Arms, a.name+": "+filepath.Base(args[0])+" "+strings.Join(args[1:], " "))
+	}
+	if _, err := exec.LookPath("fio"); err == nil {
+		r.Machine = append(r.Machine, versionOf("fio"))
+	}
+}
+
+// versionOf is the first line of what a program says of its version.
+func versionOf(program string) string {
+	how := "--version"
+	if filepath.Base(program) == ours {
+		how = "version"
+	}
+	text, _ := exec.Command(program, how).Output()
+	first, _, _ := strings.Cut(string(text), "\n")
+	return first
+}
