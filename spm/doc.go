@@ -55,6 +55,89 @@
 // A volume without .meta in a directory with its final name was not made by this
 // package; it is reported, not counted and not touched.
 //
+// # The volumes of an image
+//
+// An image is a chain of volumes. What one is based on says its own metadata
+// (PUUID), and what can be derived from that is kept nowhere else: chain.go derives
+// it. In its own image a volume is based on what was the leaf before it, in another
+// one on a template (SHARED). The images say the same in their headers, in a
+// directory so that QEMU opens the chain as it is: <volume>, or
+// ../<image>/<volume> for a template; on a group <volume>.
+//
+// What a crash leaves, in a directory:
+//
+//	add:     1 <volume>.meta.new, fsync, fsync of the image's directory -> removed at the next start
+//	         2 <volume> and its lease, filled, fsync     -> the same
+//	         3 rename to <volume>.meta                   -> commit point
+//	         4 fsync of the directory
+//	rewrite: 1 <volume>.meta.new beside .meta, fsync     -> removed at the next start
+//	         2 rename to <volume>.meta                   -> commit point: old or new
+//	         3 fsync of the directory
+//	remove one of several:
+//	         1 rename of .meta to <volume>.meta.gone     -> commit point
+//	         2 fsync of the directory
+//	         3 unlink <volume> and its lease, fsync of the directory -> finished at the next start
+//	         4 unlink <volume>.meta.gone
+//
+// The removal of an image, or of its last volume, is the rename of its directory.
+// On a group:
+//
+//	add:     as create; nothing of the other volumes changes
+//	rewrite: 1 the slot, durably                         -> commit point: old or new
+//	         2 the tag PU_, a copy of PUUID              -> corrected at the next start
+//	remove one: as remove
+//	remove an image of several:
+//	         1 one volume, its base, gets the tag TIDEMARK_removing -> commit point
+//	         2 lvremove of the others                    -> finished at the next start
+//	         3 lvremove of that one
+//
+// An operation changes several volumes one after the other. A volume that is on its
+// way in or out is ILLEGAL, and counts for nobody: so is the copy that is not
+// complete, the volume that is about to go, and the one that is being merged into.
+// The start corrects what may be between two writes: a LEAF with a legal volume
+// above it in its image is INTERNAL, and a legal INTERNAL without one is the LEAF.
+//
+// # Operations
+//
+// What takes longer than one change is a task (package task); an operation has a
+// check that says everything that speaks against it, when it is asked for and again
+// when the task has its locks, and steps that may be repeated. The undo of what a
+// task makes is safe because of the check: with the locks taken, it has found that
+// nothing was there. Up to the commit point:
+//
+//	createVolume     make | the server goes over to it; what was the leaf is INTERNAL
+//	deleteVolume     | ILLEGAL; remove, the topmost first; what is below is the LEAF
+//	deleteImage      | remove
+//	copyImage        make, ILLEGAL; copy | LEGAL
+//	moveImage        make all, ILLEGAL; copy each | LEGAL, the leaf first; the original
+//	                 ILLEGAL, the leaf last; remove it
+//	mergeSnapshots   space for the ancestor; it is ILLEGAL; copy down | it is LEGAL, with
+//	                 the successor's type and size, and what is above it ILLEGAL; the
+//	                 successor's children are based on it; remove
+//	  of a served leaf: ... the server copies down, and writes to both | the same; the
+//	                 server lets go of the leaf; remove
+//	extendVolumeSize space of a raw one | the image; metadata
+//	  of a served one: the same | metadata, on which the bound depends; the server
+//	reduceVolume     ILLEGAL; look at the data; cut; | LEGAL
+//
+// Whoever merges writes to the ancestor only what the volumes above it have
+// themselves, so that until the commit point the chain from the successor on shows
+// what it did. A merge that fails leaves an ILLEGAL ancestor below a leaf that is
+// whole and can be served: it is merged again. A generation (GEN) is counted up with
+// LEGAL by what changes the data of a volume: merging, moving, reducing. What a
+// task found is what it does: if the chain or the generation is another one when it
+// has its locks, it is refused as stale.
+//
+// Differences from VDSM: a merge keeps the ancestor's UUID, as SDM.merge does and
+// the older mergeSnapshots did not, for the volume that is merged into then stays
+// what others know. A served image is merged by its server, and by its leaf only.
+// deleteVolume takes an ILLEGAL volume only by force, so that nobody mistakes what
+// can be repeated for waste; and it never takes a volume from below another.
+// A description that is too long is refused, where VDSM cuts it, for it may hold the
+// name. The name of an image is that of the first alias from its leaf downwards.
+// TIDEMARK_PRIORITY is our key; a volume of priority 0 does not have it. PostZero
+// does nothing in a directory, whose file system shows freed blocks to nobody.
+//
 // # Layout of a volume group
 //
 // One block domain in VDSM's V5 layout, of type FCP, which is any block device:
@@ -106,8 +189,14 @@
 // A request that cannot be met queues, one place per volume, and is answered
 // when there is space or when the wait that it allows is over; then its place is
 // kept for a moment, so that a client that repeats a long poll keeps it. Places
-// are served strictly in order: a small request does not pass a large one, or
-// the large one would starve. Nobody gets headroom while somebody waits.
+// are served strictly in order: those of a higher priority first, and among equals
+// who came first. A small request does not pass a large one, or the large one would
+// starve; one of a higher priority passes all below it, for as long as it comes:
+// that is what a priority is for. Nobody gets headroom while somebody waits.
+//
+// A part of the capacity is a reserve (Options.Reserve) that is granted to nobody
+// but a merge, which gives back more than it takes. Removing takes nothing. From two
+// watermarks on (Options.WarnAt, CriticalAt) the pool warns.
 //
 // When a volume begins to wait and when it has stopped is an [Event], which a
 // client may wait for ([Manager.WatchPool]). The last 256 are kept, in memory: who
@@ -125,7 +214,8 @@
 //
 // # Locks
 //
-//	volume.sem     one change of a volume at a time; held across file I/O
+//	volume.sem     one change of a volume at a time; held across file I/O. Who removes
+//	               an image takes those of its volumes in the order of their UUIDs
 //	Manager.mu     everything in memory; never held across file I/O but statfs
 //	               and stat, on which an admission depends
 //	groupStore.mu  the slots
