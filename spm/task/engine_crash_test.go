@@ -2,6 +2,8 @@ package task_test
 
 import (
 	"fmt"
+	"maps"
+	"runtime"
 	"testing"
 
 	"github.com/google/uuid"
@@ -22,6 +24,9 @@ func scenarios() []scenario {
 		for commit := range steps + 1 {
 			for fail := -1; fail < steps; fail++ {
 				all = append(all, scenario{job: job{Name: "x", Steps: steps, Commit: commit, Fail: fail}})
+			}
+			for stop := range steps {
+				all = append(all, scenario{job: job{Name: "x", Steps: steps, Commit: commit, Fail: -1, Stop: 1 + stop}})
 			}
 		}
 		all = append(all, scenario{job{Name: "x", Steps: steps, Commit: steps, Fail: -1, Revertible: true}, true})
@@ -56,6 +61,7 @@ func again(l *life) []task.Info {
 // The process is killed at every point, the next one at every point of its
 // recovery, and the one after that is not.
 func TestKilledAtEveryPoint(t *testing.T) {
+	goroutines := runtime.NumGoroutine()
 	kills, second := 0, 0
 	for _, s := range scenarios() {
 		for at := 1; ; at++ {
@@ -69,10 +75,10 @@ func TestKilledAtEveryPoint(t *testing.T) {
 				break
 			}
 			kills++
-			left, state := w.get(), copyOf(t, store)
+			left, stopped, state := w.get(), w.stopped, copyOf(t, store)
 			for then := 1; ; then++ {
 				store, w := copyOf(t, state), newWorld()
-				w.is = clone(left)
+				w.is, w.stopped = maps.Clone(left), stopped
 				next := live(t, w, store, then, task.Options{})
 				again(next)
 				died := next.isDead()
@@ -92,6 +98,7 @@ func TestKilledAtEveryPoint(t *testing.T) {
 	}
 	t.Logf("%d scenarios, %d kills, %d of them with a second", len(scenarios()), kills, second)
 	require.Greater(t, kills, 500)
+	requireNoMoreGoroutines(t, goroutines)
 }
 
 // requireEnd checks that everything or nothing has been done.
@@ -112,6 +119,9 @@ func requireEnd(t *testing.T, w *world, s scenario, store task.Store, started bo
 	if s.Fail >= 0 && s.Fail < s.Commit {
 		require.Equal(t, task.Failed, all[0].State, msg)
 	}
+	if w.stopped {
+		require.Equal(t, task.Failed, all[0].State, msg)
+	}
 	if s.Commit == 0 && !s.revert {
 		require.Equal(t, task.Finished, all[0].State, msg)
 	}
@@ -123,14 +133,6 @@ func copyOf(t *testing.T, s task.Store) *task.MemoryStore {
 	c := new(task.MemoryStore)
 	for _, r := range records {
 		require.NoError(t, c.Save(t.Context(), r))
-	}
-	return c
-}
-
-func clone(m map[string]string) map[string]string {
-	c := map[string]string{}
-	for k, v := range m {
-		c[k] = v
 	}
 	return c
 }

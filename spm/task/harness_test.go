@@ -24,8 +24,9 @@ var (
 
 // A world is what is outside the process: what steps have done, by name.
 type world struct {
-	mu sync.Mutex
-	is map[string]string // "half" or "done"
+	mu      sync.Mutex
+	is      map[string]string // "half" or "done"
+	stopped bool              // a Stop has been accepted
 }
 
 func newWorld() *world { return &world{is: map[string]string{}} }
@@ -53,6 +54,7 @@ type job struct {
 	Commit     int
 	Revertible bool
 	Fail       int // the step whose Do fails, always if it can be undone; -1: none
+	Stop       int // at step Stop-1 a client stops it; 0: nobody does
 	Locks      []task.Lock
 }
 
@@ -82,6 +84,7 @@ type life struct {
 	t      *testing.T
 	w      *world
 	store  task.Store
+	owners *owners // nil: locks are not watched
 	e      *task.Engine
 	cancel context.CancelFunc
 
@@ -161,12 +164,18 @@ func (l *life) do(ctx context.Context, r *task.Run, j job, i int) error {
 		return errDead
 	}
 	l.requireDurable(r.ID(), i, false)
+	l.requireAlone(j)
 	l.w.set(j.key(i), "half")
 	if !l.point("do:" + j.key(i) + ":half") {
 		return errDead
 	}
 	if i == j.Fail && (i < j.Commit || l.fails(j.key(i), 2)) {
 		return errBad
+	}
+	if i == j.Stop-1 && l.e.Stop(context.Background(), r.ID()) == nil {
+		l.w.mu.Lock()
+		l.w.stopped = true
+		l.w.mu.Unlock()
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -175,6 +184,9 @@ func (l *life) do(ctx context.Context, r *task.Run, j job, i int) error {
 	r.Progress(int64(i+1), int64(j.Steps))
 	if err := r.Result(j.key(i)); err != nil {
 		return err
+	}
+	if l.owners != nil && i == j.Steps-1 {
+		l.owners.leave(j)
 	}
 	if !l.point("do:" + j.key(i) + ":done") {
 		return errDead
@@ -187,6 +199,7 @@ func (l *life) undo(r *task.Run, j job, i int) error {
 		return errDead
 	}
 	l.requireDurable(r.ID(), i, true)
+	l.requireAlone(j)
 	if l.w.get()[j.key(i)] != "" {
 		l.w.set(j.key(i), "half")
 	}
@@ -197,6 +210,9 @@ func (l *life) undo(r *task.Run, j job, i int) error {
 		return errBad
 	}
 	l.w.set(j.key(i), "")
+	if l.owners != nil && i == 0 {
+		l.owners.leave(j)
+	}
 	if !l.point("undo:" + j.key(i) + ":done") {
 		return errDead
 	}
@@ -221,6 +237,16 @@ func (l *life) requireDurable(id uuid.UUID, step int, undo bool) {
 	i := slices.IndexFunc(records, func(r task.Record) bool { return r.ID == id })
 	if i < 0 || records[i].Step != step || records[i].Undo != undo || records[i].State == task.Queued {
 		l.t.Errorf("step %d begins, undo %v, and the store has %+v", step, undo, records)
+	}
+}
+
+// requireAlone checks that a job has what it locks.
+func (l *life) requireAlone(j job) {
+	if l.owners == nil {
+		return
+	}
+	if err := l.owners.enter(j); err != nil {
+		l.t.Error(err)
 	}
 }
 
