@@ -27,8 +27,8 @@ type HostOptions struct {
 	State string
 	// Leases gives the right to change a domain. Default: locks on this host.
 	Leases Leases
-	// Jobs and Servers are the tools for what is in volumes. Without them there is
-	// nothing that needs them.
+	// Jobs and Servers are the tools for what is in volumes. Default: what needs them is
+	// refused.
 	Jobs    ImageJobs
 	Servers ImageServers
 }
@@ -40,6 +40,8 @@ type Host struct {
 	ops      *operations
 	ctx      context.Context // ends with Close
 	cancel   context.CancelFunc
+	requests context.Context // of those who are served; ends when they have been told to go
+	hangUp   context.CancelFunc
 	changing chan struct{}  // see the package comment
 	starting sync.WaitGroup // of an SPM, in the background
 
@@ -79,6 +81,12 @@ func newHost(o HostOptions) (*Host, error) {
 	if o.Leases == nil {
 		o.Leases = localLeases{}
 	}
+	if o.Jobs == nil {
+		o.Jobs = noJobs{}
+	}
+	if o.Servers == nil {
+		o.Servers = noServers{}
+	}
 	roots := make([]string, len(o.Roots))
 	for i, r := range o.Roots {
 		abs, err := filepath.Abs(r)
@@ -97,6 +105,7 @@ func newHost(o HostOptions) (*Host, error) {
 		told: map[uuid.UUID]task.State{}, naming: map[string]uuid.UUID{}}
 	h.groups.open = map[string]VolumeGroup{}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
+	h.requests, h.hangUp = context.WithCancel(context.Background())
 	h.ops = newOperations(h.manager, o.Jobs, o.Servers)
 	return h, nil
 }
@@ -165,6 +174,7 @@ func (h *Host) Close() error {
 		err = h.dropRole(p)
 	}
 	err = errors.Join(err, shutDown(servers))
+	h.hangUp()
 	for _, c := range h.connections {
 		err = errors.Join(err, c.close())
 	}

@@ -63,6 +63,9 @@ func (h *Host) tasksOf(ctx context.Context, master uuid.UUID) ([]task.Record, er
 
 // quiesce makes sure that nobody uses a domain, and that nobody begins to.
 func (h *Host) quiesce(ctx context.Context, p *connectedPool, m *Manager) (release func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(h.ctx, cancel)()
 	lock := domainLock(m.ident.domain)
 	lock.Exclusive = true
 	unlock, err := p.engine.Locks().Acquire(ctx, []task.Lock{lock})

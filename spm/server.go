@@ -29,9 +29,9 @@ func NewServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Serv
 }
 
 // Serve answers on l with a handler until Close, and then returns nil. It closes l.
-// The context of a request ends with the host.
+// Requests that wait are answered before their contexts end.
 func (h *Host) Serve(l net.Listener, handler http.Handler) error {
-	s := NewServer(h.ctx, handler, h.o.Log)
+	s := NewServer(h.requests, handler, h.o.Log)
 	h.mu.Lock()
 	if h.closed {
 		h.mu.Unlock()
