@@ -34,6 +34,9 @@ func (h *Host) CreatePool(ctx context.Context, r CreatePool) error {
 		return err
 	}
 	all, _ := h.look(ctx)
+	if f, ok := masterOf(all, r.ID); ok {
+		return errorf(CodeExists, "pool %s is there already, with master %s in %s", r.ID, f.id, f.site.name())
+	}
 	members := make([]found, len(r.Domains))
 	for i, d := range r.Domains {
 		if members[i], err = h.find(ctx, d); err != nil {
@@ -42,9 +45,6 @@ func (h *Host) CreatePool(ctx context.Context, r CreatePool) error {
 		if rule := domainTable[h.standing(members[i], r.ID, all)][verbJoin]; rule.act == refused {
 			return rule.refusal("domain " + d.String())
 		}
-	}
-	if f, ok := masterOf(all, r.ID); ok {
-		return errorf(CodeExists, "pool %s is there already, with master %s in %s", r.ID, f.id, f.site.name())
 	}
 	p := poolMeta{id: r.ID, name: r.Name, master: r.Master, version: r.MasterVersion, host: noHost, members: map[uuid.UUID]DomainState{}}
 	for _, f := range members {

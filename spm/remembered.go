@@ -71,7 +71,7 @@ func (h *Host) startNow(ctx context.Context, pool uuid.UUID) error {
 	}
 	defer done()
 	p, err := h.allowed(pool, verbStart)
-	if err != nil {
+	if err != nil || p.role == roleSPM {
 		return err
 	}
 	h.mu.Lock()
