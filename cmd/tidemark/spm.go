@@ -23,6 +23,7 @@ import (
 	"tidemark/internal/unixsock"
 	"tidemark/lvm"
 	"tidemark/spm"
+	"tidemark/spm/verbs"
 )
 
 func newSPM(g *global) *cobra.Command {
@@ -218,7 +219,7 @@ func openPool(o *poolOptions, log *slog.Logger) (*pool, error) {
 	}
 	go func() {
 		defer close(p.served)
-		if err := h.Serve(l, spm.JSONRPC(spm.Methods(h))); err != nil {
+		if err := h.Serve(l, verbs.Handler(h, h)); err != nil {
 			p.failed <- fmt.Errorf("socket %s: %w", p.socket, err)
 		}
 	}()
