@@ -57,16 +57,48 @@ func (t *Tool) Map(ctx context.Context, group, volume string) (Map, error) {
 	return vg.Map(volume)
 }
 
-// parseReport finds a group in the output of fullreport.
-func parseReport(out []byte, name string) (*VG, error) {
+// Groups reads all groups on the devices of the tool.
+func (t *Tool) Groups(ctx context.Context) ([]*VG, error) {
+	out, err := t.metadata(ctx, "fullreport", reportArgs...)
+	if err != nil {
+		return nil, err
+	}
+	reports, err := decodeReport(out)
+	if err != nil {
+		return nil, err
+	}
+	var all []*VG
+	for _, r := range reports {
+		if len(r.VG) == 0 {
+			continue
+		}
+		vg, err := r.group()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, vg)
+	}
+	return all, nil
+}
+
+func decodeReport(out []byte) ([]report, error) {
 	var all struct {
 		Report []report `json:"report"`
 	}
 	if err := json.Unmarshal(out, &all); err != nil {
 		return nil, fmt.Errorf("report of lvm: %w", err)
 	}
+	return all.Report, nil
+}
+
+// parseReport finds a group in the output of fullreport.
+func parseReport(out []byte, name string) (*VG, error) {
+	reports, err := decodeReport(out)
+	if err != nil {
+		return nil, err
+	}
 	var names []string
-	for _, r := range all.Report {
+	for _, r := range reports {
 		if len(r.VG) == 0 {
 			continue
 		}

@@ -32,17 +32,19 @@ var _ thin.Extender = (*VolumeHandle)(nil)
 // serve opens the pool in dir and serves it on sock, until kill.
 func serve(t *testing.T, dir, sock string, o Options) (m *Manager, kill func()) {
 	t.Helper()
-	m, err := Open(dir, o)
+	m, err := openManager(dir, o)
 	require.NoError(t, err)
 	l, err := Listen(sock, unixsock.Options{})
 	require.NoError(t, err)
+	server := NewServer(m.ctx, JSONRPC(Methods(m)), m.o.Log)
 	served := make(chan error, 1)
-	go func() { served <- m.Serve(l) }()
+	go func() { served <- server.Serve(l) }()
 	var once sync.Once
 	kill = func() {
 		once.Do(func() {
 			require.NoError(t, m.Close())
-			require.NoError(t, <-served)
+			require.NoError(t, shutDown([]*http.Server{server}))
+			require.ErrorIs(t, <-served, http.ErrServerClosed)
 		})
 	}
 	t.Cleanup(kill)
@@ -140,7 +142,7 @@ func TestWire(t *testing.T) {
 }
 
 func FuzzDispatcher(f *testing.F) {
-	m, err := Open(f.TempDir(), testOptions())
+	m, err := openManager(f.TempDir(), testOptions())
 	require.NoError(f, err)
 	f.Cleanup(func() { m.Close() })
 	d := dispatcher{Methods(m)}
@@ -201,12 +203,12 @@ func TestAcceptErrorsGoToTheLog(t *testing.T) {
 	var log bytes.Buffer
 	o := testOptions()
 	o.Log = slog.New(slog.NewJSONHandler(&log, nil))
-	m, err := Open(t.TempDir(), o)
+	h, err := OpenHost(HostOptions{Options: o})
 	require.NoError(t, err)
 	l, err := Listen(socketPath(t), unixsock.Options{})
 	require.NoError(t, err)
-	require.ErrorIs(t, m.Serve(&exhausted{Listener: l}), net.ErrClosed)
-	require.NoError(t, m.Close())
+	require.ErrorIs(t, h.Serve(&exhausted{Listener: l}, JSONRPC(Methods(h))), net.ErrClosed)
+	require.NoError(t, h.Close())
 	for line := range strings.Lines(log.String()) {
 		require.True(t, json.Valid([]byte(line)), line)
 	}

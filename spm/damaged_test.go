@@ -26,7 +26,7 @@ func TestDamagedVolume(t *testing.T) {
 			content = string(text[:len(text)-len("EOF\n")]) + "FORMAT=NIX\nEOF\n"
 		}
 		require.NoError(t, os.WriteFile(bad.Path+extMeta, []byte(content), 0o600))
-		m, err := Open(dir, testOptions())
+		m, err := openManager(dir, testOptions())
 		require.NoError(t, err, what)
 		require.Equal(t, granted, pool(t, m).Granted, what)
 		v := volumeOf(t, m, bad.VolumeUUID)

@@ -8,12 +8,14 @@ import (
 	"path/filepath"
 
 	"github.com/google/uuid"
+
+	"tidemark/spm/task"
 )
 
-// A dirStore is a pool in a directory; see the package comment for its layout.
+// A dirStore is a domain in a directory; see the package comment for its layout.
 type dirStore struct {
 	dir      string
-	lock     *poolLock
+	lease    Lease
 	disk     disk
 	domain   domainDir // "" until there is one
 	holder   Holder
@@ -21,26 +23,18 @@ type dirStore struct {
 	log      *slog.Logger
 }
 
-// openDir takes the lock of a directory, which is made when it is not there.
-func openDir(dir string, o Options) (*dirStore, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, err
+// openDir opens a directory for changes, with its lease, and removes what a crash
+// has left of a domain that was being made or removed.
+func openDir(dir string, lease Lease, o Options) (*dirStore, error) {
+	s := &dirStore{dir: dir, lease: lease, disk: disk{o.sync}, holder: o.Holder, hostFree: o.HostFree, log: o.Log}
+	gone, err := s.disk.removePrefixed(dir, prefixNew, prefixRemoved)
+	for _, name := range gone {
+		o.Log.Warn("removed what a crash left", "domain", filepath.Join(dir, name))
 	}
-	if err := os.MkdirAll(dir, modeDir); err != nil {
-		return nil, fmt.Errorf("pool directory: %w", err)
-	}
-	lock, err := lockPool(dir)
-	if err != nil {
-		return nil, err
-	}
-	return &dirStore{dir: dir, lock: lock, disk: disk{o.sync}, holder: o.Holder, hostFree: o.HostFree, log: o.Log}, nil
+	return s, err
 }
 
 func (s *dirStore) readDomain(context.Context) (domainMeta, error) {
-	if _, err := s.disk.removePrefixed(s.dir, prefixNew); err != nil {
-		return nil, err
-	}
 	d, err := findDomain(s.dir)
 	if err != nil || d == "" {
 		return nil, err
@@ -61,6 +55,48 @@ func (s *dirStore) makeDomain(_ context.Context, m domainMeta) error {
 
 func (s *dirStore) writeDomain(_ context.Context, m domainMeta) error {
 	return s.disk.replaceFile(s.domain.metadata(), m.encode())
+}
+
+// removeDomain takes the domain away; the rename is the commit point.
+func (s *dirStore) removeDomain(context.Context) error {
+	away := filepath.Join(s.dir, prefixRemoved+filepath.Base(string(s.domain)))
+	if err := os.Rename(string(s.domain), away); err != nil {
+		return err
+	}
+	s.domain = ""
+	if err := s.disk.syncPath(s.dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(away)
+}
+
+func (s *dirStore) tasks(context.Context) (task.Store, func() error, error) {
+	kept, err := task.OpenDirStore(s.domain.tasks(), task.DirStoreOptions{Log: s.log, Sync: s.disk.sync})
+	return kept, func() error { return nil }, err
+}
+
+func (s *dirStore) volumes(context.Context) ([]*volume, error) {
+	images, err := os.ReadDir(s.domain.images())
+	if err != nil {
+		return nil, err
+	}
+	var all []*volume
+	for _, e := range images {
+		image, err := uuid.Parse(e.Name())
+		if err != nil || !e.IsDir() {
+			continue
+		}
+		files, err := os.ReadDir(s.domain.image(image))
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range files {
+			if id, err := uuid.Parse(f.Name()); err == nil && f.Type().IsRegular() {
+				all = append(all, &volume{image: image, id: id})
+			}
+		}
+	}
+	return all, nil
 }
 
 // scan cleans up after a crash and reads the metadata of every volume. The names
@@ -99,7 +135,9 @@ func (s *dirStore) path(v *volume) string {
 
 func (s *dirStore) hold(v *volume) (func() error, error) { return s.holder.Hold(s.path(v)) }
 
-func (s *dirStore) close() error { return s.lock.release() }
+func (s *dirStore) close() error { return s.lease.Release() }
+
+func (s *dirStore) lost() <-chan struct{} { return s.lease.Lost() }
 
 func (s *dirStore) refresh(context.Context) error { return nil }
 
@@ -107,11 +145,24 @@ func (s *dirStore) shared() bool { return false }
 
 func (s *dirStore) name() string { return s.dir }
 
+func (s *dirStore) where() string { return s.dir }
+
 func (s *dirStore) kind() string { return typeDir }
 
 func (s *dirStore) grain() int64 { return 1 }
 
-func (s *dirStore) capacity(configured int64) int64 { return configured }
+// capacity is what is configured, or what the file system has.
+func (s *dirStore) capacity(configured int64) int64 {
+	if configured > 0 {
+		return configured
+	}
+	total, err := statfsTotal(s.dir)
+	if err != nil {
+		s.log.Error("cannot read the size of the file system", "dir", s.dir, "error", err)
+		return 0
+	}
+	return total
+}
 
 // carry is what the host's file system has left, less what was promised to
 // volumes and they have not used yet.

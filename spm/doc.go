@@ -1,15 +1,17 @@
 // Package spm is the storage pool manager: the one process that changes a pool.
-// It creates, lists, extends and removes the volumes of a pool in a directory or
-// on a volume group, and answers over JSON-RPC on a unix socket or, in the same
-// process, through the same methods ([API]).
+// It creates, lists, extends and removes the volumes of storage domains, each in a
+// directory or on a volume group, which make a pool together, and answers over a
+// unix socket or, in the same process, through the same methods ([API], [Storage]).
 //
 // It reads no image and knows no format: what is inside a volume is made by an
 // [Images], and whether somebody holds a volume is asked of a [Holder]. It does
 // not know who writes to a volume either; a writer asks for a size, and the
 // manager admits or holds the request.
 //
-// The [Manager] decides: who may extend, what is reserved, who waits. A store
-// acts: it knows where the pool lies, how its metadata is written and in which
+// The [Host] knows what is connected, of which pool this host is, and whether it
+// manages that: whether it has the SPM role. It has a [Manager] for each domain
+// that is active then. The Manager decides: who may extend, what is reserved, who
+// waits. A store acts: it knows where the domain lies, how its metadata is written and in which
 // order. There are two, a directory and a volume group; of LVM itself this
 // package knows [VolumeGroup] only.
 //
@@ -24,9 +26,8 @@
 //	<dir>/<domain>/images/<image>/<volume>.meta
 //	<dir>/<domain>/images/<image>/<volume>.lease
 //
-// The domain's metadata holds what VDSM keeps there for a master domain: the
-// pool's UUID, and as POOL_SPM_LVER the epoch, raised at every start. One key is
-// ours: TIDEMARK_CAPACITY. The name of a volume is the alias of its image,
+// One key of the domain's metadata is ours: TIDEMARK_CAPACITY; 0 is what the file
+// system has. A directory holds one domain. The name of a volume is the alias of its image,
 // DiskAlias in the JSON of DESCRIPTION, and unique in the pool.
 //
 // # Durability
@@ -154,7 +155,7 @@
 //
 // What a crash leaves:
 //
-//	pool:   1 metadata and master              -> used by the next start
+//	domain: 1 metadata and master              -> used by the next start
 //	        2 zeroes, fsync of metadata        -> the same
 //	        3 the tags of the group            -> commit point
 //	create: 1 lvcreate, tagged OVIRT_VOL_INITIALIZING -> removed at the next start
@@ -171,6 +172,66 @@
 // removes one. A grant may be larger than what was asked for, where that saves
 // the group a segment: nobody's who has others waiting, and at most a quarter of
 // what is free.
+//
+// # Domains and pools
+//
+// A pool has no place of its own. It is what the metadata of its domains say, and
+// one of them, the master, speaks for it:
+//
+//	every domain  POOL_UUID, empty while it is of no pool; ROLE
+//	the master    ROLE=Master, MASTER_VERSION, POOL_DESCRIPTION,
+//	              POOL_DOMAINS=<domain>:Active,<domain>:Attached,...,
+//	              POOL_SPM_ID, POOL_SPM_LVER (the epoch)
+//	its tasks     <domain>/master/tasks, or the logical volume master
+//
+// A domain is of a pool if it claims it (POOL_UUID) and is listed (POOL_DOMAINS). One
+// that claims a pool whose master does not list it is of none: it may be attached
+// to that pool again, or be detached, which takes the claim back. Of two that say
+// that they are the master, the one with the higher MASTER_VERSION is. Nothing else
+// is remembered that matters: the file in [HostOptions].State is a cache.
+//
+// What is connected may be read. What is changed is locked first, by a [Lease] for
+// each domain, which the SPM keeps while a domain is active. Each change is of the
+// metadata of one domain, in one step, durably. What a crash leaves:
+//
+//	create:      the domain as above, of no pool -> absent or complete
+//	format:      1 (directory) rename to _remove_me_<domain>, (group) the tags go
+//	               and TIDEMARK_formatting comes   -> commit point
+//	             2 the files, the logical volumes -> finished before the next domain
+//	               is made there
+//	createPool:  1 each domain but the master claims the pool -> of none
+//	             2 the tasks that the master has of an older pool go -> the same
+//	             3 the master lists them all      -> commit point
+//	attach:      1 the domain claims the pool     -> of none
+//	             2 the master lists it, Attached  -> commit point
+//	activate:    1 the domain is opened           -> nothing
+//	             2 the master lists it as Active  -> commit point; the next SPM opens it
+//	deactivate:  1 nobody holds a volume of it, no task uses it
+//	             2 the master lists it as Attached -> commit point
+//	detach:      1 the master does not list it    -> commit point; it claims, and is of none
+//	             2 the claim goes
+//	master:      1 the tasks are copied to the new one -> nothing
+//	             2 the new one has the pool's keys, and a higher version -> commit point
+//	             3 the old one is Regular         -> done by the next SPM
+//	destroyPool: 1 each domain but the master is detached -> a smaller pool
+//	             2 the master is of no pool       -> commit point
+//	StartSPM:    1 lease of the master            -> nothing
+//	             2 the epoch is raised            -> commit point
+//	             3 what the move of a master has left; active domains are opened
+//	             4 tasks are recovered
+//	StopSPM:     1 no task runs; domains are closed -> nothing
+//	             2 POOL_SPM_ID is -1              -> nobody has the role
+//
+// A domain that cannot be opened when the SPM starts is logged, stays as it is
+// listed, and keeps nobody from the others; without the master there is no SPM.
+//
+// What differs from VDSM, and why: a directory or a group is connected once and
+// has one domain; special files that one host does not need are empty or missing
+// (see the layouts). The tag RHAT_storage_domain is TIDEMARK_domain, so that neither
+// takes the other's group for its own. A domain with a volume that is open is not
+// deactivated, for whoever has it open could not extend it any more. The master's
+// tasks are files or slots in a logical volume, not a file system in it. A pool has
+// 20 domains at most, which is what one tag of LVM can list.
 //
 // # Invariants
 //
@@ -214,11 +275,16 @@
 //
 // # Locks
 //
+//	Host.changing  one change of connections, domains, pool or role at a time;
+//	               held across I/O and the waits for tasks to end
+//	Host.mu        what the host knows of them; never held across I/O
 //	volume.sem     one change of a volume at a time; held across file I/O. Who removes
 //	               an image takes those of its volumes in the order of their UUIDs
 //	Manager.mu     everything in memory; never held across file I/O but statfs
 //	               and stat, on which an admission depends
 //	groupStore.mu  the slots
+//	eventLog.mu    what has happened
 //
-// in this order. Nobody waits for space with any of them.
+// in this order. Nobody waits for space with any of them. A step of a task takes
+// Host.mu and those below it, never Host.changing.
 package spm

@@ -54,29 +54,30 @@ const (
 	typeGroup = "FCP"
 )
 
-// newDomainMeta is the metadata of a fresh master domain of a pool of its own,
-// but for what its store adds: the type, and where it is.
-func newDomainMeta(domain, pool uuid.UUID, capacity int64) domainMeta {
+// Roles of a domain in its pool.
+const (
+	roleMaster  = "Master"
+	roleRegular = "Regular"
+)
+
+// newDomainMeta is the metadata of a fresh domain of no pool, but for what its
+// store adds: the type, and where it is.
+func newDomainMeta(domain uuid.UUID, name string, capacity int64) domainMeta {
 	return domainMeta{
-		keyAlignment:     "1048576",
-		keyBlockSize:     "512",
-		keyClass:         "Data",
-		keyDescription:   "tidemark",
-		keyIOTimeout:     "10",
-		keyLeaseRetries:  "3",
-		keyLeaseTime:     "60",
-		keyLockPolicy:    "",
-		keyLockRenewal:   "5",
-		keyMasterVersion: "1",
-		keyPoolDesc:      "tidemark",
-		keyPoolDomains:   domain.String() + ":Active",
-		keyPoolSPMID:     strconv.Itoa(localHostID),
-		keyPoolSPMLver:   "0",
-		keyPoolUUID:      pool.String(),
-		keyRole:          "Master",
-		keySDUUID:        domain.String(),
-		keyVersion:       strconv.Itoa(domainVersion),
-		keyCapacity:      strconv.FormatInt(capacity, 10),
+		keyAlignment:    "1048576",
+		keyBlockSize:    "512",
+		keyClass:        "Data",
+		keyDescription:  name,
+		keyIOTimeout:    "10",
+		keyLeaseRetries: "3",
+		keyLeaseTime:    "60",
+		keyLockPolicy:   "",
+		keyLockRenewal:  "5",
+		keyPoolUUID:     "",
+		keyRole:         roleRegular,
+		keySDUUID:       domain.String(),
+		keyVersion:      strconv.Itoa(domainVersion),
+		keyCapacity:     strconv.FormatInt(capacity, 10),
 	}
 }
 
@@ -141,32 +142,50 @@ func parseDomainMeta(b []byte) (domainMeta, error) {
 	return m, nil
 }
 
-// domainState is what the manager needs of the metadata.
+// domainState is what the manager needs of the metadata. The pool's keys are those
+// of a master.
 type domainState struct {
-	domain, pool uuid.UUID
-	epoch        int64
-	capacity     int64
+	domain   uuid.UUID
+	pool     uuid.UUID // that it claims; uuid.Nil: none
+	epoch    int64     // of the pool
+	capacity int64
+	name     string
+	master   bool
+	version  int64 // of the master
 }
 
 // state validates the metadata of a domain that this package can manage.
 func (m domainMeta) state(kind string) (s domainState, err error) {
 	version, err := m.number(keyVersion, 0)
-	if err != nil {
-		return s, err
-	}
 	switch {
+	case err != nil:
+		return s, errorf(CodeDamaged, "%v", err)
 	case version > domainVersion:
-		return s, fmt.Errorf("domain has version %d, newer than %d, the newest that this program knows: use a newer one", version, domainVersion)
+		return s, errorf(CodeNewerVersion, "domain has version %d, newer than %d, the newest that this program knows: use a newer one", version, domainVersion)
 	case version < domainVersion:
-		return s, fmt.Errorf("domain has version %d, expected %d: upgrade it with the program that made it", version, domainVersion)
+		return s, errorf(CodeUnsupported, "domain has version %d, expected %d: upgrade it with the program that made it", version, domainVersion)
 	case m[keyType] != kind || m[keyClass] != "Data":
-		return s, fmt.Errorf("domain is of type %q and class %q, expected %s and Data", m[keyType], m[keyClass], kind)
+		return s, errorf(CodeForeign, "domain is of type %q and class %q, expected %s and Data", m[keyType], m[keyClass], kind)
 	}
+	if s, err = m.identity(); err != nil {
+		return s, errorf(CodeDamaged, "%v", err)
+	}
+	return s, nil
+}
+
+// identity reads the keys that say which domain it is, and of which pool.
+func (m domainMeta) identity() (s domainState, err error) {
+	s.name, s.master = m[keyDescription], m[keyRole] == roleMaster
 	if s.domain, err = uuid.Parse(m[keySDUUID]); err != nil {
 		return s, fmt.Errorf("%s=%q: %w", keySDUUID, m[keySDUUID], err)
 	}
-	if s.pool, err = uuid.Parse(m[keyPoolUUID]); err != nil {
-		return s, fmt.Errorf("%s=%q: expected the UUID of one pool: %w", keyPoolUUID, m[keyPoolUUID], err)
+	if p := m[keyPoolUUID]; p != "" {
+		if s.pool, err = uuid.Parse(p); err != nil {
+			return s, fmt.Errorf("%s=%q: expected the UUID of one pool: %w", keyPoolUUID, p, err)
+		}
+	}
+	if s.version, err = m.number(keyMasterVersion, 0); err != nil {
+		return s, err
 	}
 	if s.epoch, err = m.number(keyPoolSPMLver, 0); err != nil {
 		return s, err

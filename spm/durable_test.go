@@ -147,7 +147,7 @@ func TestHostIsFullAfterAll(t *testing.T) {
 		w := &syncWatch{t: t}
 		o := testOptions()
 		o.sync = w.sync
-		m, err := Open(dir, o)
+		m, err := openManager(dir, o)
 		require.NoError(t, err)
 		create(t, m, "web1", 10*gib)
 		w.fail = unix.ENOSPC

@@ -2,32 +2,102 @@ package spm
 
 import (
 	"context"
+	"errors"
+	"slices"
+	"sync"
 	"time"
 )
 
-// eventsKept is how many events a manager remembers.
-const eventsKept = 256
+// How many events are kept: of waiting for space, and of all kinds.
+const (
+	waitsKept  = 256
+	eventsKept = 1024
+)
 
-// events are what has happened to the pool since the manager started, the last of
-// it. It is guarded by Manager.mu.
-type events struct {
+// A journal is what has happened since the process started, the last of it.
+type journal struct {
+	waits eventLog // for Pool.watch: what has to do with waiting for space
+	all   eventLog
+}
+
+func newJournal() *journal {
+	return &journal{waits: eventLog{keep: waitsKept}, all: eventLog{keep: eventsKept}}
+}
+
+func (j *journal) add(e Event) {
+	j.all.add(e)
+	switch e.Kind {
+	case EventWaits, EventWaitsNoMore, EventTight, EventTightNoMore:
+		j.waits.add(e)
+	}
+}
+
+// An eventLog is a numbered stream of events, the last of it.
+type eventLog struct {
+	keep int
+
+	mu   sync.Mutex
 	last int64 // the number of the newest; they begin with 1
 	kept []Event
 	more chan struct{} // closed and replaced when there is one more; nil: nobody watches
 }
 
-// noteLocked remembers an event, and wakes who watches.
+// add remembers an event, and wakes who watches.
+func (l *eventLog) add(e Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last++
+	e.Number = l.last
+	if len(l.kept) == l.keep {
+		l.kept = append(l.kept[:0], l.kept[1:]...)
+	}
+	l.kept = append(l.kept, e)
+	if l.more != nil {
+		close(l.more)
+		l.more = nil
+	}
+}
+
+// after returns the events after the one of that number, and the number of the
+// newest. A number that has not been given yet is of a process before this one:
+// then it is all of them.
+func (l *eventLog) after(number int64) (found []Event, last int64, more <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if number > l.last {
+		number = 0
+	}
+	i, _ := slices.BinarySearchFunc(l.kept, number+1, func(e Event, n int64) int { return int(e.Number - n) })
+	if l.more == nil {
+		l.more = make(chan struct{})
+	}
+	return slices.Clone(l.kept[i:]), l.last, l.more
+}
+
+// wait is after, and waits while there is none, until over is closed or ctx or
+// stopped end. Then there is none.
+func (l *eventLog) wait(ctx context.Context, number int64, over <-chan time.Time, stopped <-chan struct{}) ([]Event, int64, error) {
+	for {
+		found, last, more := l.after(number)
+		if len(found) > 0 {
+			return found, last, nil
+		}
+		select {
+		case <-more:
+		case <-over:
+			return []Event{}, last, nil
+		case <-ctx.Done():
+			return []Event{}, last, context.Cause(ctx)
+		case <-stopped:
+			return []Event{}, last, errStopped
+		}
+	}
+}
+
+// noteLocked remembers an event of the domain.
 func (m *Manager) noteLocked(e Event) {
-	m.events.last++
-	e.Number, e.Time = m.events.last, m.o.Now().UTC()
-	if len(m.events.kept) == eventsKept {
-		m.events.kept = append(m.events.kept[:0], m.events.kept[1:]...)
-	}
-	m.events.kept = append(m.events.kept, e)
-	if m.events.more != nil {
-		close(m.events.more)
-		m.events.more = nil
-	}
+	e.Time, e.DomainUUID = m.o.Now().UTC(), m.ident.domain.String()
+	m.o.journal.add(e)
 }
 
 // noteWaitLocked notes that the wait at a place has begun or is over.
@@ -43,45 +113,29 @@ func (m *Manager) WatchPool(ctx context.Context, r PoolWatchRequest) (PoolWatchR
 	if err := m.check(r.Header); err != nil {
 		return PoolWatchReply{}, err
 	}
+	reply, err := m.o.journal.watch(ctx, r, m.ctx.Done())
+	if errors.Is(err, errStopped) {
+		err = m.stopping()
+	}
+	reply.Header, reply.Tight = m.header(r.Header), m.isTight()
+	return reply, err
+}
+
+var errStopped = errors.New("nobody waits for events any more")
+
+// watch answers Pool.watch, but for who answers.
+func (j *journal) watch(ctx context.Context, r PoolWatchRequest, stopped <-chan struct{}) (reply PoolWatchReply, err error) {
 	if r.WaitMS < 0 {
-		return PoolWatchReply{}, errorf(CodeInvalid, "watch: wait_ms is %d, expected a number that is not negative", r.WaitMS)
+		return reply, errorf(CodeInvalid, "watch: wait_ms is %d, expected a number that is not negative", r.WaitMS)
 	}
 	over := time.NewTimer(time.Duration(r.WaitMS) * time.Millisecond)
 	defer over.Stop()
-	for {
-		reply, more := m.eventsAfter(r.After)
-		reply.Header = m.header(r.Header)
-		if len(reply.Events) > 0 || r.WaitMS == 0 {
-			return reply, nil
-		}
-		select {
-		case <-more:
-		case <-over.C:
-			return reply, nil
-		case <-ctx.Done():
-			return reply, context.Cause(ctx)
-		case <-m.ctx.Done():
-			return reply, m.stopping()
-		}
-	}
+	reply.Events, reply.Last, err = j.waits.wait(ctx, r.After, over.C, stopped)
+	return reply, err
 }
 
-// eventsAfter returns the events after the one of that number. A number that has
-// not been given yet is of a manager before this one: then it is all of them.
-func (m *Manager) eventsAfter(number int64) (r PoolWatchReply, more <-chan struct{}) {
+func (m *Manager) isTight() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if number > m.events.last {
-		number = 0
-	}
-	r = PoolWatchReply{Events: []Event{}, Last: m.events.last, Tight: m.tight}
-	for _, e := range m.events.kept {
-		if e.Number > number {
-			r.Events = append(r.Events, e)
-		}
-	}
-	if m.events.more == nil {
-		m.events.more = make(chan struct{})
-	}
-	return r, m.events.more
+	return m.tight
 }

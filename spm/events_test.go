@@ -28,7 +28,7 @@ func TestEventsOfAWait(t *testing.T) {
 		first := <-replies
 		require.Equal(t, []Event{{
 			Number: 2, Time: began.UTC(), Kind: EventWaits, Name: "a", VolumeUUID: volumeOf(t, m, "a").VolumeUUID,
-			Bytes: 200*mib - chunkSize, Since: began.UTC(),
+			Bytes: 200*mib - chunkSize, Since: began.UTC(), DomainUUID: m.ident.domain.String(),
 		}}, first.Events)
 		require.EqualValues(t, 200*mib-chunkSize, volumeOf(t, m, "a").Waiting.Bytes)
 		require.Nil(t, volumeOf(t, m, "b").Waiting)
@@ -61,14 +61,14 @@ func kinds(all []Event) (out []string) {
 // Only so many are remembered, and a wait for events has an end.
 func TestEventsAreBounded(t *testing.T) {
 	fullPool(t, func(t *testing.T, m *Manager) {
-		for range eventsKept + 10 {
+		for range waitsKept + 10 {
 			m.mu.Lock()
 			m.noteLocked(Event{Kind: EventWaits})
 			m.mu.Unlock()
 		}
 		r, err := m.WatchPool(t.Context(), PoolWatchRequest{})
 		require.NoError(t, err)
-		require.Len(t, r.Events, eventsKept)
+		require.Len(t, r.Events, waitsKept)
 		require.EqualValues(t, 12, r.Events[0].Number)
 		began := time.Now()
 		r, err = m.WatchPool(t.Context(), PoolWatchRequest{After: r.Last, WaitMS: 5000})

@@ -173,7 +173,8 @@ func (m *Manager) grow(v *volume, before, target, most int64) (int64, error) {
 	}
 	v.extensions++
 	m.extensions++
-	m.lastLatency, m.lastExtended = took, v.name()
+	m.lastLatency, m.lastExtended, m.lastAt = took, v.name(), m.o.Now()
+	m.noteLocked(Event{Kind: EventExtended, Name: v.name(), VolumeUUID: v.id.String(), Bytes: size - before})
 	m.o.Log.Info("volume extended", "volume", v.name(), "uuid", v.id, "from", before, "to", size, "took", took,
 		"granted", m.granted, "capacity", m.capacity)
 	return size, nil

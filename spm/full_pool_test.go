@@ -15,7 +15,7 @@ import (
 func fullPool(t *testing.T, test func(t *testing.T, m *Manager)) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		m, err := Open(dir, testOptions())
+		m, err := openManager(dir, testOptions())
 		require.NoError(t, err)
 		_, err = m.CreateVolume(t.Context(), VolumeCreateRequest{Name: "big", Size: 2*gib - 2*chunkSize, Format: FormatRaw})
 		require.NoError(t, err)
@@ -118,12 +118,12 @@ func TestFullPoolIsServedInOrder(t *testing.T) {
 	fullPool(t, func(t *testing.T, m *Manager) {
 		a := extendLater(t.Context(), m, "a", gib, time.Hour)
 		b := extendLater(t.Context(), m, "b", 129*mib, time.Hour)
-		require.NoError(t, m.RaiseCapacity(2*gib+2*mib))
+		require.NoError(t, m.RaiseCapacity(t.Context(), 2*gib+2*mib))
 		held(t, a)
 		held(t, b) // it would fit, but it is not its turn
 		_, err := m.CreateVolume(t.Context(), VolumeCreateRequest{Name: "c", Size: mib})
 		requireCode(t, CodePoolFull, err)
-		require.NoError(t, m.RaiseCapacity(3*gib))
+		require.NoError(t, m.RaiseCapacity(t.Context(), 3*gib))
 		require.NoError(t, <-a)
 		require.NoError(t, <-b)
 	})
@@ -166,7 +166,7 @@ func TestFullPoolClientHangsUp(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		a := extendLater(ctx, m, "a", gib, time.Hour)
 		b := extendLater(t.Context(), m, "b", 129*mib, time.Hour)
-		require.NoError(t, m.RaiseCapacity(2*gib+mib))
+		require.NoError(t, m.RaiseCapacity(t.Context(), 2*gib+mib))
 		held(t, b)
 		hungUp := time.Now()
 		cancel()
@@ -189,7 +189,7 @@ func TestFullPoolVolumeRemovedWhileItWaits(t *testing.T) {
 func TestFullPoolCloseAnswers(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		m, err := Open(dir, testOptions())
+		m, err := openManager(dir, testOptions())
 		require.NoError(t, err)
 		create(t, m, "a", 10*gib)
 		a := extendLater(t.Context(), m, "a", 3*gib, time.Hour)
@@ -211,7 +211,7 @@ func TestFullHostIsReadAgain(t *testing.T) {
 			defer mu.Unlock()
 			return host, nil
 		}
-		m, err := Open(dir, o)
+		m, err := openManager(dir, o)
 		require.NoError(t, err)
 		create(t, m, "a", 10*gib)
 		a := extendLater(t.Context(), m, "a", gib, time.Hour)

@@ -233,7 +233,7 @@ func (g *fakeGroup) open(t *testing.T) (*Manager, error) {
 	o := testOptions()
 	o.Capacity = 0
 	o.Poll = 5 * time.Millisecond
-	return OpenGroup(g, o)
+	return openGroupManager(g, o)
 }
 
 func (g *fakeGroup) mustOpen(t *testing.T) *Manager {
@@ -439,7 +439,7 @@ func TestGroupOpenRefuses(t *testing.T) {
 }
 
 func TestTagsOfADomain(t *testing.T) {
-	m := newDomainMeta(testDomain, testPool, 0)
+	m := newDomainMeta(testDomain, "", 0)
 	m[keyType], m[keyDescription] = typeGroup, "Größe, 磁 & more"
 	tags := m.tags()
 	for _, tag := range tags {

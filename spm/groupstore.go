@@ -7,12 +7,14 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
 	"github.com/google/uuid"
 
 	"tidemark/internal/block"
+	"tidemark/spm/task"
 )
 
 // The special volumes of a block domain, and where the metadata of volumes lies
@@ -28,11 +30,11 @@ const (
 	slotCount   = (specialSize - slotBase) / slotSize
 )
 
-// A groupStore is a pool on a volume group; see the package comment for its
+// A groupStore is a domain on a volume group; see the package comment for its
 // layout.
 type groupStore struct {
 	group VolumeGroup
-	lock  *poolLock
+	lease Lease
 	log   *slog.Logger
 	meta  block.File // the volume metadata; nil until there is one
 	sum   atomic.Pointer[groupSum]
@@ -47,27 +49,21 @@ type groupSum struct {
 	capacity int64
 }
 
-// OpenGroup opens the pool on a volume group, or makes one if there is none, and
-// takes its lock.
-func OpenGroup(g VolumeGroup, o Options) (*Manager, error) {
-	o = o.withDefaults()
-	lock, err := lockPool(g.RunDir())
-	if err != nil {
-		return nil, err
+// openGroup opens a group for changes, with its lease, and removes what a crash has
+// left of a domain that was being removed.
+func openGroup(ctx context.Context, g VolumeGroup, lease Lease, o Options) (*groupStore, error) {
+	s := &groupStore{group: g, lease: lease, log: o.Log, slots: map[int]bool{0: true}}
+	if err := g.Read(ctx); err != nil {
+		return s, err
 	}
-	return open(&groupStore{group: g, lock: lock, log: o.Log, slots: map[int]bool{0: true}}, o)
+	if slices.Contains(g.State().Tags, tagFormatting) {
+		return s, s.finishRemoval(ctx, s.group.Hold)
+	}
+	return s, nil
 }
 
-func (s *groupStore) readDomain(ctx context.Context) (domainMeta, error) {
-	if err := s.group.Read(ctx); err != nil {
-		return nil, err
-	}
-	m, err := domainOfTags(s.group.State().Tags)
-	if err != nil || m == nil {
-		return nil, err
-	}
-	s.meta, err = s.group.Open(ctx, lvMetadata)
-	return m, err
+func (s *groupStore) readDomain(context.Context) (domainMeta, error) {
+	return domainOfTags(s.group.State().Tags)
 }
 
 // makeDomain makes the special volumes; the tags are the commit point.
@@ -83,12 +79,10 @@ func (s *groupStore) makeDomain(ctx context.Context, m domainMeta) error {
 			}
 		}
 	}
-	f, err := s.group.Open(ctx, lvMetadata)
-	if err != nil {
+	if err := s.openMeta(ctx); err != nil {
 		return err
 	}
-	s.meta = f
-	if err := errors.Join(f.WriteZeroes(0, specialSize), f.Sync()); err != nil {
+	if err := errors.Join(s.meta.WriteZeroes(0, specialSize), s.meta.Sync()); err != nil {
 		return err
 	}
 	m[keyType], m[keyVGUUID] = typeGroup, s.group.State().UUID
@@ -110,6 +104,77 @@ func (s *groupStore) writeDomain(ctx context.Context, m domainMeta) error {
 		}
 	}
 	return s.group.Retag(ctx, remove, add)
+}
+
+// openMeta opens the volume metadata.
+func (s *groupStore) openMeta(ctx context.Context) (err error) {
+	if s.meta == nil {
+		s.meta, err = s.group.Open(ctx, lvMetadata)
+	}
+	return err
+}
+
+// removeDomain takes the tags away, which is the commit point, and then the logical
+// volumes, which the caller holds.
+func (s *groupStore) removeDomain(ctx context.Context) error {
+	var remove []string
+	for _, t := range s.group.State().Tags {
+		if t == tagDomain || strings.HasPrefix(t, tagMeta) {
+			remove = append(remove, t)
+		}
+	}
+	if err := s.group.Retag(ctx, remove, []string{tagFormatting}); err != nil {
+		return err
+	}
+	return s.finishRemoval(ctx, func(Mapping) (func() error, error) { return func() error { return nil }, nil })
+}
+
+// finishRemoval removes what was the domain's: nothing else has these tags. hold takes
+// a volume, unless somebody has taken all.
+func (s *groupStore) finishRemoval(ctx context.Context, hold func(Mapping) (func() error, error)) error {
+	for _, l := range s.group.State().Volumes {
+		if _, ours := parseVolumeTags(l.Tags); !ours && !slices.Contains(l.Tags, tagSpecial) {
+			continue
+		}
+		release, err := hold(l.Mapping)
+		if err == nil {
+			err = errors.Join(s.group.Remove(ctx, l.Name), release())
+		}
+		if err != nil {
+			return fmt.Errorf("remove what is left of a domain, logical volume %s: %w", l.Name, err)
+		}
+	}
+	return s.group.Retag(ctx, []string{tagFormatting}, nil)
+}
+
+// tasks formats the logical volume of a domain that was made by a version which kept
+// no tasks.
+func (s *groupStore) tasks(ctx context.Context) (task.Store, func() error, error) {
+	f, err := s.group.Open(ctx, lvMaster)
+	if err != nil {
+		return nil, nil, err
+	}
+	kept, err := task.OpenBlockStore(f, s.log)
+	if errors.Is(err, task.ErrUnformatted) {
+		if err = task.FormatBlockStore(f); err == nil {
+			kept, err = task.OpenBlockStore(f, s.log)
+		}
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return kept, f.Close, nil
+}
+
+func (s *groupStore) volumes(context.Context) ([]*volume, error) {
+	var all []*volume
+	for _, l := range s.group.State().Volumes {
+		tags, ours := parseVolumeTags(l.Tags)
+		if id, err := uuid.Parse(l.Name); ours && err == nil {
+			all = append(all, &volume{image: tags.image, id: id})
+		}
+	}
+	return all, nil
 }
 
 func (s *groupStore) readSlot(slot int) (volumeMeta, error) {
@@ -163,8 +228,10 @@ func (s *groupStore) close() error {
 	if s.meta != nil {
 		err = s.meta.Close()
 	}
-	return errors.Join(err, s.lock.release())
+	return errors.Join(err, s.lease.Release())
 }
+
+func (s *groupStore) lost() <-chan struct{} { return s.lease.Lost() }
 
 func (s *groupStore) find(name string) (GroupVolume, bool) {
 	all := s.group.State().Volumes
@@ -176,6 +243,8 @@ func (s *groupStore) find(name string) (GroupVolume, bool) {
 }
 
 func (s *groupStore) name() string { return "volume group " + s.group.State().Name }
+
+func (s *groupStore) where() string { return s.group.State().UUID }
 
 func (s *groupStore) kind() string { return typeGroup }
 

@@ -24,6 +24,7 @@ const (
 	tagInitializing   = "OVIRT_VOL_INITIALIZING" // until it is complete
 	tagVolumeRemoving = "TIDEMARK_removing"      // of one volume: its image is on its way out
 	tagSpecial        = "TIDEMARK_special"       // metadata and master
+	tagFormatting     = "TIDEMARK_formatting"    // of a group: its domain is being removed
 )
 
 // tagForbidden is what a tag of LVM may not contain, and the ampersand, which
@@ -72,11 +73,24 @@ func domainOfTags(tags []string) (domainMeta, error) {
 	ours, ovirt := slices.Contains(tags, tagDomain), slices.Contains(tags, tagOVirt)
 	switch {
 	case ovirt:
-		return nil, fmt.Errorf("it is a storage domain of oVirt (tag %s): use another group", tagOVirt)
+		return nil, errorf(CodeForeign, "it is a storage domain of oVirt (tag %s): use another group", tagOVirt)
 	case !ours:
 		return nil, nil
 	}
 	return parseDomainMeta([]byte(lines.String()))
+}
+
+// idOfTags is which domain they say it is, sealed or not; uuid.Nil if none.
+func idOfTags(tags []string) uuid.UUID {
+	for _, t := range tags {
+		if text, ok := strings.CutPrefix(decodeTag(t), tagMeta+keySDUUID+"="); ok {
+			id, err := uuid.Parse(text)
+			if err == nil {
+				return id
+			}
+		}
+	}
+	return uuid.Nil
 }
 
 // volumeTags are those of a volume of ours.

@@ -147,6 +147,9 @@ func (s *groupStore) wipe(ctx context.Context, v *volume) error {
 // scan removes what was not completed, or not removed to the end, and reads the
 // metadata of every volume.
 func (s *groupStore) scan(ctx context.Context) ([]stored, error) {
+	if err := s.openMeta(ctx); err != nil {
+		return nil, err
+	}
 	removing, err := s.finishRemoving(ctx)
 	if err != nil {
 		return nil, err

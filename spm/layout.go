@@ -16,6 +16,8 @@ import (
 const (
 	dirMeta       = "dom_md"
 	dirImages     = "images"
+	dirMaster     = "master"
+	dirTasks      = "tasks"
 	fileMetadata  = "metadata"
 	extMeta       = ".meta"
 	extLease      = ".lease"
@@ -39,6 +41,8 @@ var specialFiles = map[string]int64{
 type domainDir string
 
 func (d domainDir) metadata() string { return filepath.Join(string(d), dirMeta, fileMetadata) }
+func (d domainDir) uuid() string     { return filepath.Base(string(d)) }
+func (d domainDir) tasks() string    { return filepath.Join(string(d), dirMaster, dirTasks) }
 func (d domainDir) images() string   { return filepath.Join(string(d), dirImages) }
 func (d domainDir) image(id uuid.UUID) string {
 	return filepath.Join(d.images(), id.String())

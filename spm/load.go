@@ -1,6 +1,7 @@
 package spm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -8,28 +9,38 @@ import (
 	"github.com/google/uuid"
 )
 
-// load reads the domain, or makes it, raises the epoch and finds the volumes.
+// activate makes the manager of the domain that is open in s. is says what its
+// metadata does, with the pool's epoch. Closing the manager closes s; so does a
+// failure.
+func activate(s store, meta domainMeta, is domainState, o Options) (*Manager, error) {
+	m := &Manager{
+		store: s, o: o, ident: is, meta: meta, began: o.Now(),
+		volumes: map[uuid.UUID]*volume{}, names: map[string]*volume{},
+		changed: make(chan struct{}), watched: make(chan struct{}), changing: make(chan struct{}, 1),
+	}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	if err := m.load(); err != nil {
+		m.cancel()
+		return nil, errors.Join(fmt.Errorf("pool %s: %w", s.name(), err), s.close())
+	}
+	if s.shared() {
+		go m.watch()
+	} else {
+		close(m.watched)
+	}
+	return m, nil
+}
+
+// load finds the volumes.
 func (m *Manager) load() error {
-	meta, err := m.store.readDomain(m.ctx)
-	if err != nil {
-		return err
-	}
-	if meta == nil {
-		if meta, err = m.make(); err != nil {
-			return err
-		}
-	}
-	m.began = m.o.Now()
-	if err := m.start(meta); err != nil {
-		return err
-	}
+	m.capacity = m.store.capacity(m.ident.capacity)
 	if err := m.scan(); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	m.judgeLocked()
 	m.mu.Unlock()
-	m.o.Log.Info("pool opened", "dir", m.store.name(), "pool", m.ident.pool, "epoch", m.ident.epoch,
+	m.o.Log.Info("pool opened", "dir", m.store.name(), "pool", m.ident.pool, "domain", m.ident.domain, "epoch", m.ident.epoch,
 		"volumes", len(m.volumes), "capacity", m.capacity, "granted", m.granted)
 	if m.granted > m.capacity {
 		m.o.Log.Warn("the volumes are larger than the capacity: nothing is granted until some are removed or the capacity is raised",
@@ -38,37 +49,18 @@ func (m *Manager) load() error {
 	return nil
 }
 
-func (m *Manager) make() (domainMeta, error) {
-	if m.store.kind() == typeDir && m.o.Capacity <= 0 {
-		return nil, errors.New("there is no pool in it, and a new one needs a capacity: give --capacity SIZE")
-	}
-	meta := newDomainMeta(uuid.New(), uuid.New(), m.o.Capacity)
-	return meta, m.store.makeDomain(m.ctx, meta)
-}
-
-// start raises the epoch, and the capacity if asked to, durably.
-func (m *Manager) start(meta domainMeta) error {
-	state, err := meta.state(m.store.kind())
-	if err != nil {
-		return err
-	}
-	if state.epoch++; m.o.Capacity > state.capacity {
-		state.capacity = m.o.Capacity
-	}
+// raiseCapacity is for the metadata of a domain in a directory, of which somebody
+// says that it shall have capacity; 0: what it has.
+func raiseCapacity(meta domainMeta, is *domainState, capacity int64) error {
 	switch {
-	case m.o.Capacity > 0 && m.o.Capacity < state.capacity:
-		return fmt.Errorf("its capacity is %d bytes and may only be raised, not set to %d: give that much or leave it out",
-			state.capacity, m.o.Capacity)
-	case m.store.kind() == typeDir && state.capacity == 0:
-		return errors.New("it has no capacity yet: give --capacity SIZE")
+	case capacity == 0 || capacity == is.capacity:
+		return nil
+	case capacity < is.capacity:
+		return errorf(CodeInvalid, "its capacity is %d bytes and may only be raised, not set to %d: give that much or leave it out",
+			is.capacity, capacity)
 	}
-	meta[keyPoolSPMLver] = strconv.FormatInt(state.epoch, 10)
-	meta[keyPoolSPMID] = strconv.Itoa(localHostID)
-	meta[keyCapacity] = strconv.FormatInt(state.capacity, 10)
-	if err := m.store.writeDomain(m.ctx, meta); err != nil {
-		return err
-	}
-	m.ident, m.meta, m.capacity = state, meta, m.store.capacity(state.capacity)
+	is.capacity = capacity
+	meta[keyCapacity] = strconv.FormatInt(capacity, 10)
 	return nil
 }
 

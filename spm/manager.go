@@ -3,14 +3,10 @@ package spm
 import (
 	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
-	"net/http"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,8 +22,8 @@ const (
 	localHostGeneration = 1
 )
 
-// API is what a pool can be asked for, of a [Manager] in the same process or of
-// a [Client].
+// API is what a pool can be asked for its volumes, of a [Host] in the same process
+// or of a [Client].
 type API interface {
 	CreateVolume(context.Context, VolumeCreateRequest) (VolumeReply, error)
 	ListVolumes(context.Context, VolumeListRequest) (VolumeListReply, error)
@@ -100,7 +96,8 @@ type Options struct {
 	// Log gets one line per change of state. Default: none.
 	Log *slog.Logger
 
-	sync func(*os.File) error // fsync, unless a test watches it
+	sync    func(*os.File) error // fsync, unless a test watches it
+	journal *journal             // of the host; a manager alone has its own
 }
 
 func (o Options) withDefaults() Options {
@@ -122,10 +119,13 @@ func (o Options) withDefaults() Options {
 	if o.sync == nil {
 		o.sync = (*os.File).Sync
 	}
+	if o.journal == nil {
+		o.journal = newJournal()
+	}
 	return o
 }
 
-// A Manager manages one pool.
+// A Manager manages one domain that is active, in a pool that this host manages.
 type Manager struct {
 	store   store
 	ident   domainState // the capacity in it is the one at start
@@ -134,6 +134,8 @@ type Manager struct {
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
 	watched chan struct{} // closed when nobody looks at the place any more
+	// changing is held by whoever changes the domain's metadata, also across I/O.
+	changing chan struct{}
 
 	mu       sync.Mutex
 	closed   bool
@@ -145,16 +147,15 @@ type Manager struct {
 	kinship  *family  // of the volumes, as familyLocked has made it; nil: something has changed
 	queue    []*place // in the order in which they are served
 	arrivals int64
-	events   events
 	tight    bool          // headroom is recalled
 	level    string        // of the watermarks
 	meter    meter         // of granted
 	changed  chan struct{} // closed and replaced when a waiting request should look again
-	servers  []*http.Server
 
 	extensions   int64
 	lastLatency  time.Duration
 	lastExtended string
+	lastAt       time.Time
 }
 
 // A volume in memory. sem is held by whoever changes it, and guards unsynced;
@@ -187,36 +188,6 @@ type said struct {
 func (v *volume) name() string     { return v.said.Load().name }
 func (v *volume) meta() volumeMeta { return v.said.Load().meta }
 
-// Open opens the pool in dir, or makes one if there is none, and takes its lock.
-func Open(dir string, o Options) (*Manager, error) {
-	o = o.withDefaults()
-	s, err := openDir(dir, o)
-	if err != nil {
-		return nil, err
-	}
-	return open(s, o)
-}
-
-func open(s store, o Options) (*Manager, error) {
-	m := &Manager{
-		store: s, o: o,
-		volumes: map[uuid.UUID]*volume{}, names: map[string]*volume{},
-		changed: make(chan struct{}), watched: make(chan struct{}),
-	}
-	m.ctx, m.cancel = context.WithCancel(context.Background())
-	if err := m.load(); err != nil {
-		m.cancel()
-		return nil, errors.Join(fmt.Errorf("pool %s: %w", s.name(), err), s.close())
-	}
-	if s.shared() {
-		go m.watch()
-	} else {
-		close(m.watched)
-	}
-	return m, nil
-}
-
-// Close ends the requests that wait, stops serving and releases the pool.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	if m.closed {
@@ -224,16 +195,14 @@ func (m *Manager) Close() error {
 		return errorf(CodeStopping, "pool %s: closed already", m.store.name())
 	}
 	m.closed = true
-	servers := m.servers
 	m.mu.Unlock()
 	m.cancel()
 	<-m.watched
-	err := shutDown(servers)
 	for _, v := range m.sorted() {
 		v.sem <- struct{}{} // a change in progress ends first
 	}
 	m.o.Log.Info("pool closed", "dir", m.store.name())
-	return errors.Join(err, m.store.close())
+	return m.store.close()
 }
 
 // sorted returns the volumes in the order of their names.
@@ -248,21 +217,52 @@ func (m *Manager) sorted() []*volume {
 	return all
 }
 
-// RaiseCapacity makes the pool larger, durably, and lets what waits go on.
-func (m *Manager) RaiseCapacity(capacity int64) error {
+// RaiseCapacity makes the domain larger, durably, and lets what waits go on.
+func (m *Manager) RaiseCapacity(ctx context.Context, capacity int64) error {
+	return m.edit(ctx, func(meta domainMeta) error {
+		is, err := meta.identity()
+		if err == nil {
+			err = raiseCapacity(meta, &is, capacity)
+		}
+		return err
+	})
+}
+
+// edit replaces the domain's metadata, durably, or changes nothing.
+func (m *Manager) edit(ctx context.Context, change func(domainMeta) error) error {
+	select {
+	case m.changing <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-m.changing }()
+	m.mu.Lock()
+	meta := maps.Clone(m.meta)
+	m.mu.Unlock()
+	if err := change(meta); err != nil {
+		return err
+	}
+	if err := m.store.writeDomain(context.WithoutCancel(ctx), meta); err != nil {
+		return internal(err, "write the metadata of the domain in %s", m.store.name())
+	}
+	is, err := meta.identity()
+	if err != nil {
+		return internal(err, "the metadata of the domain in %s", m.store.name())
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if capacity < m.capacity {
-		return errorf(CodeInvalid, "capacity is %d bytes and may only be raised, not set to %d", m.capacity, capacity)
-	}
-	meta := maps.Clone(m.meta)
-	meta[keyCapacity] = strconv.FormatInt(capacity, 10)
-	if err := m.store.writeDomain(m.ctx, meta); err != nil {
-		return internal(err, "write the domain's metadata")
-	}
 	m.meta = meta
-	m.o.Log.Info("capacity raised", "dir", m.store.name(), "from", m.capacity, "to", capacity)
-	m.capacity = capacity
-	m.wakeLocked()
+	if c := m.store.capacity(is.capacity); c != m.capacity {
+		m.o.Log.Info("capacity changed", "dir", m.store.name(), "from", m.capacity, "to", c)
+		m.capacity = c
+		m.wakeLocked()
+	}
 	return nil
+}
+
+// metadata is what the domain's says now.
+func (m *Manager) metadata() domainMeta {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.meta
 }

@@ -61,7 +61,7 @@ func domainOf(m *Manager) domainDir { return m.store.(*dirStore).domain }
 
 func openPool(t *testing.T, dir string, o Options) *Manager {
 	t.Helper()
-	m, err := Open(dir, o)
+	m, err := openManager(dir, o)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		if m.ctx.Err() == nil {
@@ -388,12 +388,9 @@ func TestHalfMadeAndHalfRemoved(t *testing.T) {
 }
 
 func TestOpenRefuses(t *testing.T) {
-	_, err := Open(t.TempDir(), Options{})
-	require.ErrorContains(t, err, "--capacity")
-
 	dir := t.TempDir()
 	m := openPool(t, dir, testOptions())
-	_, err = Open(dir, testOptions())
+	_, err := openManager(dir, testOptions())
 	require.ErrorIs(t, err, block.ErrInUse)
 	require.ErrorContains(t, err, "process "+strconv.Itoa(os.Getpid()))
 	require.NoError(t, m.Close())
@@ -401,7 +398,7 @@ func TestOpenRefuses(t *testing.T) {
 
 	o := testOptions()
 	o.Capacity = gib
-	_, err = Open(dir, o)
+	_, err = openManager(dir, o)
 	require.ErrorContains(t, err, "may only be raised")
 	o.Capacity = 3 * gib
 	m = openPool(t, dir, o)
@@ -409,12 +406,12 @@ func TestOpenRefuses(t *testing.T) {
 	require.NoError(t, m.Close())
 
 	require.NoError(t, os.Truncate(domainOf(m).metadata(), 40))
-	_, err = Open(dir, testOptions())
+	_, err = openManager(dir, testOptions())
 	require.ErrorContains(t, err, domainOf(m).metadata())
 
 	// No new domain beside one that has lost its metadata: it would hide the volumes.
 	require.NoError(t, os.Remove(domainOf(m).metadata()))
-	_, err = Open(dir, testOptions())
+	_, err = openManager(dir, testOptions())
 	require.ErrorContains(t, err, domainOf(m).metadata())
 	require.DirExists(t, domainOf(m).images())
 }

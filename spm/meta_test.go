@@ -49,7 +49,10 @@ func TestDomainMetaGolden(t *testing.T) {
 	require.Equal(t, m, back)
 	s, err := back.state(typeDir)
 	require.NoError(t, err)
-	require.Equal(t, domainState{domain: testDomain, pool: testPool, capacity: 2 << 30}, s)
+	require.Equal(t, domainState{domain: testDomain, pool: testPool, capacity: 2 << 30, name: "tidemark", master: true, version: 1}, s)
+	p, err := back.pool()
+	require.NoError(t, err)
+	require.Equal(t, testPoolMeta(), p)
 }
 
 // A description that is not ASCII is sealed as XML character references.
@@ -74,7 +77,7 @@ func TestDomainMetaRefused(t *testing.T) {
 		"older version":   {seal(func(m domainMeta) { m[keyVersion] = "4" }), "upgrade"},
 		"another type":    {seal(func(m domainMeta) { m[keyType] = "NFS" }), "LOCALFS"},
 		"no UUID":         {seal(func(m domainMeta) { m[keySDUUID] = "x" }), keySDUUID},
-		"unattached":      {seal(func(m domainMeta) { m[keyPoolUUID] = "" }), keyPoolUUID},
+		"two pools":       {seal(func(m domainMeta) { m[keyPoolUUID] += "," + m[keyPoolUUID] }), keyPoolUUID},
 		"negative number": {seal(func(m domainMeta) { m[keyCapacity] = "-1" }), keyCapacity},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -190,7 +193,14 @@ func FuzzParseVolumeMeta(f *testing.F) {
 
 // newDirMeta is the metadata of a pool in a directory.
 func newDirMeta(capacity int64) domainMeta {
-	m := newDomainMeta(testDomain, testPool, capacity)
+	m := newDomainMeta(testDomain, "tidemark", capacity)
 	m[keyType], m[keyRemotePath] = typeDir, "/srv/pool"
+	m.lead(testPoolMeta())
 	return m
+}
+
+// testPoolMeta is the pool in it.
+func testPoolMeta() poolMeta {
+	return poolMeta{id: testPool, name: "tidemark", master: testDomain, version: 1, host: localHostID,
+		members: map[uuid.UUID]DomainState{testDomain: DomainActive}}
 }

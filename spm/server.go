@@ -28,16 +28,17 @@ func NewServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Serv
 	}
 }
 
-// Serve answers on l until Close, and then returns nil. It closes l.
-func (m *Manager) Serve(l net.Listener) error {
-	s := NewServer(m.ctx, JSONRPC(Methods(m)), m.o.Log)
-	m.mu.Lock()
-	if m.closed {
-		m.mu.Unlock()
-		return errors.Join(m.stopping(), l.Close())
+// Serve answers on l with a handler until Close, and then returns nil. It closes l.
+// Requests that wait are answered before their contexts end.
+func (h *Host) Serve(l net.Listener, handler http.Handler) error {
+	s := NewServer(h.requests, handler, h.o.Log)
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return errors.Join(h.unmanaged(), l.Close())
 	}
-	m.servers = append(m.servers, s)
-	m.mu.Unlock()
+	h.servers = append(h.servers, s)
+	h.mu.Unlock()
 	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}

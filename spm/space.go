@@ -16,6 +16,15 @@ func statfsFree(dir string) (int64, error) {
 	return int64(s.Bavail) * s.Frsize, nil
 }
 
+// statfsTotal is how large the file system is, in bytes.
+func statfsTotal(dir string) (int64, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return 0, err
+	}
+	return int64(s.Blocks) * s.Frsize, nil
+}
+
 // allocated is what the file system has allocated for a file, in bytes; 0 for
 // one that is not there.
 func allocated(path string) int64 {

@@ -6,21 +6,30 @@ import (
 	"github.com/google/uuid"
 
 	"tidemark/internal/block"
+	"tidemark/spm/task"
 )
 
-// A store is where a pool lies: a directory ([dirStore]) or a volume group
+// A store is where a domain lies: a directory ([dirStore]) or a volume group
 // ([groupStore]). The Manager decides, reserves and queues; a store acts, and
 // knows the layout, the order of its writes and what a crash leaves. Calls for
 // one volume come one after the other (volume.sem), those for several at the
 // same time. The methods of the second half answer from memory or with a cheap
 // system call, for the Manager asks them under its lock.
 type store interface {
-	// readDomain returns the metadata of the pool's domain, nil if the place
-	// holds no pool yet, and makeDomain makes one.
+	// readDomain returns the metadata of the domain, nil if there is none yet, and
+	// makeDomain makes one.
 	readDomain(ctx context.Context) (domainMeta, error)
 	makeDomain(ctx context.Context, m domainMeta) error
 	// writeDomain replaces the metadata: a crash leaves the old or the new.
 	writeDomain(ctx context.Context, m domainMeta) error
+	// removeDomain removes the domain with everything in it. What is left after an
+	// error is removed when the place is opened again.
+	removeDomain(ctx context.Context) error
+	// tasks opens where the tasks of a master are kept, until done is called.
+	tasks(ctx context.Context) (kept task.Store, done func() error, err error)
+	// volumes are the volumes that there are, as hold needs them, of a domain that is
+	// not in use.
+	volumes(ctx context.Context) ([]*volume, error)
 	// scan finishes what a crash left half made or half removed, and returns
 	// the volumes.
 	scan(ctx context.Context) ([]stored, error)
@@ -52,14 +61,18 @@ type store interface {
 	// error that wraps block.ErrInUse and names who has it.
 	hold(v *volume) (release func() error, err error)
 	close() error
+	// lost is closed when the lease is.
+	lost() <-chan struct{}
 
 	// refresh looks again at what others may have changed. It is called if the
 	// place is shared: if others may change it beside the manager.
 	refresh(ctx context.Context) error
 	shared() bool
 
-	// name says where the pool is, and kind is VDSM's type of such a domain.
+	// name says to people where the domain is, where tells places apart, and kind is
+	// VDSM's type of such a domain.
 	name() string
+	where() string
 	kind() string
 	// grain is what the lengths of volumes are multiples of, in bytes.
 	grain() int64

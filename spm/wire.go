@@ -37,12 +37,14 @@ type VolumeRef struct {
 }
 
 // A VolumeCreateRequest asks for a volume of virtual size Size. Format is
-// "qcow2", the default, or "raw".
+// "qcow2", the default, or "raw"; DomainUUID names a domain of the pool, by default
+// the master.
 type VolumeCreateRequest struct {
 	Header
-	Name   string `json:"name"`
-	Size   int64  `json:"size"`
-	Format string `json:"format,omitempty"`
+	Name       string `json:"name"`
+	Size       int64  `json:"size"`
+	Format     string `json:"format,omitempty"`
+	DomainUUID string `json:"domain_uuid,omitempty"`
 }
 
 // A VolumeListRequest asks for all volumes.

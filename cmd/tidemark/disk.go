@@ -17,7 +17,7 @@ import (
 )
 
 // volumes is where the volumes of a pool are looked up: an spm.Client, or the
-// spm.Manager of the same process.
+// spm.Host of the same process.
 type volumes interface {
 	Volume(ctx context.Context, nameOrUUID string) (*spm.VolumeHandle, error)
 }

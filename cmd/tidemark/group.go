@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	"tidemark/internal/block"
@@ -75,6 +76,44 @@ func openVolumeGroup(ctx context.Context, o groupOptions) (*volumeGroup, error) 
 		group: g, tool: tool, devices: o.devices, run: run, noDM: o.noDM, log: o.log,
 		locks: lvm.Locks{Dir: lockDir(run)},
 	}, nil
+}
+
+// volumeGroups are those on the devices of a host. The name in the options is none's.
+type volumeGroups struct{ o groupOptions }
+
+var _ spm.Groups = volumeGroups{}
+
+// List is described at spm.Groups, as Open is.
+func (v volumeGroups) List(ctx context.Context, devices []string) ([]spm.GroupState, error) {
+	tool, err := lvm.NewTool(lvm.ToolOptions{Devices: devices, Dir: filepath.Join(runDir, "lvm")})
+	if err != nil {
+		return nil, err
+	}
+	groups, err := tool.Groups(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]spm.GroupState, len(groups))
+	for i, g := range groups {
+		all[i] = spm.GroupState{Name: g.Name, UUID: g.UUID, Tags: g.Tags}
+	}
+	return all, nil
+}
+
+// Open finds the name of a group, by which lvm knows it.
+func (v volumeGroups) Open(ctx context.Context, uuid string, devices []string) (spm.VolumeGroup, error) {
+	all, err := v.List(ctx, devices)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range all {
+		if g.UUID == uuid {
+			o := v.o
+			o.name, o.devices = g.Name, devices
+			return openVolumeGroup(ctx, o)
+		}
+	}
+	return nil, fmt.Errorf("volume group %s is not on %s any more: %w", uuid, strings.Join(devices, ", "), lvm.ErrNotFound)
 }
 
 // make makes the group that notFound is about, if it shall.

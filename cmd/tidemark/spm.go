@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -22,17 +23,23 @@ import (
 	"tidemark/internal/unixsock"
 	"tidemark/lvm"
 	"tidemark/spm"
+	"tidemark/spm/verbs"
 )
 
 func newSPM(g *global) *cobra.Command {
 	o := &poolOptions{}
 	c := &cobra.Command{
-		Use:   "spm --dir DIR --capacity SIZE | --vg NAME --devices DEVICE,...",
+		Use:   "spm --dir DIR --capacity SIZE | --vg NAME --devices DEVICE,... | --root DIR --devices DEVICE,...",
 		Short: "Manage a storage pool: create, extend and remove its volumes",
 		Long: `Manage the storage pool in a directory or on a volume group of LVM, as one
 process, until SIGTERM or Ctrl-C. The pool is made when there is none. Volumes are
 created with "tidemark volume" and served with "tidemark nbd --spm"; what serves a
 volume outlives the manager, and goes on when it is back.
+
+With neither --dir nor --vg there is no pool at first: storage is connected, and
+domains and pools are made, through the socket. Directories must lie beneath a
+--root, and volume groups on --devices. What was connected, and that this host was
+the SPM of its pool, is remembered in --state, and is so again after a restart.
 
 A pool in a directory keeps its capacity: --capacity may be left out for one that
 exists, and may only be larger than before.
@@ -43,15 +50,17 @@ makes it larger at any time. --devices names all its devices, and nothing else i
 looked at.`,
 		Example: `  tidemark spm --dir /srv/pool --capacity 100G
   tidemark spm --vg pool --devices /dev/sdb,/dev/sdc
-  tidemark spm --vg pool --devices /dev/sdb --create`,
+  tidemark spm --vg pool --devices /dev/sdb --create
+  tidemark spm --root /srv/domains --devices /dev/sdb,/dev/sdc --state /var/lib/tidemark`,
 		Args: noArguments,
 	}
 	addPoolFlags(c.Flags(), o)
-	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of the API (default DIR/spm.sock, of a group /run/tidemark/NAME.sock)")
+	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of the API (default DIR/spm.sock, of a group /run/tidemark/NAME.sock, otherwise /run/tidemark/spm.sock)")
 	c.Flags().DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC, unless tidemark nbd says otherwise")
-	c.Flags().StringVar(&o.state, "state", "", "directory for a cache: the pool's last state, to be read while no manager runs; it may be removed at any time")
+	c.Flags().StringVar(&o.state, "state", "", "directory for a cache: what is connected, and the pool's last state, to be read while no manager runs; it may be removed at any time")
 	c.Flags().StringVar(&o.group.name, "vg", "", "volume group of the pool")
-	c.Flags().StringSliceVar(&o.group.devices, "devices", nil, "all devices of the volume group")
+	c.Flags().StringSliceVar(&o.group.devices, "devices", nil, "all devices of the volume group, or those on which groups may be connected")
+	c.Flags().StringArrayVar(&o.roots, "root", nil, "directory beneath which domains may be connected (repeatable)")
 	c.Flags().BoolVar(&o.group.create, "create", false, "make the volume group of the devices, which must hold nothing, if there is none")
 	mode := c.Flags().String("socket-mode", "0600", "permissions of the socket; connecting needs write, and who may connect may remove volumes")
 	group := c.Flags().String("socket-group", "", "group of the socket, by name or number")
@@ -90,7 +99,7 @@ looked at.`,
 // with its state.
 func (o *poolOptions) ready(ctx context.Context, w io.Writer, out outputFormat, p *pool) error {
 	info, err := p.GetPoolInfo(ctx, spm.PoolInfoRequest{})
-	if err != nil {
+	if err != nil && !o.many() {
 		return err
 	}
 	state := struct {
@@ -98,8 +107,12 @@ func (o *poolOptions) ready(ctx context.Context, w io.Writer, out outputFormat, 
 		spm.PoolReply
 	}{absolute(p.socket), info}
 	return out.print(w, state, func(w io.Writer) error {
-		if o.group.name != "" && (o.group.noDM || !lvm.DeviceMapper()) {
+		if len(o.group.devices) > 0 && (o.group.noDM || !lvm.DeviceMapper()) {
 			fmt.Fprintln(w, "note: "+noDMText)
+		}
+		if err != nil {
+			_, err := fmt.Fprintf(w, "ready: no pool is managed yet; the API is on %s\n", shellQuote(absolute(p.socket)))
+			return err
 		}
 		_, err := fmt.Fprintf(w, "ready: pool of %s in %s; next: %s volume create --spm %s --size 10G NAME\n",
 			p.describe(ctx), o.place(), self(), shellQuote(absolute(p.socket)))
@@ -112,15 +125,22 @@ type poolOptions struct {
 	dir      string
 	capacity bytesFlag
 	group    groupOptions // instead of dir
+	roots    []string     // instead of both: what clients may connect
 	socket   string       // of the API; "" is the default
 	access   unixsock.Options
 	patience time.Duration
 	state    string // directory of a cache; "" is none
 }
 
+// many reports whether domains come through the API.
+func (o *poolOptions) many() bool { return o.dir == "" && o.group.name == "" }
+
 // place says where the pool is.
 func (o *poolOptions) place() string {
-	if o.group.name != "" {
+	switch {
+	case o.many():
+		return "what is connected"
+	case o.group.name != "":
 		return "volume group " + o.group.name
 	}
 	return o.dir
@@ -142,12 +162,18 @@ func (o *poolOptions) check() error {
 		return fmt.Errorf("--patience %v: expected more than nothing, such as 20s", o.patience)
 	}
 	switch {
+	case !o.many() && len(o.roots) > 0:
+		return errors.New("--root is for domains that are connected through the API: leave --dir and --vg out")
 	case o.group.name != "":
 		return o.checkGroup()
-	case len(o.group.devices) > 0 || o.group.create:
+	case o.group.create || o.dir != "" && len(o.group.devices) > 0:
 		return errors.New("--devices and --create are about a volume group: give --vg NAME, too")
-	case o.dir == "":
-		return errors.New("where is the pool? give --dir DIR, and --capacity SIZE for a new one; or give --vg NAME and --devices")
+	case o.many() && len(o.roots) == 0 && len(o.group.devices) == 0:
+		return errors.New("where is the pool? give --dir DIR, and --capacity SIZE for a new one; or --vg NAME and --devices; or --root and --devices, if domains are to come through the API")
+	case o.many() && o.capacity != 0:
+		return errors.New("--capacity is of a pool in a directory: give --dir DIR, too")
+	case o.many():
+		return nil
 	case o.capacity != 0 && o.capacity < thin.DefaultChunk:
 		return fmt.Errorf("--capacity %s: expected at least %s, which is what a new volume begins with",
 			size.Format(int64(o.capacity)), size.Format(thin.DefaultChunk))
@@ -169,9 +195,9 @@ func (o *poolOptions) checkGroup() error {
 	return nil
 }
 
-// A pool is a manager that answers on its API socket.
+// A pool is a host that answers on its API socket.
 type pool struct {
-	*spm.Manager
+	*spm.Host
 	socket string
 	failed chan error    // the socket does not answer any more
 	served chan struct{} // closed when nothing answers on it
@@ -182,18 +208,18 @@ func openPool(o *poolOptions, log *slog.Logger) (*pool, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	m, socket, err := o.open(log)
+	h, socket, err := o.open(log)
 	if err != nil {
 		return nil, err
 	}
-	p := &pool{Manager: m, socket: cmp.Or(o.socket, socket), failed: make(chan error, 1), served: make(chan struct{})}
+	p := &pool{Host: h, socket: cmp.Or(o.socket, socket), failed: make(chan error, 1), served: make(chan struct{})}
 	l, err := spm.Listen(p.socket, o.access)
 	if err != nil {
-		return nil, errors.Join(err, m.Close())
+		return nil, errors.Join(err, h.Close())
 	}
 	go func() {
 		defer close(p.served)
-		if err := m.Serve(l); err != nil {
+		if err := h.Serve(l, verbs.Handler(h, h)); err != nil {
 			p.failed <- fmt.Errorf("socket %s: %w", p.socket, err)
 		}
 	}()
@@ -201,21 +227,39 @@ func openPool(o *poolOptions, log *slog.Logger) (*pool, error) {
 }
 
 // open opens the pool, and says where its socket is if nobody says otherwise.
-func (o *poolOptions) open(log *slog.Logger) (m *spm.Manager, socket string, err error) {
-	s := spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Images: images{}, Log: log}
-	if o.group.name == "" {
-		m, err = spm.Open(o.dir, s)
-		return m, filepath.Join(o.dir, "spm.sock"), adviseDir(err)
+func (o *poolOptions) open(log *slog.Logger) (h *spm.Host, socket string, err error) {
+	s := spm.HostOptions{
+		Options: spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Images: images{}, Log: log},
 	}
 	o.group.log = log
+	switch {
+	case o.many():
+		return o.openMany(s)
+	case o.group.name == "":
+		h, err = spm.OpenDir(o.dir, s)
+		return h, filepath.Join(o.dir, "spm.sock"), adviseDir(err)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), groupOpenLimit)
 	defer cancel()
 	g, err := openVolumeGroup(ctx, o.group)
 	if err != nil {
 		return nil, "", err
 	}
-	m, err = spm.OpenGroup(g, s)
-	return m, filepath.Join(runDir, o.group.name+".sock"), err
+	h, err = spm.OpenGroup(ctx, g, s)
+	return h, filepath.Join(runDir, o.group.name+".sock"), err
+}
+
+// openMany opens a host whose domains come through the API.
+func (o *poolOptions) openMany(s spm.HostOptions) (*spm.Host, string, error) {
+	s.Roots, s.Devices, s.State = o.roots, o.group.devices, o.state
+	if len(s.Devices) > 0 {
+		s.Groups = volumeGroups{o.group}
+	}
+	if err := os.MkdirAll(runDir, 0o755); err != nil && o.socket == "" {
+		return nil, "", err
+	}
+	h, err := spm.OpenHost(s)
+	return h, filepath.Join(runDir, "spm.sock"), err
 }
 
 // groupOpenLimit is how long lvm may take to find a group; it waits for whoever
@@ -225,7 +269,7 @@ const groupOpenLimit = 60 * time.Second
 // Close ends the manager; requests that it holds are answered. The socket is
 // gone when it returns.
 func (p *pool) Close() error {
-	err := p.Manager.Close()
+	err := p.Host.Close()
 	<-p.served
 	return err
 }
@@ -256,13 +300,26 @@ func (p *pool) tellStatus(ctx context.Context, up *supervisor, state string, log
 				log.Warn("the cache of the pool's state is not up to date", "error", err)
 			}
 		}
-		r, err := p.WatchPool(ctx, spm.PoolWatchRequest{After: seen, WaitMS: statusEvery.Milliseconds()})
+		all, err := p.next(ctx, seen)
 		if err != nil {
 			return // it is closed
 		}
-		seen = r.Last
+		for _, e := range all {
+			seen = e.Number
+		}
 		up.Status(p.status(ctx))
 	}
+}
+
+// next waits for the events after one, or for a while.
+func (p *pool) next(ctx context.Context, after int64) ([]spm.Event, error) {
+	wait, cancel := context.WithTimeout(ctx, statusEvery)
+	defer cancel()
+	all, err := p.WatchStorage(wait, after)
+	if ctx.Err() == nil && wait.Err() != nil {
+		return nil, nil
+	}
+	return all, err
 }
 
 // statusEvery is how old what systemctl status shows may be, when nothing happens.

@@ -24,6 +24,9 @@ type poolState struct {
 // made durable.
 func (p *pool) saveState(ctx context.Context, dir string) error {
 	info, err := p.GetPoolInfo(ctx, spm.PoolInfoRequest{})
+	if spm.CodeOf(err) == spm.CodeStopping {
+		return nil // no pool is managed
+	}
 	if err != nil {
 		return err
 	}

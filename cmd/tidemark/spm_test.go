@@ -51,6 +51,10 @@ func TestSPMMistakes(t *testing.T) {
 		{"--vg vg0 --devices /dev/sda --capacity 1G", "vgextend makes it larger"},
 		{"--dir POOL --devices /dev/sda", "give --vg NAME, too"},
 		{"--dir POOL --create", "give --vg NAME, too"},
+		{"--create", "give --vg NAME, too"},
+		{"--dir POOL --root /srv", "leave --dir and --vg out"},
+		{"--root /srv --capacity 1G", "give --dir DIR, too"},
+		{"--root /nowhere/at/all", "no such file"},
 		{"--dir POOL --patience -5s", "--patience -5s: expected more than nothing"},
 		{"--dir POOL --capacity 1G vg0", `found the argument "vg0"`},
 		{"--dir POOL --capacity 1G --nix", "unknown flag: --nix"},
@@ -222,10 +226,10 @@ func requireClean(t testing.TB, path string) {
 // TestHostFull: a pool that promises more than its file system has says which of
 // the two limits was met.
 func TestHostFull(t *testing.T) {
-	m, err := spm.Open(t.TempDir(), spm.Options{
+	m, err := spm.OpenDir(t.TempDir(), spm.HostOptions{Options: spm.Options{
 		Capacity: 1 << 40, Images: images{}, Log: slog.New(slog.DiscardHandler),
 		HostFree: func(string) (int64, error) { return 100 << 20, nil },
-	})
+	}})
 	require.NoError(t, err)
 	defer m.Close()
 	_, err = m.CreateVolume(t.Context(), spm.VolumeCreateRequest{Name: "a", Size: 1 << 30})

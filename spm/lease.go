@@ -1,0 +1,93 @@
+package spm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"tidemark/internal/block"
+)
+
+// A Lease is the right to change a domain, which nobody else has as long as it is
+// not lost. The lease of a pool is that of its master.
+type Lease interface {
+	// Lost is closed when the right is lost; it may be nil, for never.
+	Lost() <-chan struct{}
+	Release() error
+}
+
+// A LeaseOf says what a lease is for.
+type LeaseOf struct {
+	Domain uuid.UUID // uuid.Nil: one that is about to be made
+	Dir    string    // that everybody on this host uses for what the domain lies in
+}
+
+// Leases gives leases. An error that wraps block.ErrInUse names who has it.
+type Leases interface {
+	Acquire(ctx context.Context, of LeaseOf) (Lease, error)
+}
+
+// localLeases are for one host: a lock in the directory.
+type localLeases struct{}
+
+func (localLeases) Acquire(_ context.Context, of LeaseOf) (Lease, error) {
+	l, err := lockDir(of.Dir)
+	if err != nil { // an interface that holds a nil pointer is not nil
+		return nil, err
+	}
+	return l, nil
+}
+
+// A fileLock excludes a second manager of the same domain. The kernel drops it
+// with the process, and a child never inherits it.
+type fileLock struct{ f *os.File }
+
+// lockDir takes the lock of dir, and names the holder if there is one.
+func lockDir(dir string) (*fileLock, error) {
+	path := filepath.Join(dir, "spm.lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, modeFile)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		holder, _ := io.ReadAll(io.LimitReader(f, 256))
+		f.Close()
+		return nil, fmt.Errorf("%s: pool is managed by %s: stop that one first, or use its socket: %w",
+			dir, holderText(string(holder)), block.ErrInUse)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	if err := errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintf("process %d\n", os.Getpid()))); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("write %s: %w", path, err)
+	}
+	return &fileLock{f}, nil
+}
+
+func writeAt(f *os.File, s string) error {
+	_, err := f.WriteAt([]byte(s), 0)
+	return err
+}
+
+func holderText(s string) string {
+	if s = strings.TrimSpace(s); s != "" {
+		return s
+	}
+	return "another process"
+}
+
+// Lost is nil: the kernel keeps the lock for as long as the process lives.
+func (l *fileLock) Lost() <-chan struct{} { return nil }
+
+// Release gives the lock up.
+func (l *fileLock) Release() error { return l.f.Close() }
