@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A story is a task in a world that was prepared for it.
-type story struct {
+// A taskStory is a task in a world that was prepared for it.
+type taskStory struct {
 	name    string
 	domains int
 	// tell prepares the world and returns the task, what the image shows before and
@@ -17,7 +17,7 @@ type story struct {
 	tell func(w *world) (kind string, args any, err error, look func() string, before, after string)
 }
 
-func stories() []story {
+func stories() []taskStory {
 	one := func(w *world, image uuid.UUID) func() string {
 		return func() string {
 			if len(w.m[0].family().images[image]) == 0 {
@@ -27,7 +27,7 @@ func stories() []story {
 			return shows + " " + w.types(w.m[0], image)
 		}
 	}
-	return []story{
+	return []taskStory{
 		{"create", 1, func(w *world) (string, any, error, func() string, string, string) {
 			r := w.newVolume(uuid.New(), uuid.New())
 			kind, args, err := w.ops.createVolume(w.t.Context(), r)
@@ -127,7 +127,7 @@ func TestTasksDieAtEveryStep(t *testing.T) {
 	}
 }
 
-func sweepSteps(t *testing.T, w *world, s story) {
+func sweepSteps(t *testing.T, w *world, s taskStory) {
 	for dieAt, undone, done := 0, 0, 0; ; dieAt++ {
 		kind, args, err, look, before, after := s.tell(w)
 		require.NoError(t, err)
@@ -177,7 +177,7 @@ func TestTasksDieWithinEveryStep(t *testing.T) {
 	}
 }
 
-func sweepMoments(t *testing.T, w *world, s story) {
+func sweepMoments(t *testing.T, w *world, s taskStory) {
 	clock := newDeath(w)
 	for dieAt := 0; ; dieAt++ {
 		kind, args, err, look, before, after := s.tell(w)
@@ -245,7 +245,7 @@ func TestRecoveryDiesEverywhere(t *testing.T) {
 	}
 }
 
-func sweepRecovery(t *testing.T, w *world, s story, step int) {
+func sweepRecovery(t *testing.T, w *world, s taskStory, step int) {
 	clock := newDeath(w)
 	for dieAt := 0; ; dieAt++ {
 		kind, args, err, look, before, after := s.tell(w)

@@ -86,13 +86,13 @@ func newWorld(t *testing.T, n int, group bool) *world {
 func (w *world) open() {
 	w.m = nil
 	if w.group != nil {
-		m, err := OpenGroup(w.group, w.o)
+		m, err := openGroupManager(w.group, w.o)
 		require.NoError(w.t, err)
 		w.m = append(w.m, m)
 		return
 	}
 	for _, dir := range w.dirs {
-		m, err := Open(dir, w.o)
+		m, err := openManager(dir, w.o)
 		require.NoError(w.t, err)
 		w.m = append(w.m, m)
 	}

@@ -74,10 +74,9 @@ func TestWatermarks(t *testing.T) {
 	require.InDelta(t, 5, s.Ratio, 0.001)
 	require.Equal(t, 1, s.Volumes)
 	remove(t, m, "a")
-	r, err := m.WatchPool(t.Context(), PoolWatchRequest{})
-	require.NoError(t, err)
+	happened, _, _ := m.o.journal.all.after(0)
 	var levels []string
-	for _, k := range kinds(r.Events) {
+	for _, k := range kinds(happened) {
 		if k == EventSpaceOK || k == EventSpaceWarn || k == EventSpaceCritical {
 			levels = append(levels, k)
 		}
@@ -101,7 +100,7 @@ func TestPriorityInAFullPool(t *testing.T) {
 		a := extendLater(t.Context(), m, "a", 200*mib, time.Hour)
 		b := extendLater(t.Context(), m, "b", 200*mib, time.Hour)
 		require.Equal(t, "b", pool(t, m).Waiting[0].Name)
-		require.NoError(t, m.RaiseCapacity(2*gib+72*mib)) // for one
+		require.NoError(t, m.RaiseCapacity(t.Context(), 2*gib+72*mib)) // for one
 		require.NoError(t, <-b)
 		held(t, a)
 
@@ -110,10 +109,10 @@ func TestPriorityInAFullPool(t *testing.T) {
 		setPriority(t, m, "a", 6)
 		synctest.Wait()
 		require.Equal(t, "a", pool(t, m).Waiting[0].Name)
-		require.NoError(t, m.RaiseCapacity(2*gib+2*72*mib))
+		require.NoError(t, m.RaiseCapacity(t.Context(), 2*gib+2*72*mib))
 		require.NoError(t, <-a)
 		held(t, b)
-		require.NoError(t, m.RaiseCapacity(2*gib+3*72*mib))
+		require.NoError(t, m.RaiseCapacity(t.Context(), 2*gib+3*72*mib))
 		require.NoError(t, <-b)
 	})
 }
@@ -124,14 +123,14 @@ func TestPriorityPasses(t *testing.T) {
 	fullPool(t, func(t *testing.T, m *Manager) {
 		setPriority(t, m, "b", -1)
 		b := extendLater(t.Context(), m, "b", gib, time.Hour)
-		require.NoError(t, m.RaiseCapacity(2*gib+72*mib)) // too little for b
+		require.NoError(t, m.RaiseCapacity(t.Context(), 2*gib+72*mib)) // too little for b
 		held(t, b)
 		require.EqualValues(t, 200*mib, extend(t, m, "a", 200*mib, 0))
-		require.NoError(t, m.RaiseCapacity(2*gib+100*mib))
+		require.NoError(t, m.RaiseCapacity(t.Context(), 2*gib+100*mib))
 		setPriority(t, m, "a", -1)
 		_, err := m.ExtendVolume(t.Context(), extendRequest("a", 220*mib, 0))
 		requireCode(t, CodePoolFull, err)
-		require.NoError(t, m.RaiseCapacity(4*gib))
+		require.NoError(t, m.RaiseCapacity(t.Context(), 4*gib))
 		require.NoError(t, <-b)
 	})
 }
