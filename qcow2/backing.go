@@ -7,6 +7,19 @@ import (
 	"tidemark/qcow2/format"
 )
 
+// backingSize is the size of the backing file in bytes, 0 without one.
+func (im *Image) backingSize() int64 { return im.backingEnd.Load() }
+
+// BackingGrew takes note of how large the backing file is now: not smaller than
+// before, and what it has gained reads zero. Until it is called the image reads zero
+// there by itself, and what is discarded leaves nothing behind that would hide what
+// is written there later.
+func (im *Image) BackingGrew() {
+	if b := im.opts.Backing; b != nil {
+		im.backingEnd.Store(max(b.Info().Size, im.backingSize()))
+	}
+}
+
 // SetBacking lets the image in f, which nobody has open, be based on another backing
 // file, or with name "" on none. The new one must show the same where the image has
 // nothing itself; neither is looked at. Nothing but the first cluster is changed:

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/block"
+	"tidemark/internal/block/blocktest"
 	"tidemark/internal/hostfile"
 	"tidemark/internal/testenv"
 	"tidemark/qcow2"
@@ -103,4 +104,37 @@ func (z zeroDevice) orNil(name string) block.Device {
 		return nil
 	}
 	return z
+}
+
+// What a backing file gains shows in the image, once that knows of it; and what was
+// discarded there stays hidden.
+func TestBackingGrew(t *testing.T) {
+	below := &sized{MemDevice: blocktest.NewMemDevice(2 << 20), size: 1 << 20}
+	f, err := hostfile.Create(filepath.Join(t.TempDir(), "i"), 0, hostfile.CreateOptions{})
+	require.NoError(t, err)
+	require.NoError(t, qcow2.Create(t.Context(), f, qcow2.CreateOptions{Size: 2 << 20, BackingFile: "b", BackingFormat: "raw"}))
+	im, err := qcow2.Open(t.Context(), f, qcow2.Options{Backing: below})
+	require.NoError(t, err)
+	below.size = 2 << 20
+	im.BackingGrew()
+	require.NoError(t, im.WriteAt(t.Context(), []byte{1}, 1<<20, 0))
+	require.NoError(t, im.Discard(t.Context(), 1<<20, 64<<10, 0))
+	require.NoError(t, below.WriteAt(t.Context(), bytes.Repeat([]byte{7}, 1<<20), 1<<20, 0))
+	got := make([]byte, 1<<20)
+	require.NoError(t, im.ReadAt(t.Context(), got, 1<<20, 0))
+	require.True(t, bytes.Equal(append(make([]byte, 64<<10), bytes.Repeat([]byte{7}, 1<<20-64<<10)...), got))
+	require.NoError(t, im.Close())
+	require.NoError(t, f.Close())
+}
+
+// sized is a disk that says how large it is.
+type sized struct {
+	*blocktest.MemDevice
+	size int64
+}
+
+func (s *sized) Info() block.DeviceInfo {
+	i := s.MemDevice.Info()
+	i.Size = s.size
+	return i
 }

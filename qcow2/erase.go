@@ -84,11 +84,11 @@ func (im *Image) zeroRange(ctx context.Context, off, n int64, f block.Flags) err
 // zeroIsFast reports whether zeroing is known to cost no more than marks in
 // tables and zeroing of host bytes that is cheap.
 func (im *Image) zeroIsFast(off, n, first, end int64, unmap bool) bool {
-	if im.backingSize > 0 && im.geo.Version < 3 {
+	if im.backingSize() > 0 && im.geo.Version < 3 {
 		return false
 	}
 	if im.file.Info().ZeroCheap {
-		return im.backingSize == 0
+		return im.backingSize() == 0
 	}
 	bits := im.geo.ClusterBits
 	return unmap && first<<bits <= off && min(end<<bits, im.size()) >= off+n

@@ -105,7 +105,7 @@ type Image struct {
 	compression uint8           // does not change
 	snapshots   []format.Snapshot
 	direct      bool         // I/O of file is never in a page cache
-	backingSize int64        // bytes, 0 without a backing file
+	backingEnd  atomic.Int64 // size of the backing file in bytes, 0 without one
 	diskSize    atomic.Int64 // header.Size, for who holds no lock
 
 	// ctx ends when the image closes: what the engine does by itself stops.
@@ -203,7 +203,7 @@ func newImage(f block.File, o Options) *Image {
 	im.tab.loading = map[int64]*sliceLoad{}
 	im.tab.seen = map[int64]struct{}{}
 	if o.Backing != nil {
-		im.backingSize = o.Backing.Info().Size
+		im.backingEnd.Store(o.Backing.Info().Size)
 	}
 	for m, r := range map[*lockorder.Mutex]lockorder.Rank{
 		&im.tableIO: rankTableIO, &im.refcountIO: rankRefcountIO, &im.reaper: rankReaper, &im.tab.mu: rankTables,

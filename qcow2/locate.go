@@ -26,7 +26,7 @@ func (p piece) end() int64 { return p.off + p.n }
 // backedAt reports whether the cluster at guest offset off has content in the
 // backing file.
 func (im *Image) backedAt(off int64) bool {
-	return off&^(im.geo.ClusterSize()-1) < im.backingSize
+	return off&^(im.geo.ClusterSize()-1) < im.backingSize()
 }
 
 // missing is the piece at off, of at most n bytes, where there is no L2 table.
@@ -42,7 +42,7 @@ func (im *Image) open(p piece) piece {
 	p.backed = im.backedAt(p.off)
 	p.plain = !p.backed
 	if p.backed && (p.kind == format.Unallocated || p.kind == format.UnallocatedAlloc) {
-		end := im.geo.Clusters(im.backingSize) << im.geo.ClusterBits
+		end := im.geo.Clusters(im.backingSize()) << im.geo.ClusterBits
 		p.n = min(p.n, end-p.off)
 	}
 	return p

@@ -110,7 +110,7 @@ func (im *Image) readPiece(ctx context.Context, p []byte, piece piece) error {
 
 // readBacking reads from the backing file, and zeroes where that has ended.
 func (im *Image) readBacking(ctx context.Context, p []byte, off int64, f block.Flags) error {
-	n := max(min(int64(len(p)), im.backingSize-off), 0)
+	n := max(min(int64(len(p)), im.backingSize()-off), 0)
 	clear(p[n:])
 	if n == 0 {
 		return nil
@@ -196,10 +196,10 @@ func (im *Image) extentsAt(ctx context.Context, off, n int64) ([]block.Extent, e
 		return nil, err
 	}
 	open := p.kind == format.Unallocated || p.kind == format.UnallocatedAlloc
-	if !open || !p.backed || off >= im.backingSize {
+	if !open || !p.backed || off >= im.backingSize() {
 		return []block.Extent{p.extent()}, nil
 	}
-	below, err := im.opts.Backing.AppendExtents(ctx, make([]block.Extent, 0, 64), off, min(p.n, im.backingSize-off))
+	below, err := im.opts.Backing.AppendExtents(ctx, make([]block.Extent, 0, 64), off, min(p.n, im.backingSize()-off))
 	for i := range below {
 		below[i].Depth++
 	}
