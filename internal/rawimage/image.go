@@ -41,7 +41,7 @@ type Options struct {
 type Image struct {
 	file block.File
 	opts Options
-	size int64
+	size atomic.Int64
 
 	// completed counts mutations, raised before each returns; durable is the value
 	// of it that the last Sync covers.
@@ -62,9 +62,9 @@ func Open(f block.File, o Options) (*Image, error) {
 	if f.Info().ReadOnly && !o.ReadOnly {
 		return nil, fmt.Errorf("open raw image for writing: %w", block.ErrReadOnly)
 	}
-	im := &Image{file: f, opts: o, size: cmp.Or(o.Size, f.Size())}
-	if im.size > f.Size() {
-		return nil, fmt.Errorf("open raw image of %d bytes: its file has only %d", im.size, f.Size())
+	im := &Image{file: f, opts: o}
+	if im.size.Store(cmp.Or(o.Size, f.Size())); o.Size > f.Size() {
+		return nil, fmt.Errorf("open raw image of %d bytes: its file has only %d", o.Size, f.Size())
 	}
 	// A process that died before this one may have left completed writes in the
 	// host's cache. The first flush covers them, as if they were ours.
@@ -87,7 +87,7 @@ func (im *Image) check(mutates bool, off, n int64) error {
 	if im.closed {
 		return block.ErrClosed
 	}
-	if err := block.CheckRange(off, n, im.size); err != nil || !mutates {
+	if err := block.CheckRange(off, n, im.size.Load()); err != nil || !mutates {
 		return err
 	}
 	if im.opts.ReadOnly {
@@ -297,11 +297,32 @@ func (im *Image) extent(off, n int64) (block.Extent, error) {
 func (im *Image) Info() block.DeviceInfo {
 	f, rw := im.file.Info(), !im.opts.ReadOnly
 	return block.DeviceInfo{
-		Size:     im.size,
+		Size:     im.size.Load(),
 		MinBlock: f.Align, PreferredBlock: max(f.Align, pageSize),
 		ReadOnly: !rw,
 		CanFlush: true, CanFUA: rw, CanDiscard: rw && im.opts.DiscardsSafely, CanZero: rw, CanFastZero: rw && f.ZeroCheap,
 		MultiConn: true,
+	}
+}
+
+// Grow makes the disk size bytes large, which its file is already or can be made. A
+// smaller size is refused.
+func (im *Image) Grow(ctx context.Context, size int64) error {
+	if err := im.begin(true, "grow", 0, 0); err != nil {
+		return err
+	}
+	defer im.requests.RUnlock()
+	for {
+		have := im.size.Load()
+		if size < have {
+			return fmt.Errorf("grow disk to %d bytes: expected at least %d", size, have)
+		}
+		if _, err := im.file.Grow(ctx, size, size); err != nil {
+			return fmt.Errorf("grow disk to %d bytes: %w", size, err)
+		}
+		if im.size.CompareAndSwap(have, size) {
+			return nil
+		}
 	}
 }
 

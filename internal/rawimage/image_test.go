@@ -201,3 +201,19 @@ func TestSlowZeroes(t *testing.T) {
 	require.ErrorIs(t, im.WriteZeroes(t.Context(), 0, 4096, block.Fast), block.ErrNotFast)
 	require.NoError(t, im.WriteZeroes(t.Context(), 0, 4096, 0))
 }
+
+// The disk may be shorter than its file, and become larger up to any size that the
+// file can have.
+func TestGrow(t *testing.T) {
+	d := simdisk.New(1<<20, simdisk.Options{})
+	_, err := rawimage.Open(d, rawimage.Options{Size: 2 << 20})
+	require.ErrorContains(t, err, "its file has only")
+	im, err := rawimage.Open(d, rawimage.Options{Size: 512 << 10})
+	require.NoError(t, err)
+	require.EqualValues(t, 512<<10, im.Info().Size)
+	require.ErrorIs(t, im.WriteAt(t.Context(), []byte{1}, 512<<10, 0), block.ErrRange)
+	require.NoError(t, im.Grow(t.Context(), 3<<20))
+	require.NoError(t, im.WriteAt(t.Context(), []byte{1}, 3<<20-1, 0))
+	require.ErrorContains(t, im.Grow(t.Context(), 1), "expected at least")
+	require.EqualValues(t, 3<<20, im.Info().Size)
+}
