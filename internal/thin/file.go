@@ -197,6 +197,17 @@ func boundError(name string, need, bound int64) error {
 		name, need, bound, block.ErrNoSpace))
 }
 
+// RaiseBound lets the volume be extended up to bound bytes, if that is more than
+// before: its image may have become larger.
+func (f *File) RaiseBound(bound int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.o.Bound > 0 {
+		f.o.Bound = max(f.o.Bound, bound)
+		f.resting = false
+	}
+}
+
 // Shrink gives space back to the pool, if the inner file can do that. What is left
 // may be more than to, as the pool's grain is. It is refused, with an error that
 // wraps ErrInUse and ErrUnsupported, while a Grow waits or an extension is in flight:

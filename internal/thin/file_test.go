@@ -324,6 +324,11 @@ func TestGrowNeverAsksBeyondTheBound(t *testing.T) {
 		for _, c := range pool.seen() {
 			require.LessOrEqual(t, c.want, int64(300*mib))
 		}
+		f.RaiseBound(200 * mib) // it is never lowered
+		f.RaiseBound(400 * mib)
+		grow(t, f, 400*mib)
+		_, err = f.Grow(t.Context(), 400*mib+1, 400*mib+1)
+		require.ErrorIs(t, err, block.ErrNoSpace)
 	})
 }
 
