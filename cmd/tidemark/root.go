@@ -32,7 +32,7 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().StringVar(&g.logLevel, "log-level", "info", "debug, info, warn or error")
 	root.PersistentFlags().StringVar(&g.logFormat, "log-format", "text", "text or json")
 	root.AddCommand(
-		newSPM(g), newVolume(), newRun(g), newDemo(g),
+		newSPM(g), newDomain(), newPoolGroup(), newImageGroup(), newVolume(), newTask(), newRun(g), newDemo(g),
 		newCreate(),
 		newInfo(),
 		newCheck(),

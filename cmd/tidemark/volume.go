@@ -19,14 +19,14 @@ import (
 func newVolume() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "volume",
-		Short: "Create, list, extend and remove the volumes of a pool",
-		Long: `Create, list, extend and remove the volumes of a pool, through the socket of
+		Short: "Create, list, extend, snapshot, merge and remove the volumes of a pool",
+		Long: `Create, list, extend, snapshot, merge and remove the volumes of a pool, through the socket of
 its manager ("tidemark spm", or "tidemark run").
 
 NAME is a volume's name, the UUID of its image, or its own.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return fmt.Errorf("volume: there is no verb %q: expected create, list, info, extend, remove or watch", args[0])
+				return fmt.Errorf("volume: there is no verb %q: expected create, list, info, extend, remove, watch, snapshot, merge, delete, copy, move, resize, reduce, measure or priority", args[0])
 			}
 			return c.Help()
 		},
@@ -37,9 +37,8 @@ NAME is a volume's name, the UUID of its image, or its own.`,
 	c.AddCommand(
 		newVolumeCreate(dial), newVolumeList(dial), newVolumeInfo(dial), newVolumeExtend(dial), newVolumeRemove(dial),
 		newVolumeWatch(dial),
-		newVolumeRefused("resize", "changing the virtual size of a volume"),
-		newVolumeRefused("snapshot", "snapshots of volumes"),
 	)
+	addChainVerbs(c, func() (*storage, error) { return dialStorage(*socket) })
 	return c
 }
 
@@ -243,16 +242,6 @@ func newVolumeRemove(dial dialer) *cobra.Command {
 		})
 	}
 	return c
-}
-
-// newVolumeRefused is a verb that is known and not there yet.
-func newVolumeRefused(verb, what string) *cobra.Command {
-	return &cobra.Command{
-		Use: verb, Short: "Not available yet: " + what, DisableFlagParsing: true, Hidden: true,
-		RunE: func(*cobra.Command, []string) error {
-			return fmt.Errorf("volume %s: %s: not available yet; nothing was changed", verb, what)
-		},
-	}
 }
 
 // A table aligns its columns.
