@@ -50,24 +50,26 @@ type transfer struct {
 
 // An ioBlock is the kernel's struct iocb, without what is always zero.
 type ioBlock struct {
-	data     uint64
-	key      uint32
-	flags    int32
-	opcode   uint16
-	priority int16
-	fd       uint32
-	buffer   uint64
-	size     uint64
-	offset   int64
-	_        uint64
-	_        uint32
-	_        uint32
+	data   uint64
+	_      uint32 // key
+	_      int32  // flags
+	opcode uint16
+	_      int16 // priority
+	fd     uint32
+	buffer uint64
+	size   uint64
+	offset int64
+	_      uint64
+	_      uint32
+	_      uint32
 }
 
 // An ioEvent is the kernel's struct io_event.
 type ioEvent struct {
-	data, object uint64
-	result, _    int64
+	data   uint64 // of the ioBlock
+	_      uint64
+	result int64
+	_      int64
 }
 
 const (

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -82,7 +83,15 @@ func (o *outbox) put(rq *request) {
 		o.last.next = rq
 	}
 	o.last = rq
-	mine := o.takeTurnLocked()
+	mine := !o.busy
+	o.busy = true
+	o.mu.Unlock()
+	if !mine {
+		return
+	}
+	runtime.Gosched() // requests that end together are answered together
+	o.mu.Lock()
+	mine = o.takeLocked()
 	o.mu.Unlock()
 	if mine && !o.writeNow() {
 		o.writeRest()
