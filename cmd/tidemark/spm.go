@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -208,11 +207,11 @@ func openPool(o *poolOptions, log *slog.Logger) (*pool, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	h, socket, err := o.open(log)
+	h, err := o.open(log)
 	if err != nil {
 		return nil, err
 	}
-	p := &pool{Host: h, socket: cmp.Or(o.socket, socket), failed: make(chan error, 1), served: make(chan struct{})}
+	p := &pool{Host: h, socket: o.api(), failed: make(chan error, 1), served: make(chan struct{})}
 	l, err := spm.Listen(p.socket, o.access)
 	if err != nil {
 		return nil, errors.Join(err, h.Close())
@@ -226,40 +225,53 @@ func openPool(o *poolOptions, log *slog.Logger) (*pool, error) {
 	return p, nil
 }
 
-// open opens the pool, and says where its socket is if nobody says otherwise.
-func (o *poolOptions) open(log *slog.Logger) (h *spm.Host, socket string, err error) {
+// api is where the socket of the API is.
+func (o *poolOptions) api() string {
+	switch {
+	case o.socket != "":
+		return o.socket
+	case o.many():
+		return filepath.Join(runDir, "spm.sock")
+	case o.group.name != "":
+		return filepath.Join(runDir, o.group.name+".sock")
+	}
+	return filepath.Join(o.dir, "spm.sock")
+}
+
+// open opens the pool, or what there is to make pools of.
+func (o *poolOptions) open(log *slog.Logger) (*spm.Host, error) {
 	s := spm.HostOptions{
 		Options: spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Images: images{}, Log: log},
+		Jobs:    &imageJobs{noDM: o.group.noDM, log: log},
+		Servers: &imageServers{spm: absolute(o.api()), noDM: o.group.noDM, log: log},
 	}
 	o.group.log = log
 	switch {
 	case o.many():
 		return o.openMany(s)
 	case o.group.name == "":
-		h, err = spm.OpenDir(o.dir, s)
-		return h, filepath.Join(o.dir, "spm.sock"), adviseDir(err)
+		h, err := spm.OpenDir(o.dir, s)
+		return h, adviseDir(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), groupOpenLimit)
 	defer cancel()
 	g, err := openVolumeGroup(ctx, o.group)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	h, err = spm.OpenGroup(ctx, g, s)
-	return h, filepath.Join(runDir, o.group.name+".sock"), err
+	return spm.OpenGroup(ctx, g, s)
 }
 
 // openMany opens a host whose domains come through the API.
-func (o *poolOptions) openMany(s spm.HostOptions) (*spm.Host, string, error) {
+func (o *poolOptions) openMany(s spm.HostOptions) (*spm.Host, error) {
 	s.Roots, s.Devices, s.State = o.roots, o.group.devices, o.state
 	if len(s.Devices) > 0 {
 		s.Groups = volumeGroups{o.group}
 	}
 	if err := os.MkdirAll(runDir, 0o755); err != nil && o.socket == "" {
-		return nil, "", err
+		return nil, err
 	}
-	h, err := spm.OpenHost(s)
-	return h, filepath.Join(runDir, "spm.sock"), err
+	return spm.OpenHost(s)
 }
 
 // groupOpenLimit is how long lvm may take to find a group; it waits for whoever
