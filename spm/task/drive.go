@@ -215,6 +215,9 @@ func (e *Engine) act(ctx context.Context, t *task) error {
 		result:   func(v any) error { return e.result(t, v) },
 	}
 	if !r.Undo && r.State == Running && r.Step < t.plan.Commit {
+		if err := ctx.Err(); err != nil { // it was stopped in the meantime
+			return err
+		}
 		return s.Do(ctx, run)
 	}
 	f := s.Do
