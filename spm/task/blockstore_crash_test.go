@@ -19,7 +19,7 @@ import (
 	"tidemark/spm/task"
 )
 
-var testError = errors.New("the disk is gone")
+var errDisk = errors.New("the disk is gone")
 
 func logTo(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
 
@@ -204,8 +204,8 @@ func TestBlockStoreFailedWrite(t *testing.T) {
 		next.Step = n + 1
 		next.Args = json.RawMessage(`"` + strings.Repeat("a", rng.IntN(7000)) + `"`)
 		for range 1 + rng.IntN(3) {
-			d.FailSync(testError)
-			require.ErrorIs(t, s.Save(t.Context(), next), testError)
+			d.FailSync(errDisk)
+			require.ErrorIs(t, s.Save(t.Context(), next), errDisk)
 			for range 5 {
 				c, err := task.OpenBlockStore(d.Crash(simdisk.KeepRandom(rng, 0.5)), nil)
 				require.NoError(t, err)

@@ -67,7 +67,7 @@ func runWithFailure(t *testing.T, s scenario, at int, long, durable bool) bool {
 	var n atomic.Int64
 	store.set(func(task.Record) (bool, error) {
 		if k := int(n.Add(1)); k == at || long && k > at {
-			return durable, testError
+			return durable, errDisk
 		}
 		return false, nil
 	})
@@ -76,7 +76,7 @@ func runWithFailure(t *testing.T, s scenario, at int, long, durable bool) bool {
 	l.recover()
 	id, err := l.e.Start(t.Context(), "job", s.job, task.StartOptions{})
 	if err != nil {
-		require.ErrorIs(t, err, testError)
+		require.ErrorIs(t, err, errDisk)
 		require.Empty(t, load(t, store))
 		require.Empty(t, l.e.All())
 		return true
@@ -89,7 +89,7 @@ func runWithFailure(t *testing.T, s scenario, at int, long, durable bool) bool {
 	hit := int(n.Load()) >= at
 	if hit && long {
 		require.Equal(t, task.Recovering, i.State)
-		require.Contains(t, i.Failure().Message, testError.Error())
+		require.Contains(t, i.Failure().Message, errDisk.Error())
 		require.ErrorIs(t, l.e.Clear(t.Context(), id), task.ErrState)
 		store.set(nil)
 		require.NoError(t, l.e.Revert(t.Context(), id))
@@ -111,12 +111,12 @@ func TestStopWhenTheStoreFails(t *testing.T) {
 			if r.State == task.Queued {
 				return false, nil
 			}
-			return false, testError
+			return false, errDisk
 		})
 		id := start(t, e, "gate", 0)
 		i := wait(t, e, id)
 		require.Equal(t, task.Recovering, i.State)
-		require.ErrorContains(t, e.Stop(t.Context(), id), testError.Error())
+		require.ErrorContains(t, e.Stop(t.Context(), id), errDisk.Error())
 		store.set(nil)
 		go func() {
 			require.Equal(t, "undo0", <-g.began)
@@ -134,10 +134,66 @@ func TestClearFails(t *testing.T) {
 	l.recover()
 	id := start(t, l.e, "job", job{Fail: -1})
 	wait(t, l.e, id)
-	require.ErrorIs(t, l.e.Clear(t.Context(), id), testError)
+	require.ErrorIs(t, l.e.Clear(t.Context(), id), errDisk)
 	require.Equal(t, task.Finished, info(t, l.e, id).State)
 }
 
 type undeletable struct{ task.MemoryStore }
 
-func (*undeletable) Delete(context.Context, uuid.UUID) error { return testError }
+func (*undeletable) Delete(context.Context, uuid.UUID) error { return errDisk }
+
+// A step that fails and a store that cannot even write that down: one Revert sets
+// both going.
+func TestBlockedAndTheStoreFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(failing)
+		g, e := gated(t, task.Plan{Steps: make([]task.Step, 1)}, store, task.Options{Attempts: 1})
+		defer e.Close()
+		id := start(t, e, "gate", 0)
+		<-g.began
+		store.set(func(task.Record) (bool, error) { return false, errDisk })
+		g.open <- errBad
+		require.Contains(t, wait(t, e, id).Failure().Message, errDisk.Error())
+		store.set(nil)
+		require.NoError(t, e.Revert(t.Context(), id))
+		<-g.began
+		g.open <- nil
+		require.Equal(t, task.Finished, wait(t, e, id).State)
+	})
+}
+
+// A request that comes while a task's last change is being told waits for that: it
+// is not lost, and what is told is in order.
+func TestRequestsWhileATaskComesToRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		goOn := make(chan bool)
+		var told []task.State
+		g, e := gated(t, task.Plan{Steps: make([]task.Step, 1)}, new(task.MemoryStore), task.Options{Attempts: 1, Notify: func(i task.Info) {
+			if i.Blocked != nil || i.State == task.Finished {
+				<-goOn
+			}
+			told = append(told, i.State)
+		}})
+		defer e.Close()
+		request := func(f func(context.Context, uuid.UUID) error, id uuid.UUID) {
+			answer := make(chan error, 1)
+			go func() { answer <- f(t.Context(), id) }()
+			synctest.Wait()
+			require.Empty(t, answer, "it waits")
+			goOn <- true
+			require.NoError(t, <-answer)
+		}
+		id := start(t, e, "gate", 0)
+		<-g.began
+		g.open <- errBad
+		synctest.Wait()
+		require.NotNil(t, info(t, e, id).Blocked)
+		request(e.Revert, id)
+		<-g.began
+		g.open <- nil
+		synctest.Wait()
+		require.Equal(t, task.Finished, info(t, e, id).State)
+		request(e.Clear, id)
+		require.Equal(t, []task.State{task.Queued, task.Running, task.Recovering, task.Recovering, task.Finished, task.Cleared}, told)
+	})
+}

@@ -246,10 +246,10 @@ func TestDirStoreIsDurable(t *testing.T) {
 	require.NoError(t, s.Save(t.Context(), r))
 	require.Equal(t, []string{".ID.new true", "tasks: 1 ID"}, take())
 
-	fail = testError
+	fail = errDisk
 	changed := r
 	changed.Step = 7
-	require.ErrorIs(t, s.Save(t.Context(), changed), testError)
+	require.ErrorIs(t, s.Save(t.Context(), changed), errDisk)
 	requireSame(t, []task.Record{r}, load(t, s))
 	require.Equal(t, []string{".ID.new true", "tasks: 1 ID"}, take(), "what was not synced is gone")
 
