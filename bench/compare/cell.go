@@ -102,9 +102,13 @@ func cells() []cell {
 }
 
 // has reports whether an arm takes part in a cell: ours, and those of peers that
-// something is wanted beside.
+// something is wanted beside. Where a raw file is only the aim, one of its arms will do.
 func (c cell) has(a arm) bool {
-	return a.at == c.at && (a.ours() || goalOf(c.name, a.peer()) != nil)
+	if a.at != c.at {
+		return false
+	}
+	g := goalOf(c.name, a.peer())
+	return a.ours() || g != nil && (g.Least > 0 || !a.raw || a.name == nbdkitFile(4).name)
 }
 
 // withTime gives a cell's job its time and its seed.
