@@ -89,7 +89,7 @@ func (j *fakeJobs) load(p Place) (i fakeImage, err error) {
 	if p.Format != FormatRaw {
 		return readFakeImage(f)
 	}
-	i = fakeImage{Size: p.Granted, Blocks: map[int]byte{}}
+	i = fakeImage{Size: p.Size, Blocks: map[int]byte{}}
 	b := make([]byte, 1)
 	for n := range fakeBlocks {
 		if _, err := f.ReadAt(b, int64(n)*fakeBlock); err != nil {
@@ -113,6 +113,9 @@ func (j *fakeJobs) store(p Place, i fakeImage) error {
 			return fmt.Errorf("volume %s needs %d bytes and has %d: %w", p.VolumeUUID, i.end(), p.Granted, block.ErrNoSpace)
 		}
 		return i.writeTo(f)
+	}
+	if i.Size > p.Size {
+		return fmt.Errorf("raw volume %s is to have %d bytes, and has %d: %w", p.VolumeUUID, i.Size, p.Size, block.ErrNoSpace)
 	}
 	for n := range fakeBlocks {
 		if _, err := f.WriteAt([]byte{i.Blocks[n]}, int64(n)*fakeBlock); err != nil {
@@ -141,14 +144,9 @@ func (j *fakeJobs) flat(chain []Place) (fakeImage, error) {
 }
 
 func (j *fakeJobs) Measure(_ context.Context, chain []Place, format string) (Measure, error) {
-	out := fakeImage{Blocks: map[int]byte{}}
-	for _, p := range chain { // which may begin in the middle
-		i, err := j.load(p)
-		if err != nil {
-			return Measure{}, err
-		}
-		out.Size = i.Size
-		maps.Copy(out.Blocks, i.Blocks)
+	out, err := j.flat(chain)
+	if err != nil {
+		return Measure{}, err
 	}
 	if format == FormatRaw {
 		return Measure{Required: out.Size, FullyAllocated: out.Size}, j.fail["measure"]
@@ -157,6 +155,9 @@ func (j *fakeJobs) Measure(_ context.Context, chain []Place, format string) (Mea
 }
 
 func (j *fakeJobs) Use(_ context.Context, chain []Place) (ImageUse, error) {
+	if _, err := j.flat(chain); err != nil {
+		return ImageUse{}, err
+	}
 	i, err := j.load(chain[len(chain)-1])
 	return ImageUse{VirtualSize: i.Size, End: i.end()}, err
 }
@@ -202,9 +203,7 @@ func (j *fakeJobs) Commit(_ context.Context, chain []Place, base int, _ Progress
 		if err != nil {
 			return err
 		}
-		if i.Size > dst.Size {
-			return fmt.Errorf("volume %s is larger than what it is merged into", p.VolumeUUID)
-		}
+		dst.Size = max(dst.Size, i.Size)
 		for n, b := range i.Blocks {
 			dst.Blocks[n] = b
 			if err := j.store(chain[base], dst); err != nil {
@@ -248,6 +247,7 @@ type fakeServers struct {
 	jobs *fakeJobs
 	// places asks the manager of the day where a volume and what is below it lie.
 	places func(volume string) ([]Place, error)
+	grow   func(p Place) error // asks it for space
 
 	mu    sync.Mutex
 	byKey map[string]*Server
@@ -318,6 +318,12 @@ func (s *fakeServers) MergeStart(_ context.Context, image, leaf string) error {
 	if err != nil {
 		return err
 	}
+	if err := s.grow(chain[len(chain)-2]); err != nil {
+		return err
+	}
+	if chain, err = s.places(leaf); err != nil {
+		return err
+	}
 	if err := s.jobs.Commit(context.Background(), chain, len(chain)-2, nil); err != nil {
 		return err
 	}
@@ -382,6 +388,14 @@ func (s *fakeServers) write(image string, n int, b byte) error {
 		to = chain[len(chain)-2:]
 	}
 	for _, p := range to {
+		if err := s.grow(p); err != nil {
+			return err
+		}
+	}
+	if chain, err = s.places(have.Leaf); err != nil {
+		return err
+	}
+	for _, p := range chain[len(chain)-len(to):] {
 		if err := s.jobs.write(p, n, b); err != nil {
 			return err
 		}

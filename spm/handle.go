@@ -68,7 +68,7 @@ func (h *VolumeHandle) Mapping() *Mapping { return h.at.Load() }
 func (h *VolumeHandle) Look(ctx context.Context) (*Mapping, error) {
 	r, err := h.api.GetVolumeInfo(ctx, VolumeInfoRequest{
 		Header:    Header{SPMEpoch: h.epoch.Load()},
-		VolumeRef: VolumeRef{Volume: h.info.VolumeUUID, Generation: &h.info.Generation},
+		VolumeRef: VolumeRef{Volume: h.info.VolumeUUID},
 	})
 	if err != nil {
 		return nil, err
@@ -107,6 +107,7 @@ func (h *VolumeHandle) Extend(ctx context.Context, need, want int64) (int64, err
 		VolumeRef: VolumeRef{Volume: h.info.VolumeUUID, Generation: &h.info.Generation},
 		Need:      need, Want: want, WaitMS: extendPoll.Milliseconds(),
 	}
+	looked := false
 	for pause := reconnectFirst; ; pause = min(2*pause, reconnectLast) {
 		asked := time.Now()
 		size, err := h.extendOnce(ctx, r)
@@ -115,6 +116,12 @@ func (h *VolumeHandle) Extend(ctx context.Context, need, want int64) (int64, err
 			return size, nil
 		case ctx.Err() != nil:
 			return 0, fmt.Errorf("extend %s to %d bytes: %w", h.info.Name, need, context.Cause(ctx))
+		case code == CodeStale && !looked: // a merge into the volume counts its generation up
+			now, err := h.api.GetVolumeInfo(ctx, VolumeInfoRequest{VolumeRef: VolumeRef{Volume: h.info.VolumeUUID}})
+			if err != nil {
+				return 0, err
+			}
+			r.VolumeRef.Generation, looked, pause = &now.Volume.Generation, true, 0
 		case code == CodePoolFull && time.Since(asked) > reconnectLast:
 			pause = 0 // it has been held: come back at once, to keep its place
 		case code != CodePoolFull && code != CodeStopping:
@@ -146,7 +153,7 @@ func (h *VolumeHandle) Watch(ctx context.Context, after int64, wait time.Duratio
 // says that it has from bytes as before, unless ctx has ended: a manager that dies
 // over the request is waited for, for only the next one knows what became of it.
 func (h *VolumeHandle) Reduce(ctx context.Context, from, to int64) (int64, error) {
-	ref := VolumeRef{Volume: h.info.VolumeUUID, Generation: &h.info.Generation}
+	ref := VolumeRef{Volume: h.info.VolumeUUID}
 	var refused error
 	for asked := false; ; {
 		now, err := h.api.GetVolumeInfo(ctx, VolumeInfoRequest{VolumeRef: ref})

@@ -28,7 +28,8 @@ type ImageJobs interface {
 	// Copy fills to, a volume whose content does not matter, with what the chain
 	// shows; if backing is not nil, with what its top has above the rest of it.
 	Copy(ctx context.Context, chain []Place, to Place, backing *BackingRef, p Progress) error
-	// Commit writes what the volumes above chain[base] have into that one.
+	// Commit writes what the volumes above chain[base] have into that one, which
+	// becomes as large as the top.
 	Commit(ctx context.Context, chain []Place, base int, p Progress) error
 	// Rebase lets an image say that it is based on something else with the same
 	// content; nil: on nothing. Only its header is changed.

@@ -152,7 +152,7 @@ func (o *operations) fillCopy(ctx context.Context, a copyArgs, p Progress) error
 	if err != nil {
 		return err
 	}
-	return o.fill(ctx, to, a.To.Image, a.To.Volume, func(dst Place) error {
+	return o.fill(ctx, to, a.To.Image, a.To.Volume, false, func(dst Place) error {
 		return o.jobs.Copy(ctx, chain, dst, nil, p)
 	})
 }
@@ -162,8 +162,9 @@ func (o *operations) fillCopy(ctx context.Context, a copyArgs, p Progress) error
 const growPart = 4
 
 // fill lets a job fill a volume, which is made larger when that says that there is
-// too little space in it: a job may be repeated.
-func (o *operations) fill(ctx context.Context, m *Manager, image, id uuid.UUID, job func(Place) error) error {
+// too little space in it: a job may be repeated. With spare, it gets that from the
+// reserve.
+func (o *operations) fill(ctx context.Context, m *Manager, image, id uuid.UUID, spare bool, job func(Place) error) error {
 	for {
 		at, err := m.places(id)
 		if err != nil {
@@ -172,13 +173,13 @@ func (o *operations) fill(ctx context.Context, m *Manager, image, id uuid.UUID, 
 		dst := at[len(at)-1]
 		err = job(dst)
 		if !errors.Is(err, block.ErrNoSpace) {
-			return jobError(err, "copy to volume %s", id)
+			return jobError(err, "fill volume %s", id)
 		}
 		bound := m.info(id).Bound
 		if dst.Granted >= bound {
-			return jobError(err, "copy to volume %s, which has its bound of %d bytes", id, bound)
+			return jobError(err, "fill volume %s, which has its bound of %d bytes", id, bound)
 		}
-		if err := m.grantAtLeast(ctx, image, id, min(dst.Granted+dst.Granted/growPart+m.unit(), bound), false); err != nil {
+		if err := m.grantAtLeast(ctx, image, id, min(dst.Granted+dst.Granted/growPart+m.unit(), bound), spare); err != nil {
 			return err
 		}
 	}

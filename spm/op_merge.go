@@ -122,35 +122,53 @@ func (o *operations) mergeSpace(ctx context.Context, a mergeArgs) error {
 	}
 	need := a.Size
 	if k.meta.Format != Raw {
-		chain, err := m.places(a.successor())
-		if err != nil {
+		if need, err = o.mergedSize(ctx, m, a); err != nil {
 			return err
 		}
-		r, err := o.jobs.Measure(ctx, chain[len(chain)-len(a.Run):], FormatQCOW2)
-		if err != nil {
-			return jobError(err, "measure volume %s", a.successor())
-		}
-		need = min(r.Required+r.Bitmaps, m.info(a.ancestor()).Bound)
+		need = min(need, m.info(a.ancestor()).Bound)
 	}
 	return m.grantAtLeast(ctx, a.Image, a.ancestor(), need, true)
 }
 
+// mergedSize is what the ancestor will take at most: what a copy of the chain does,
+// if it is the base of that, and otherwise what all of them take now.
+func (o *operations) mergedSize(ctx context.Context, m *Manager, a mergeArgs) (need int64, err error) {
+	chain, err := m.places(a.successor())
+	if err != nil {
+		return 0, err
+	}
+	if len(chain) == len(a.Run) {
+		r, err := o.jobs.Measure(ctx, chain, FormatQCOW2)
+		return r.Required + r.Bitmaps, jobError(err, "measure volume %s", a.successor())
+	}
+	for n := len(chain) - len(a.Run); n < len(chain); n++ {
+		use, err := o.jobs.Use(ctx, chain[:n+1])
+		if err != nil {
+			return 0, jobError(err, "look at volume %s", chain[n].VolumeUUID)
+		}
+		need += use.End
+	}
+	return need, nil
+}
+
+// commitMerge copies down. While the ancestor is illegal nobody needs what it shows
+// itself, so that this may be begun as often as it takes.
 func (o *operations) commitMerge(ctx context.Context, a mergeArgs, p Progress) error {
 	m, err := o.domain(a.Domain)
 	if err != nil {
 		return err
 	}
-	chain, err := m.places(a.successor())
-	if err != nil {
-		return err
-	}
-	base := len(chain) - len(a.Run)
-	if m.info(a.ancestor()).Capacity < a.Size && chain[base].Format != FormatRaw {
-		if err := o.jobs.Resize(ctx, chain[:base+1], a.Size); err != nil {
-			return jobError(err, "extend volume %s to %d bytes", a.ancestor(), a.Size)
+	return o.fill(ctx, m, a.Image, a.ancestor(), true, func(Place) error {
+		chain, err := m.places(a.successor())
+		if err != nil {
+			return err
 		}
-	}
-	return jobError(o.jobs.Commit(ctx, chain, base, p), "merge volume %s into %s", a.successor(), a.ancestor())
+		base := len(chain) - len(a.Run)
+		if chain[base].Format == FormatRaw {
+			chain[base].Size = a.Size
+		}
+		return o.jobs.Commit(ctx, chain, base, p)
+	})
 }
 
 // publishMerge makes the ancestor what the successor was, and that illegal with what

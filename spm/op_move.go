@@ -166,7 +166,7 @@ func (o *operations) fillMoved(ctx context.Context, a moveArgs, id uuid.UUID, p 
 		return err
 	}
 	backing := to.backing(to.family().all[id].meta)
-	return o.fill(ctx, to, a.Image, id, func(dst Place) error { return o.jobs.Copy(ctx, chain, dst, backing, p) })
+	return o.fill(ctx, to, a.Image, id, false, func(dst Place) error { return o.jobs.Copy(ctx, chain, dst, backing, p) })
 }
 
 // legalMoved makes the moved image legal, the leaf first: a base that is legal alone

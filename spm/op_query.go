@@ -121,6 +121,9 @@ func (m *Manager) places(id uuid.UUID) ([]Place, error) {
 		if p.Mapping != nil {
 			p.Path = ""
 		}
+		if k.meta.Format == Raw {
+			p.Size = k.meta.Capacity
+		}
 		out = append(out, p)
 	}
 	return out, nil

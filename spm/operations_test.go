@@ -51,8 +51,9 @@ func newWorld(t *testing.T, n int, group bool) *world {
 		}
 		return nil, fs.ErrNotExist
 	}
+	w.servers.grow = w.grow
 	if group {
-		w.group = newFakeGroup(t, 512)
+		w.group = newFakeGroup(t, 1024)
 		w.jobs.group = w.group
 		w.group.moment = func() {
 			if w.moment != nil {
@@ -96,6 +97,16 @@ func (w *world) open() {
 		require.NoError(w.t, err)
 		w.m = append(w.m, m)
 	}
+}
+
+// grow is what a server does whose image may need more than its volume has.
+func (w *world) grow(p Place) error {
+	need := int64(1+fakeBlocks) * mib
+	if p.Format == FormatRaw || p.Granted >= need {
+		return nil
+	}
+	_, err := w.m[0].ExtendVolume(context.Background(), extendRequest(p.VolumeUUID, need, 0))
+	return err
 }
 
 func (w *world) domain() uuid.UUID { return w.m[0].ident.domain }
