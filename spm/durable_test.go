@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
@@ -49,7 +51,7 @@ func (w *syncWatch) take(m *Manager, v Volume) []string {
 	hide := strings.NewReplacer(domainOf(m).images()+"/", "", domainOf(m).images(), "images", v.VolumeUUID, "VOLUME", v.ImageUUID, "IMAGE")
 	var out []string
 	for _, s := range w.synced {
-		if s = hide.Replace(s); strings.Contains(s, extMeta+extNew+" ") {
+		if s = hide.Replace(s); strings.Contains(s, extMeta+extNew+" ") && !strings.Contains(s, ": ") {
 			s, _, _ = strings.Cut(s, " ")
 		}
 		out = append(out, s)
@@ -161,4 +163,93 @@ func TestHostIsFullAfterAll(t *testing.T) {
 		require.Empty(t, pool(t, m).Waiting)
 		require.NoError(t, m.Close())
 	})
+}
+
+// The steps of a chain, in the same way.
+func TestWhatIsDurableWhenOfAChain(t *testing.T) {
+	m, w := watchedPool(t, t.TempDir())
+	v := create(t, m, "web1", 10*gib)
+	image, base := uuid.MustParse(v.ImageUUID), uuid.MustParse(v.VolumeUUID)
+	leaf := uuid.New()
+	w.take(m, v)
+	take := func() (out []string) {
+		for _, s := range w.take(m, v) {
+			out = append(out, strings.ReplaceAll(s, leaf.String(), "LEAF"))
+			if dir, names, ok := strings.Cut(out[len(out)-1], ": "); ok { // in the order of their names
+				sorted := strings.Fields(names)
+				slices.Sort(sorted)
+				out[len(out)-1] = dir + ": " + strings.Join(sorted, " ")
+			}
+		}
+		return out
+	}
+	meta := m.family().all[base].meta
+	meta.Parent, meta.Sequence = base, 2
+	require.NoError(t, m.ensureVolume(t.Context(), making{id: leaf, meta: meta}))
+	require.Equal(t, []string{
+		"IMAGE/LEAF.meta.new",
+		"IMAGE: LEAF.meta.new VOLUME VOLUME.lease VOLUME.meta",
+		"IMAGE/LEAF 134217728",
+		"IMAGE/LEAF 134217728", // with the image in it
+		"IMAGE/LEAF.lease 0",
+		"IMAGE: LEAF LEAF.lease LEAF.meta VOLUME VOLUME.lease VOLUME.meta",
+	}, take(), "add")
+	require.NoError(t, m.ensureVolume(t.Context(), making{id: leaf, meta: meta}))
+	require.Empty(t, take(), "it is there")
+
+	require.NoError(t, m.settle(t.Context(), image))
+	require.Equal(t, []string{
+		"IMAGE/VOLUME.meta.new",
+		"IMAGE: LEAF LEAF.lease LEAF.meta VOLUME VOLUME.lease VOLUME.meta",
+	}, take(), "rewrite")
+	require.NoError(t, m.settle(t.Context(), image))
+	require.Empty(t, take(), "it is so")
+
+	require.NoError(t, m.dropVolume(t.Context(), image, leaf, false))
+	require.Equal(t, []string{
+		"IMAGE: LEAF LEAF.lease LEAF.meta.gone VOLUME VOLUME.lease VOLUME.meta",
+		"IMAGE: LEAF.meta.gone VOLUME VOLUME.lease VOLUME.meta",
+	}, take(), "remove")
+	require.NoError(t, m.dropVolume(t.Context(), image, leaf, false))
+	require.Empty(t, take(), "it has gone")
+}
+
+// What a crash may leave of the volumes of an image is finished or undone, whatever
+// part of it is there.
+func TestHalfMadeAndHalfRemovedOfAChain(t *testing.T) {
+	for name, files := range map[string][]string{
+		"add, begun":      {".meta.new"},
+		"add, made":       {"", ".lease", ".meta.new"},
+		"remove, begun":   {"", ".lease", ".meta.gone"},
+		"remove, in part": {".lease", ".meta.gone"},
+		"remove, nearly":  {".meta.gone"},
+	} {
+		dir := t.TempDir()
+		m := openPool(t, dir, testOptions())
+		v := create(t, m, "web1", gib)
+		half := filepath.Join(filepath.Dir(v.Path), uuid.NewString())
+		for _, ext := range files {
+			require.NoError(t, os.WriteFile(half+ext, []byte("x"), 0o600))
+		}
+		require.NoError(t, os.WriteFile(v.Path+extMeta+extNew, []byte("half"), 0o600))
+		kill(t, m)
+		m = openPool(t, dir, testOptions())
+		require.Equal(t, expectedFiles(m), filesOf(t, m), name)
+		require.Equal(t, v.Granted, volumeOf(t, m, "web1").Granted)
+	}
+}
+
+// A handle goes on when a merge has counted the generation of its volume up.
+func TestHandleOfAnOlderGeneration(t *testing.T) {
+	m := openPool(t, t.TempDir(), testOptions())
+	v := create(t, m, "web1", 10*gib)
+	h, err := m.Volume(t.Context(), "web1")
+	require.NoError(t, err)
+	require.NoError(t, m.setMeta(t.Context(), uuid.MustParse(v.ImageUUID), uuid.MustParse(v.VolumeUUID),
+		func(meta *volumeMeta) { meta.Generation = 1 }))
+	size, err := h.Extend(t.Context(), 200*mib, 200*mib)
+	require.NoError(t, err)
+	require.EqualValues(t, 200*mib, size)
+	_, err = h.Look(t.Context())
+	require.NoError(t, err)
 }
