@@ -230,6 +230,7 @@ func openPool(o *poolOptions, log *slog.Logger) (*pool, error) {
 func (o *poolOptions) open(log *slog.Logger) (h *spm.Host, socket string, err error) {
 	s := spm.HostOptions{
 		Options: spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Images: images{}, Log: log},
+		Jobs:    &imageJobs{noDM: o.group.noDM, log: log},
 	}
 	o.group.log = log
 	switch {
