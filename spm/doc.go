@@ -213,7 +213,8 @@
 //	master:      1 the tasks are copied to the new one -> nothing
 //	             2 the new one has the pool's keys, and a higher version -> commit point
 //	             3 the old one is Regular         -> done by the next SPM
-//	destroyPool: 1 each domain but the master is detached -> a smaller pool
+//	destroyPool: 1 each domain but the master is detached, and so is what claims the
+//	               pool and is of none       -> a smaller pool
 //	             2 the master is of no pool       -> commit point
 //	StartSPM:    1 lease of the master            -> nothing
 //	             2 the epoch is raised            -> commit point

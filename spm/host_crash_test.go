@@ -24,17 +24,17 @@ func (d *mortal) sync(f *os.File) error {
 	return f.Sync()
 }
 
-// A story is what a client does with two domains in directories and one on a group,
+// A hostStory is what a client does with two domains in directories and one on a group,
 // whose names are chosen before, so that it can be told again to the end.
-type story struct {
+type hostStory struct {
 	root    string
 	group   *fakeGroup
 	a, b, c uuid.UUID
 	pool    uuid.UUID
 }
 
-func newStory(t *testing.T) story {
-	s := story{root: t.TempDir(), group: namedGroup(t, "vg1", 16), a: uuid.New(), b: uuid.New(), c: uuid.New(), pool: uuid.New()}
+func newHostStory(t *testing.T) hostStory {
+	s := hostStory{root: t.TempDir(), group: namedGroup(t, "vg1", 16), a: uuid.New(), b: uuid.New(), c: uuid.New(), pool: uuid.New()}
 	for _, d := range []string{"a", "b"} {
 		require.NoError(t, os.Mkdir(filepath.Join(s.root, d), 0o755))
 	}
@@ -42,7 +42,7 @@ func newStory(t *testing.T) story {
 }
 
 // host starts one that has everything connected.
-func (s story) host(t *testing.T, sync func(*os.File) error) *Host {
+func (s hostStory) host(t *testing.T, sync func(*os.File) error) *Host {
 	t.Helper()
 	o := HostOptions{Options: testOptions(), Roots: []string{s.root}, Devices: []string{"/dev/one"}, Groups: fakeGroups{"/dev/one": s.group}}
 	o.Capacity, o.sync = 0, sync
@@ -56,7 +56,7 @@ func (s story) host(t *testing.T, sync func(*os.File) error) *Host {
 
 // chapters are the steps of the story. Each bears to be repeated as a whole: what the
 // dead process has done is no error.
-func (s story) chapters(t *testing.T, h *Host) []func() error {
+func (s hostStory) chapters(t *testing.T, h *Host) []func() error {
 	ctx := t.Context()
 	made := func(err error) error {
 		if CodeOf(err) == CodeExists {
@@ -88,7 +88,7 @@ func (s story) chapters(t *testing.T, h *Host) []func() error {
 }
 
 // manage makes the host the SPM, of the master that there is.
-func (s story) manage(t *testing.T, h *Host) error {
+func (s hostStory) manage(t *testing.T, h *Host) error {
 	if err := h.ConnectPool(t.Context(), s.pool, uuid.Nil, 0); err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func (s story) manage(t *testing.T, h *Host) error {
 }
 
 // moveTo moves the master's role from a.
-func (s story) moveTo(t *testing.T, h *Host, to uuid.UUID) error {
+func (s hostStory) moveTo(t *testing.T, h *Host, to uuid.UUID) error {
 	info, err := h.PoolInfo(t.Context(), s.pool)
 	if err != nil || info.Master == to {
 		return err
@@ -109,10 +109,10 @@ func (s story) moveTo(t *testing.T, h *Host, to uuid.UUID) error {
 // says; and goes on from there to the same end.
 func TestHostDiesAtEveryStep(t *testing.T) {
 	deaths := 0
-	for chapter := range newStory(t).chapters(t, nil) {
+	for chapter := range newHostStory(t).chapters(t, nil) {
 		for _, disk := range []string{"files", "group"} {
 			for steps := int64(0); ; steps++ {
-				s := newStory(t)
+				s := newHostStory(t)
 				done := s.die(t, chapter, disk, steps)
 				name := fmt.Sprintf("chapter %d, %s, step %d", chapter, disk, steps)
 				s.survive(t, name, chapter)
@@ -129,7 +129,7 @@ func TestHostDiesAtEveryStep(t *testing.T) {
 
 // die tells the story up to a chapter, in which the process dies at a change of that
 // sort of disk. It reports whether it has not.
-func (s story) die(t *testing.T, chapter int, disk string, steps int64) bool {
+func (s hostStory) die(t *testing.T, chapter int, disk string, steps int64) bool {
 	t.Helper()
 	d := &mortal{}
 	d.left.Store(1 << 40)
@@ -161,7 +161,7 @@ func (s story) die(t *testing.T, chapter int, disk string, steps int64) bool {
 }
 
 // survive lets the next host find what there is, and come to the end.
-func (s story) survive(t *testing.T, name string, chapter int) {
+func (s hostStory) survive(t *testing.T, name string, chapter int) {
 	t.Helper()
 	h := s.host(t, (*os.File).Sync)
 	defer func() { require.NoError(t, h.Close()) }()
@@ -191,17 +191,22 @@ func (s story) survive(t *testing.T, name string, chapter int) {
 		err := c()
 		require.True(t, err == nil || s.wasDone(chapter+i, i, err), "%s: then chapter %d: %v", name, chapter+i, err)
 	}
+	other := uuid.New()
+	require.NoError(t, h.CreateDomain(t.Context(), CreateDomain{Type: DomainBlock, ID: other, Where: "vg1"}), name)
+	require.NoError(t, h.FormatDomain(t.Context(), other), name)
 	require.Empty(t, s.group.State().Volumes, name)
-	require.NoFileExists(t, filepath.Join(s.root, "b", s.b.String()), name)
+	require.Empty(t, s.group.State().Tags, name)
+	next := uuid.New()
+	require.NoError(t, h.CreateDomain(t.Context(), CreateDomain{Type: DomainLocal, ID: next, Where: filepath.Join(s.root, "b")}), name)
 	left, err := filepath.Glob(filepath.Join(s.root, "b", "*"))
 	require.NoError(t, err)
-	require.Equal(t, []string{filepath.Join(s.root, "b", "spm.lock")}, left, name)
+	require.ElementsMatch(t, []string{filepath.Join(s.root, "b", next.String()), filepath.Join(s.root, "b", "spm.lock")}, left, name)
 	require.Equal(t, DomainUnattached, mustState(t, h, s.a), name)
 }
 
 // wasDone reports whether the chapter that the process died in had been done: then it
 // cannot be done again, and says so.
-func (s story) wasDone(chapter, since int, err error) bool {
+func (s hostStory) wasDone(chapter, since int, err error) bool {
 	code := CodeOf(err)
 	switch chapter {
 	case 8: // detached
@@ -224,7 +229,7 @@ func mustState(t *testing.T, h *Host, d uuid.UUID) DomainState {
 }
 
 // pooled makes the host the SPM of the pool, if there is one.
-func (s story) pooled(t *testing.T, h *Host, name string) (info PoolInfo, found bool) {
+func (s hostStory) pooled(t *testing.T, h *Host, name string) (info PoolInfo, found bool) {
 	t.Helper()
 	err := s.manage(t, h)
 	if CodeOf(err) == CodeUnknownPool {

@@ -160,6 +160,14 @@ func (h *Host) DestroyPool(ctx context.Context, pool uuid.UUID) error {
 		}
 		h.learn(p, meta)
 	}
+	all, _ := h.look(ctx)
+	for _, f := range all { // those that claim the pool and are of none: nobody else will tell them
+		if f.there() && f.is.pool == pool && f.id != meta.master {
+			if err := h.claim(ctx, f, uuid.Nil); err != nil {
+				return err
+			}
+		}
+	}
 	if err := h.claim(ctx, master, uuid.Nil); err != nil {
 		return err
 	}
