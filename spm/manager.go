@@ -188,6 +188,7 @@ type said struct {
 func (v *volume) name() string     { return v.said.Load().name }
 func (v *volume) meta() volumeMeta { return v.said.Load().meta }
 
+// Close ends the requests that wait, stops serving and releases the domain.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	if m.closed {

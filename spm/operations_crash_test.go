@@ -12,9 +12,16 @@ import (
 type taskStory struct {
 	name    string
 	domains int
-	// tell prepares the world and returns the task, what the image shows before and
-	// after it, and where to look then.
-	tell func(w *world) (kind string, args any, err error, look func() string, before, after string)
+	tell    func(w *world) tale
+}
+
+// A tale is a task, where to look, and what is seen there before and after it.
+type tale struct {
+	kind          string
+	args          any
+	err           error
+	look          func() string
+	before, after string
 }
 
 func stories() []taskStory {
@@ -28,72 +35,72 @@ func stories() []taskStory {
 		}
 	}
 	return []taskStory{
-		{"create", 1, func(w *world) (string, any, error, func() string, string, string) {
+		{"create", 1, func(w *world) tale {
 			r := w.newVolume(uuid.New(), uuid.New())
 			kind, args, err := w.ops.createVolume(w.t.Context(), r)
-			return kind, args, err, one(w, r.Image), "nothing", " LEAF"
+			return tale{kind, args, err, one(w, r.Image), "nothing", " LEAF"}
 		}},
-		{"snapshot", 1, func(w *world) (string, any, error, func() string, string, string) {
+		{"snapshot", 1, func(w *world) tale {
 			image := uuid.New()
 			r := w.newVolume(image, uuid.New())
 			r.Parent, r.Size = w.volume(image, uuid.Nil, "a"), 0
 			kind, args, err := w.ops.createVolume(w.t.Context(), r)
-			return kind, args, err, one(w, image), "a LEAF", "a INTERNAL LEAF"
+			return tale{kind, args, err, one(w, image), "a LEAF", "a INTERNAL LEAF"}
 		}},
-		{"delete", 1, func(w *world) (string, any, error, func() string, string, string) {
+		{"delete", 1, func(w *world) tale {
 			image := uuid.New()
 			a := w.volume(image, uuid.Nil, "a")
 			b := w.volume(image, a, "b")
 			c := w.volume(image, b, "c")
 			kind, args, err := w.ops.deleteVolumes(w.t.Context(), DeleteVolumes{Domain: w.domain(), Image: image, Volumes: []uuid.UUID{b, c}, PostZero: true})
-			return kind, args, err, one(w, image), "c INTERNAL INTERNAL LEAF", "a LEAF"
+			return tale{kind, args, err, one(w, image), "c INTERNAL INTERNAL LEAF", "a LEAF"}
 		}},
-		{"delete image", 1, func(w *world) (string, any, error, func() string, string, string) {
+		{"delete image", 1, func(w *world) tale {
 			image := uuid.New()
 			w.volume(image, w.volume(image, uuid.Nil, "a"), "b")
 			kind, args, err := w.ops.deleteImage(w.t.Context(), DeleteImage{Domain: w.domain(), Image: image})
-			return kind, args, err, one(w, image), "b INTERNAL LEAF", "nothing"
+			return tale{kind, args, err, one(w, image), "b INTERNAL LEAF", "nothing"}
 		}},
-		{"copy", 1, func(w *world) (string, any, error, func() string, string, string) {
+		{"copy", 1, func(w *world) tale {
 			image := uuid.New()
 			w.volume(image, w.volume(image, uuid.Nil, "aa"), "b")
 			to := w.at(uuid.New(), uuid.New())
 			kind, args, err := w.ops.copyImage(w.t.Context(), CopyImage{From: w.at(image, uuid.Nil), To: to})
-			return kind, args, err, one(w, to.Image), "nothing", "ba LEAF"
+			return tale{kind, args, err, one(w, to.Image), "nothing", "ba LEAF"}
 		}},
-		{"merge", 1, func(w *world) (string, any, error, func() string, string, string) {
+		{"merge", 1, func(w *world) tale {
 			image := uuid.New()
 			a := w.volume(image, uuid.Nil, "aaa")
 			b := w.volume(image, a, "bb")
 			w.volume(image, b, "c")
 			kind, args, err := w.merge(image, a, b)
-			return kind, args, err, one(w, image), "cba INTERNAL INTERNAL LEAF", "cba INTERNAL LEAF"
+			return tale{kind, args, err, one(w, image), "cba INTERNAL INTERNAL LEAF", "cba INTERNAL LEAF"}
 		}},
-		{"merge leaf", 1, func(w *world) (string, any, error, func() string, string, string) {
+		{"merge leaf", 1, func(w *world) tale {
 			image := uuid.New()
 			a := w.volume(image, uuid.Nil, "aaa")
 			b := w.volume(image, w.volume(image, a, "bb"), "c")
 			kind, args, err := w.merge(image, a, b)
-			return kind, args, err, one(w, image), "cba INTERNAL INTERNAL LEAF", "cba LEAF"
+			return tale{kind, args, err, one(w, image), "cba INTERNAL INTERNAL LEAF", "cba LEAF"}
 		}},
-		{"extend", 1, func(w *world) (string, any, error, func() string, string, string) {
+		{"extend", 1, func(w *world) tale {
 			image := uuid.New()
 			a := w.volume(image, uuid.Nil, "a")
 			kind, args, err := w.ops.extendVolumeSize(w.t.Context(), w.at(image, a), 2*gib)
-			return kind, args, err, func() string { return w.sizes(a) }, fmt.Sprint(gib), fmt.Sprint(2 * gib)
+			return tale{kind, args, err, func() string { return w.sizes(a) }, fmt.Sprint(gib), fmt.Sprint(2 * gib)}
 		}},
-		{"reduce", 1, func(w *world) (string, any, error, func() string, string, string) {
+		{"reduce", 1, func(w *world) tale {
 			image := uuid.New()
 			a := w.volume(image, uuid.Nil, "a")
 			extend(w.t, w.m[0], a.String(), 3*fakeExtent, 0)
 			kind, args, err := w.ops.reduceVolume(w.t.Context(), w.at(image, a))
-			return kind, args, err, one(w, image), "a LEAF", "a LEAF"
+			return tale{kind, args, err, one(w, image), "a LEAF", "a LEAF"}
 		}},
-		{"move", 2, func(w *world) (string, any, error, func() string, string, string) {
+		{"move", 2, func(w *world) tale {
 			image := uuid.New()
 			w.volume(image, w.volume(image, uuid.Nil, "aa"), "b")
 			kind, args, err := w.ops.moveImage(w.t.Context(), MoveImage{From: w.domain(), To: w.m[1].ident.domain, Image: image})
-			return kind, args, err, func() string {
+			return tale{kind, args, err, func() string {
 				out := ""
 				for n, m := range w.m {
 					if len(m.family().images[image]) > 0 {
@@ -102,7 +109,7 @@ func stories() []taskStory {
 					}
 				}
 				return out
-			}, "0 ba INTERNAL LEAF", "1 ba INTERNAL LEAF"
+			}, "0 ba INTERNAL LEAF", "1 ba INTERNAL LEAF"}
 		}},
 	}
 }
@@ -129,12 +136,12 @@ func TestTasksDieAtEveryStep(t *testing.T) {
 
 func sweepSteps(t *testing.T, w *world, s taskStory) {
 	for dieAt, undone, done := 0, 0, 0; ; dieAt++ {
-		kind, args, err, look, before, after := s.tell(w)
-		require.NoError(t, err)
-		require.Equal(t, before, look())
-		switch err := w.run(kind, args, dieAt); {
+		is := s.tell(w)
+		require.NoError(t, is.err)
+		require.Equal(t, is.before, is.look())
+		switch err := w.run(is.kind, is.args, dieAt); {
 		case err == nil:
-			require.Equal(t, after, look())
+			require.Equal(t, is.after, is.look())
 			w.consistent()
 			require.Positive(t, undone)
 			if dieAt > 4 {
@@ -147,10 +154,10 @@ func sweepSteps(t *testing.T, w *world, s taskStory) {
 		w.restart()
 		if w.recover() {
 			done++
-			require.Equal(t, after, look(), "died at %d, was finished", dieAt)
+			require.Equal(t, is.after, is.look(), "died at %d, was finished", dieAt)
 		} else {
 			undone++
-			require.Equal(t, legalText(before), legalText(look()), "died at %d, was rolled back", dieAt)
+			require.Equal(t, legalText(is.before), legalText(is.look()), "died at %d, was rolled back", dieAt)
 		}
 		w.consistent()
 	}
@@ -180,10 +187,10 @@ func TestTasksDieWithinEveryStep(t *testing.T) {
 func sweepMoments(t *testing.T, w *world, s taskStory) {
 	clock := newDeath(w)
 	for dieAt := 0; ; dieAt++ {
-		kind, args, err, look, before, after := s.tell(w)
-		require.NoError(t, err)
+		is := s.tell(w)
+		require.NoError(t, is.err)
 		clock.set(dieAt)
-		err = w.run(kind, args, -1)
+		err := w.run(is.kind, is.args, -1)
 		clock.set(-1)
 		if err == nil {
 			require.Positive(t, dieAt)
@@ -191,17 +198,17 @@ func sweepMoments(t *testing.T, w *world, s taskStory) {
 		}
 		require.ErrorIs(t, err, errCrash)
 		w.restart()
-		w.judge(look, before, after, fmt.Sprint("died at ", dieAt))
+		w.judge(is, fmt.Sprint("died at ", dieAt))
 	}
 }
 
 // judge recovers a task and looks.
-func (w *world) judge(look func() string, before, after, when string) {
+func (w *world) judge(is tale, when string) {
 	w.t.Helper()
 	if w.recover() {
-		require.Equal(w.t, after, look(), "%s, was finished", when)
+		require.Equal(w.t, is.after, is.look(), "%s, was finished", when)
 	} else {
-		require.Equal(w.t, legalText(before), legalText(look()), "%s, was rolled back", when)
+		require.Equal(w.t, legalText(is.before), legalText(is.look()), "%s, was rolled back", when)
 	}
 	w.consistent()
 }
@@ -234,9 +241,9 @@ func TestRecoveryDiesEverywhere(t *testing.T) {
 	for _, s := range stories() {
 		t.Run(s.name, func(t *testing.T) {
 			both(t, s.domains, func(t *testing.T, w *world) {
-				kind, args, err, _, _, _ := s.tell(w)
-				require.NoError(t, err)
-				require.ErrorIs(t, w.run(kind, args, 0), errCrash)
+				is := s.tell(w)
+				require.NoError(t, is.err)
+				require.ErrorIs(t, w.run(is.kind, is.args, 0), errCrash)
 				commit := w.plan().Commit
 				sweepRecovery(t, w, s, 2*commit-1) // the last that is rolled back
 				sweepRecovery(t, w, s, 2*commit)   // the first that is not
@@ -248,9 +255,9 @@ func TestRecoveryDiesEverywhere(t *testing.T) {
 func sweepRecovery(t *testing.T, w *world, s taskStory, step int) {
 	clock := newDeath(w)
 	for dieAt := 0; ; dieAt++ {
-		kind, args, err, look, before, after := s.tell(w)
-		require.NoError(t, err)
-		err = w.run(kind, args, step)
+		is := s.tell(w)
+		require.NoError(t, is.err)
+		err := w.run(is.kind, is.args, step)
 		if err == nil { // there is no step behind the commit point
 			return
 		}
@@ -266,6 +273,6 @@ func sweepRecovery(t *testing.T, w *world, s taskStory, step int) {
 		}
 		w.record = &record
 		w.restart()
-		w.judge(look, before, after, fmt.Sprintf("died at %d of the recovery", dieAt))
+		w.judge(is, fmt.Sprintf("died at %d of the recovery", dieAt))
 	}
 }

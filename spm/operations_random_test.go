@@ -2,6 +2,7 @@ package spm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -132,7 +133,8 @@ func (c *client) do(ctx context.Context, kind string, args any, err error) (bool
 	case info.State == task.Failed && (stopped || info.Error.Code == int(CodePoolFull)):
 		return false, nil
 	}
-	return false, fmt.Errorf("%s has become %s: %+v, blocked by %+v", kind, info.State, info.Error, info.Blocked)
+	record, err := json.Marshal(info.Record)
+	return false, errors.Join(err, fmt.Errorf("%s has become %s", kind, record))
 }
 
 func (c *client) turn(ctx context.Context) error {
