@@ -55,11 +55,17 @@ func (d *disk) openBelow(ctx context.Context, volume string) (*layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &layer{path: h.Path(), format: h.Info().Format, volume: h, size: h.Info().Size}
+	l := d.volumeLayer(h)
+	return l, l.openFile(ctx, true)
+}
+
+// volumeLayer is a volume that is not open yet.
+func (d *disk) volumeLayer(h *spm.VolumeHandle) *layer {
+	l := &layer{path: h.Path(), format: h.Info().Format, volume: h, size: h.Info().Size, exchanged: d.spec.Exchanged}
 	l.again = func(ctx context.Context, readOnly bool) (block.File, *hostfile.File, error) {
 		return openVolumeFile(ctx, h, volumeAccess{readOnly: readOnly, noDM: d.spec.NoDM, log: d.spec.Log})
 	}
-	return l, l.openFile(ctx, true)
+	return l
 }
 
 // openFile opens the file of a volume, and reads its header.

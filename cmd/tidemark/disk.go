@@ -39,6 +39,8 @@ type diskSpec struct {
 	// Backing is what may be opened below the image; nil is nothing. What is below
 	// a volume says its pool.
 	Backing *backingChoice
+	// Exchanged: what is below a volume may become another device while it is open.
+	Exchanged bool
 	// IgnoreDiscard keeps the space of what the guest discards.
 	IgnoreDiscard bool
 	// NoDM opens a volume on a volume group through its segments, although
@@ -84,11 +86,16 @@ func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 	if err := d.openFile(ctx); err != nil {
 		return nil, err
 	}
-	if err := d.openDevice(ctx); err != nil {
-		return nil, errors.Join(err, d.below.Close(), d.file.Close())
+	backing, err := d.openBacking(ctx)
+	if err == nil {
+		err = d.openDevice(ctx, backing)
 	}
-	if d.thin != nil {
-		d.recalling = d.recall()
+	if err != nil {
+		err = errors.Join(err, d.below.Close())
+		if d.file != nil {
+			err = errors.Join(err, d.file.Close())
+		}
+		return nil, err
 	}
 	return d, nil
 }
@@ -98,8 +105,8 @@ func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 // the image is open.
 const fileReserve = 256 << 20
 
-// openDevice opens the image in the file.
-func (d *disk) openDevice(ctx context.Context) (err error) {
+// openDevice opens the image in the file, over what it is based on.
+func (d *disk) openDevice(ctx context.Context, backing block.Device) (err error) {
 	if d.spec.Raw {
 		o := rawimage.Options{ReadOnly: d.spec.ReadOnly, IgnoreDiscard: d.spec.IgnoreDiscard}
 		if d.volume != nil {
@@ -108,9 +115,13 @@ func (d *disk) openDevice(ctx context.Context) (err error) {
 		d.device, err = openRaw(d.file, d.host, o)
 		return err
 	}
-	backing, err := d.openBacking(ctx)
-	if err != nil {
-		return err
+	if d.volume != nil && d.spec.ReadOnly && !d.spec.ForceShare {
+		l := d.volumeLayer(d.volume)
+		l.file, l.host = d.file, d.host
+		err := l.replay(ctx, backing, d.spec.Log)
+		if d.file, d.host = l.file, l.host; err != nil {
+			return err
+		}
 	}
 	reserve := int64(0) // the engine's own choice: what a volume is granted, others lack
 	if d.thin == nil {
@@ -128,12 +139,18 @@ func (d *disk) openDevice(ctx context.Context) (err error) {
 		return fmt.Errorf("%s: %w", d.path, adviseImage(err))
 	}
 	d.image, d.device = image, image
+	if d.thin != nil {
+		d.recalling = d.recall()
+	}
 	return nil
 }
 
 // openBacking opens the chain below the image as far as it is allowed, and returns
 // its uppermost image, nil if there is none.
 func (d *disk) openBacking(ctx context.Context) (block.Device, error) {
+	if d.spec.Raw && d.volume == nil {
+		return nil, nil
+	}
 	var err error
 	if d.volume != nil {
 		if d.below, err = d.openVolumesBelow(ctx, d.volume); err != nil {
@@ -202,7 +219,10 @@ func (d *disk) Path() string { return d.path }
 
 // Close commits, gives reserved space back and closes everything. No request may
 // be in progress in a front end; those that wait for space are cancelled.
-func (d *disk) Close() error {
+func (d *disk) Close() error { return errors.Join(d.closeTop(), d.below.Close()) }
+
+// closeTop closes everything but what is below the image.
+func (d *disk) closeTop() error {
 	if d.recalling != nil {
 		d.recalling()
 	}
@@ -210,7 +230,6 @@ func (d *disk) Close() error {
 	if err != nil {
 		err = fmt.Errorf("close %s: %w", d.path, err)
 	}
-	err = errors.Join(err, d.below.Close())
 	if dir := redoDirOf(redoDir(), d.file.Info().ID); dir != "" {
 		_ = os.Remove(dir) // it is empty, unless somebody has to find something there
 	}

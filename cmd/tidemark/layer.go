@@ -10,6 +10,7 @@ import (
 	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
 	"tidemark/internal/rawimage"
+	"tidemark/internal/swap"
 	"tidemark/qcow2"
 	"tidemark/qcow2/format"
 	"tidemark/spm"
@@ -17,18 +18,28 @@ import (
 
 // A layer is one image of a chain, open for reading.
 type layer struct {
-	path     string // as QEMU would show it
-	format   string
-	file     block.File
-	host     *hostfile.File    // file; nil for a logical volume
-	volume   *spm.VolumeHandle // whose file it is, if the pool was asked; else nil
-	size     int64             // of a raw volume; 0 is the file's
-	writable bool              // the device is for writing
+	path      string // as QEMU would show it
+	format    string
+	file      block.File
+	host      *hostfile.File    // file; nil for a logical volume
+	volume    *spm.VolumeHandle // whose file it is, if the pool was asked; else nil
+	size      int64             // of a raw volume; 0 is the file's
+	writable  bool              // the device is for writing
+	exchanged bool              // it may be, so it has a seat
 	// again opens the file of a volume once more, for reading or for writing; nil
 	// for one that is no volume.
 	again  func(ctx context.Context, readOnly bool) (block.File, *hostfile.File, error)
 	header *format.Header // nil if it is raw
-	device block.Device   // set by chain.open
+	device block.Device   // set by open
+	seat   *swap.Device   // shows device to the image above, if it may be exchanged; else nil
+}
+
+// shown is what the image above reads from.
+func (l *layer) shown() block.Device {
+	if l.seat != nil {
+		return l.seat
+	}
+	return l.device
 }
 
 // A chain is what an image reads where it has nothing itself: its backing file
@@ -44,13 +55,18 @@ func (c chain) open(ctx context.Context, log *slog.Logger) (block.Device, error)
 		if err := l.open(ctx, below, backingCacheBytes/int64(len(c)), log); err != nil {
 			return nil, fmt.Errorf("%s, a backing file: %w", l.path, adviseImage(err))
 		}
-		below = l.device
+		below = l.shown()
 	}
 	return below, nil
 }
 
 // open makes a device of the file, over what is below it.
 func (l *layer) open(ctx context.Context, below block.Device, cache int64, log *slog.Logger) (err error) {
+	defer func() {
+		if err == nil && l.exchanged && l.seat == nil {
+			l.seat = swap.New(l.device)
+		}
+	}()
 	if l.header == nil {
 		l.device, err = openRaw(l.file, l.host, rawimage.Options{ReadOnly: !l.writable, Size: l.size})
 		return err
@@ -69,6 +85,14 @@ func (l *layer) open(ctx context.Context, below block.Device, cache int64, log *
 	}
 	l.device, err = openQCOW2(ctx, l.file, o)
 	return err
+}
+
+// device is what the image above the chain reads from, nil if there is none.
+func (c chain) device() block.Device {
+	if len(c) == 0 {
+		return nil
+	}
+	return c[0].shown()
 }
 
 // backingCacheBytes is for the tables of all images of a chain together.

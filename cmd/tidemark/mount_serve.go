@@ -64,13 +64,14 @@ func (s *mountService) start(ctx context.Context) error {
 	var files []fusefs.File
 	memory := respectMemory(s.log)
 	for _, f := range s.plan.files {
-		d, err := s.open(ctx, diskSpec{
+		opened, err := s.open(ctx, diskSpec{
 			Image: f.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard,
 			Raw: s.plan.raw, Backing: &s.plan.backing, CacheBytes: memory.cache(len(s.plan.files)),
 		})
 		if err != nil {
 			return err
 		}
+		d := opened.disk.Load() // nothing is exchanged here
 		s.space.add(d)
 		files = append(files, d.File(f.name))
 	}

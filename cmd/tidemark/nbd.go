@@ -41,6 +41,7 @@ type nbdOptions struct {
 	fork    bool
 	pidFile string
 	qmp     string
+	control string
 	verbose bool
 	list    bool
 	version bool
@@ -50,6 +51,10 @@ const nbdHelp = `Serve QCOW2 images over NBD, on a unix socket or over TCP, unti
 Ctrl-C, or without -t until the last client has gone. The socket appears when
 everything is ready. At the end everything is committed and reserved space is
 given back; a second signal ends at once.
+
+With --control, the disks can be looked at and changed while they are served: made
+larger, which NBD clients see when they connect again; and a pool's volume gets
+snapshots, and is merged into the one below it. curl --unix-socket PATH http://./
 
 A socket that systemd passes (LISTEN_FDS) is used instead of -k, -b and -p.
 
@@ -159,14 +164,14 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 
 	f.BoolVar(&o.fork, "fork", false, "go to the background when the socket is ready; nothing is logged from then on")
 	f.StringVar(&o.qmp, "qmp", "", "QMP socket of the QEMU that uses the volume: when a write has got ENOSPC, which pauses the guest, let it go on when there is space")
+	f.StringVar(&o.control, "control", "", "unix socket to make, with mode 0600, on which the process tells what it serves and is steered, in HTTP and JSON: GET /, POST /flush /resize /snapshot /merge /pivot /cancel /stop")
 	f.StringVar(&o.pidFile, "pid-file", "", "write the process's number to this file when the socket is ready")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "as --log-level debug")
 	f.BoolVarP(&o.list, "list", "L", false, "list the exports of the server at -k, or -b and -p")
 	f.BoolVarP(&o.version, "version", "V", false, "print the version")
 }
 
-// refuseNBD are the options of qemu-nbd that are not there, and one of ours that
-// is not there yet.
+// refuseNBD are the options of qemu-nbd that are not there.
 func refuseNBD(c *cobra.Command) {
 	const noDevice = "the kernel's client is not started from here: use nbd-client -unix SOCKET DEVICE"
 	const noSnapshot = "not supported yet: use qemu-nbd, or copy the snapshot out with qemu-img convert -l"
@@ -177,7 +182,6 @@ func refuseNBD(c *cobra.Command) {
 		refusal{"bitmap", "B", true, "dirty bitmaps are not supported yet: use qemu-nbd -B on an image that nothing writes to"},
 		refusal{"snapshot", "s", false, noSnapshot}, refusal{"load-snapshot", "l", true, noSnapshot},
 		refusal{"nocache", "n", false, "bypassing the page cache is not supported yet: use --cache=writeback, the default"},
-		refusal{"control", "", true, "not supported yet: the log says what is served, SIGTERM ends it, and tidemark volume list shows the pool"},
 		refusal{"trace", "T", true, "trace points are not there: use -v"},
 		refusal{"selinux-label", "", true, "not supported: set the label with a policy, or chcon after the start"})
 }

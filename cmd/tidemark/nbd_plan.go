@@ -27,6 +27,7 @@ type nbdPlan struct {
 	shared          int
 	persistent      bool
 	pidFile         string
+	control         string      // socket to be steered by, "" is none
 	qmp             string      // of the QEMU that uses the volumes, "" if it is not to be resumed
 	server          nbd.Options // without the logger
 	patient         bool        // --patience was given: it goes before that of a pool
@@ -41,7 +42,7 @@ type nbdExport struct {
 func (o *nbdOptions) plan(images []string, changed func(string) bool, env string) (nbdPlan, error) {
 	p := nbdPlan{
 		raw: o.format.value == formatRaw, backing: *o.backing,
-		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile, qmp: o.qmp,
+		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile, qmp: o.qmp, control: o.control,
 		noDM: o.noDM, allocationDepth: o.allocationDepth, rotational: o.rotational,
 		ignoreDiscard: o.discard.value == "ignore" || o.discard.value == "off",
 		patient:       changed("patience"),

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"tidemark/nbd"
 )
@@ -16,13 +17,16 @@ import (
 // An nbdService serves what a plan says. What is opened is closed again in the
 // reverse order, also when the start fails half way:
 //
-//	pid file -> listener -> server -> disks, the last first -> pool
+//	control socket -> pid file -> listener -> server -> disks, the last first -> pool
 type nbdService struct {
 	opener // the disks, and what else has to be closed
 	plan   nbdPlan
 	server *nbd.Server
 	gate   *gate
 	memory memoryBudget
+
+	started time.Time
+	stop    func() // lets the process end
 }
 
 // serveNBD serves until ctx ends, the last client has gone, or the listener
@@ -30,7 +34,9 @@ type nbdService struct {
 func serveNBD(ctx context.Context, p nbdPlan, log *slog.Logger) error {
 	// A reader of our log that goes away must not end the disks.
 	signal.Ignore(syscall.SIGPIPE)
-	s := &nbdService{plan: p, opener: opener{socket: p.spm, log: log}}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	s := &nbdService{plan: p, opener: opener{socket: p.spm, log: log}, started: time.Now().UTC(), stop: stop}
 	err := s.start(ctx)
 	if err == nil {
 		err = forkReady()
@@ -77,7 +83,10 @@ func (s *nbdService) start(ctx context.Context) error {
 		}
 	}
 	s.opened(s.drain)
-	return s.listen(ctx)
+	if err := s.listen(ctx); err != nil || s.plan.control == "" {
+		return err
+	}
+	return s.control()
 }
 
 // export opens one image and offers it.
@@ -85,17 +94,18 @@ func (s *nbdService) export(ctx context.Context, x nbdExport) error {
 	d, err := s.open(ctx, diskSpec{
 		Image: x.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard,
 		NoDM: s.plan.noDM, Raw: s.plan.raw, Backing: &s.plan.backing, CacheBytes: s.memory.cache(len(s.plan.exports)),
+		Exchanged: s.plan.control != "",
 	})
 	if err != nil {
 		return err
 	}
-	s.log.Info("export is ready", x.logAttrs(d))
+	s.log.Info("export is ready", x.logAttrs(d.disk.Load()))
 	export := nbd.Export{
 		Name: x.name, Description: x.description, Device: d.Device(),
 		ReadOnly: s.plan.readOnly, AllocationDepth: s.plan.allocationDepth, Rotational: s.plan.rotational, NoMultiConn: s.plan.shared == 1,
 	}
 	if !s.plan.patient {
-		export.Patience = d.patience
+		export.Patience = d.disk.Load().patience
 	}
 	return s.server.AddExport(export)
 }

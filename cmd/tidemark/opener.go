@@ -39,11 +39,11 @@ type opener struct {
 	socket string // of the pool manager
 	log    *slog.Logger
 	pool   *spm.Client // nil until a volume was opened
-	disks  []*disk     // in the order of opening
+	disks  []*served   // in the order of opening
 }
 
 // open opens the image that spec names. It is closed with the opener.
-func (o *opener) open(ctx context.Context, spec diskSpec) (*disk, error) {
+func (o *opener) open(ctx context.Context, spec diskSpec) (*served, error) {
 	volume := isVolume(spec.Image, o.socket)
 	if volume {
 		if err := o.dial(); err != nil {
@@ -52,14 +52,16 @@ func (o *opener) open(ctx context.Context, spec diskSpec) (*disk, error) {
 		// What is below a volume is its pool's to say.
 		spec.Pool, spec.Raw, spec.Backing = o.pool, false, nil
 	}
+	spec.Exchanged = spec.Exchanged && volume
 	spec.Log = o.log
 	d, err := openDisk(ctx, spec)
 	if err != nil {
 		return nil, o.advise(spec.Image, volume, err)
 	}
-	o.opened(d.Close)
-	o.disks = append(o.disks, d)
-	return d, nil
+	s := newServed(d)
+	o.opened(s.Close)
+	o.disks = append(o.disks, s)
+	return s, nil
 }
 
 // alive returns if no disk hangs: who asks for its figures takes its locks.

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"tidemark/internal/qmp"
-	"tidemark/internal/thin"
 )
 
 // How often it is looked whether a volume that had no space has some, how often
@@ -21,21 +20,15 @@ const (
 // (werror=stop or enospc), once its volume has space again. It is decided here
 // when to ask; QEMU says whether its guest is paused, and why.
 type resumer struct {
-	socket  string
-	volumes []func() thin.Stats
-	log     *slog.Logger
-	hungry  bool // a write has waited since QEMU was last asked
+	socket string
+	disks  []*served
+	log    *slog.Logger
+	hungry bool // a write has waited since QEMU was last asked
 }
 
 // newResumer watches the disks that can wait for space.
-func newResumer(socket string, disks []*disk, log *slog.Logger) *resumer {
-	r := &resumer{socket: socket, log: log}
-	for _, d := range disks {
-		if d.thin != nil {
-			r.volumes = append(r.volumes, d.thin.Stats)
-		}
-	}
-	return r
+func newResumer(socket string, disks []*served, log *slog.Logger) *resumer {
+	return &resumer{socket: socket, disks: disks, log: log}
 }
 
 // run goes on until ctx ends.
@@ -66,8 +59,8 @@ func (r *resumer) run(ctx context.Context) {
 
 // due reports whether a write has waited, and no volume lacks space any more.
 func (r *resumer) due() bool {
-	for _, stats := range r.volumes {
-		if s := stats(); s.Waiting || s.Hungry {
+	for _, d := range r.disks {
+		if s := d.Stats().Thin; s != nil && (s.Waiting || s.Hungry) {
 			r.hungry = true
 			return false
 		}

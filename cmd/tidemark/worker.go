@@ -268,12 +268,9 @@ func (w *worker) rebase(ctx context.Context) error {
 // resize sets the virtual size of the top. A raw volume is as long as it was granted.
 func (w *worker) resize(ctx context.Context) error {
 	return w.with(ctx, len(w.job.Chain)-1, func(c chain) error {
-		if image, ok := c[0].device.(*qcow2.Image); ok {
-			return image.Grow(ctx, w.job.Size)
+		if have := c[0].device.Info().Size; w.job.Size < have {
+			return fmt.Errorf("a disk of %d bytes: expected it to become larger, not %d: %w", have, w.job.Size, block.ErrUnsupported)
 		}
-		if have := c[0].file.Size(); have < w.job.Size {
-			return fmt.Errorf("a raw volume of %d bytes: it has been granted %d: %w", w.job.Size, have, block.ErrNoSpace)
-		}
-		return nil
+		return growDevice(ctx, c[0].device, w.job.Size)
 	})
 }

@@ -155,15 +155,16 @@ func (w *worker) commit(ctx context.Context) error {
 
 // growDevice makes an image at least size bytes large.
 func growDevice(ctx context.Context, d block.Device, size int64) error {
-	have := d.Info().Size
-	image, ok := d.(*qcow2.Image)
+	image, ok := d.(interface {
+		Grow(ctx context.Context, size int64) error
+	})
 	switch {
-	case have >= size:
+	case d.Info().Size >= size:
 		return nil
 	case ok:
 		return image.Grow(ctx, size)
 	}
-	return fmt.Errorf("a raw disk of %d bytes: it has been granted %d: %w", size, have, block.ErrNoSpace)
+	return fmt.Errorf("make the disk %d bytes large: %w", size, block.ErrUnsupported)
 }
 
 // A copyAction is what becomes of an extent.
