@@ -260,10 +260,3 @@ func (m *Manager) edit(ctx context.Context, change func(domainMeta) error) error
 	}
 	return nil
 }
-
-// metadata is what the domain's says now.
-func (m *Manager) metadata() domainMeta {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.meta
-}

@@ -357,13 +357,13 @@ func (h *Host) guard(p *connectedPool, m *Manager, lost <-chan struct{}) {
 }
 
 // SPMStatus says who manages the pool.
-func (h *Host) SPMStatus(ctx context.Context, pool uuid.UUID) (SPMStatus, error) {
+func (h *Host) SPMStatus(ctx context.Context, pool uuid.UUID) (RoleStatus, error) {
 	p, err := h.allowed(pool, verbAsk)
 	if err != nil {
-		return SPMStatus{}, err
+		return RoleStatus{}, err
 	}
 	h.mu.Lock()
-	s := SPMStatus{Role: p.role.String(), ID: localHostID, Epoch: p.meta.epoch}
+	s := RoleStatus{Role: p.role.String(), ID: localHostID, Epoch: p.meta.epoch}
 	free := p.role == roleFree
 	h.mu.Unlock()
 	if !free {
@@ -371,7 +371,7 @@ func (h *Host) SPMStatus(ctx context.Context, pool uuid.UUID) (SPMStatus, error)
 	}
 	meta, _, err := h.readPool(ctx, p)
 	if err != nil {
-		return SPMStatus{}, err
+		return RoleStatus{}, err
 	}
 	if s.ID, s.Epoch = meta.host, meta.epoch; s.ID == localHostID { // it died, or stopped without a word
 		s.ID = noHost

@@ -123,12 +123,11 @@ func (p *groupSite) kind() DomainType { return DomainBlock }
 
 func (p *groupSite) read(context.Context) found {
 	f := found{site: p}
-	if m, err := domainOfTags(p.tags); err == nil {
-		return f.judge(m, nil)
-	} else {
-		f.id = idOfTags(p.tags)
-		return f.judge(nil, err)
+	m, err := domainOfTags(p.tags)
+	if err != nil {
+		m, f.id = nil, idOfTags(p.tags)
 	}
+	return f.judge(m, err)
 }
 
 func (p *groupSite) open(ctx context.Context, domain uuid.UUID, o Options, l Leases) (store, error) {

@@ -40,7 +40,7 @@ type Storage interface {
 	Pools(ctx context.Context) ([]uuid.UUID, error)                  // connected
 	StartSPM(ctx context.Context, pool uuid.UUID) (uuid.UUID, error) // a task
 	StopSPM(ctx context.Context, pool uuid.UUID) error
-	SPMStatus(ctx context.Context, pool uuid.UUID) (SPMStatus, error)
+	SPMStatus(ctx context.Context, pool uuid.UUID) (RoleStatus, error)
 
 	CreateImageVolume(ctx context.Context, r NewVolume) (uuid.UUID, error)
 	DeleteVolumes(ctx context.Context, r DeleteVolumes) (uuid.UUID, error)
@@ -170,13 +170,13 @@ type PoolInfo struct {
 	Name          string                    `json:"name"`
 	Master        uuid.UUID                 `json:"master_uuid"`
 	MasterVersion int64                     `json:"master_version"`
-	SPM           SPMStatus                 `json:"spm"`
+	SPM           RoleStatus                `json:"spm"`
 	Domains       map[uuid.UUID]DomainState `json:"domains"`
 	Stats         DomainStats               `json:"stats"` // of its active domains
 }
 
-// SPMStatus says who manages a pool.
-type SPMStatus struct {
+// RoleStatus says who manages a pool.
+type RoleStatus struct {
 	Role  string `json:"role"`    // Free, Contend or SPM, in VDSM's words
 	ID    int    `json:"host_id"` // -1: nobody
 	Epoch int64  `json:"epoch"`

@@ -134,7 +134,6 @@ type guestLoad struct {
 	stop  atomic.Bool
 	wg    sync.WaitGroup
 	part  int64
-	mu    sync.Mutex // guards below
 	want  [][]byte
 	doubt [][]bool // bytes of the request that was in progress when the server died
 	ended []error

@@ -154,18 +154,18 @@ func (f *Fake) StopSPM(_ context.Context, id uuid.UUID) error {
 }
 
 // SPMStatus says who has it.
-func (f *Fake) SPMStatus(_ context.Context, id uuid.UUID) (spm.SPMStatus, error) {
+func (f *Fake) SPMStatus(_ context.Context, id uuid.UUID) (spm.RoleStatus, error) {
 	defer f.lock()()
 	p, err := f.attached(id)
 	if err != nil {
-		return spm.SPMStatus{}, err
+		return spm.RoleStatus{}, err
 	}
 	return p.status(), nil
 }
 
-func (p *pool) status() spm.SPMStatus {
+func (p *pool) status() spm.RoleStatus {
 	if p.spm {
-		return spm.SPMStatus{Role: "SPM", ID: 1, Epoch: p.epoch}
+		return spm.RoleStatus{Role: "SPM", ID: 1, Epoch: p.epoch}
 	}
-	return spm.SPMStatus{Role: "Free", ID: -1, Epoch: p.epoch}
+	return spm.RoleStatus{Role: "Free", ID: -1, Epoch: p.epoch}
 }
