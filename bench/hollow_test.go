@@ -102,6 +102,7 @@ func (f *hollowFile) WriteAt(p []byte, off int64) (int, error) {
 func (f *hollowFile) WriteAtSync(p []byte, off int64) (int, error) { return f.WriteAt(p, off) }
 func (f *hollowFile) WriteZeroes(int64, int64) error               { return nil }
 func (f *hollowFile) Discard(int64, int64) error                   { return nil }
+func (f *hollowFile) WriteBack(int64, int64)                       {}
 func (f *hollowFile) Sync() error                                  { return nil }
 func (f *hollowFile) Close() error                                 { return nil }
 

@@ -98,6 +98,9 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// WriteBack is described at block.File: nothing is in memory.
+func (f *File) WriteBack(int64, int64) {}
+
 // ReadNow is described at block.File: nothing is in memory.
 func (f *File) ReadNow([]byte, int64) bool { return false }
 

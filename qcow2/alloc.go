@@ -49,6 +49,9 @@ type allocator struct {
 	share  int64 // of the last reservation that was made for want of a table
 	batch  int64 // clusters of the next reservation
 	fill   *fill // the reservation in progress, nil if none
+	// fresh is what the last reservation made ready for data; usedUp what those before
+	// it did, of which little is ready any more, and what is not written back yet.
+	fresh, usedUp []run
 	// last is when a reservation ended, failed when one did without success.
 	last, failed time.Time
 }
@@ -205,6 +208,7 @@ func (im *Image) startFillLocked(table, ahead bool) *fill {
 		}
 		im.mu.Unlock()
 		close(f.done)
+		im.writeBack()
 	}()
 	return f
 }
@@ -213,10 +217,12 @@ func (im *Image) startFillLocked(table, ahead bool) *fill {
 // reservation has failed.
 const prefetchPause = time.Second
 
-// prefetchLocked starts a reservation when half of the last one is used up.
+// prefetchLocked starts a reservation when a quarter of the last one is used up: while
+// the storage is busy with what guests write, making the next one takes as long as they
+// need for half of it.
 func (im *Image) prefetchLocked() {
 	a := &im.alloc
-	if a.fill == nil && a.readyClusters() < a.batch/2 && a.end < a.bound && time.Since(a.failed) > prefetchPause {
+	if a.fill == nil && a.readyClusters() < a.batch*3/4 && a.end < a.bound && time.Since(a.failed) > prefetchPause {
 		im.startFillLocked(false, true)
 	}
 }

@@ -135,6 +135,7 @@ type Image struct {
 	barrier     atomic.Bool
 	unlogged    atomic.Int64 // changes in progress that are not in a ring
 	pushing     atomic.Bool  // tables are written in the background
+	writingBack atomic.Bool  // used-up reservations are written back
 	commitArmed atomic.Bool  // a commit will begin by itself
 
 	allocating semaphore // see the package comment

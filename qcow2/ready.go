@@ -42,8 +42,34 @@ func (im *Image) makeReady(runs []run, tables int64, zero bool) error {
 	for _, r := range forData {
 		im.alloc.ready = appendRun(im.alloc.ready, r)
 	}
+	if !im.direct {
+		im.alloc.usedUp, im.alloc.fresh = append(im.alloc.usedUp, im.alloc.fresh...), forData
+	}
 	steps.At("R6")
 	return nil
+}
+
+// writeBack has the storage write what requests have put into reservations that are
+// used up, unless somebody does so already: a stream of new data is on its way while
+// it goes on, and the next flush need not write all of it. What is overwritten is not
+// hinted at, as it may be again.
+func (im *Image) writeBack() {
+	if !im.writingBack.CompareAndSwap(false, true) {
+		return
+	}
+	defer im.writingBack.Store(false)
+	for im.ctx.Err() == nil {
+		im.mu.Lock()
+		runs := im.alloc.usedUp
+		im.alloc.usedUp = nil
+		im.mu.Unlock()
+		if len(runs) == 0 {
+			return
+		}
+		for _, r := range runs {
+			im.file.WriteBack(r.at<<im.geo.ClusterBits, r.n<<im.geo.ClusterBits)
+		}
+	}
 }
 
 // zeroReserved is R4: zero says that the clusters read zero already. Tables are

@@ -2,7 +2,10 @@ package qcow2_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,6 +14,7 @@ import (
 
 	"tidemark/internal/block"
 	"tidemark/internal/faultfile"
+	"tidemark/internal/simdisk"
 	"tidemark/qcow2"
 )
 
@@ -85,4 +89,43 @@ func TestReserveBytes(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, im.WriteAt(ctx, []byte{1}, 0, 0))
 	require.LessOrEqual(t, im.Stats().Reserved, int64(256<<10))
+}
+
+// hinted keeps the hints that it gets.
+type hinted struct {
+	*simdisk.Disk
+	mu    sync.Mutex
+	hints [][2]int64 // offset and length
+}
+
+func (h *hinted) WriteBack(off, n int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.hints = append(h.hints, [2]int64{off, n})
+}
+
+// TestUsedUpIsWrittenBack: of a stream of new data nearly all is hinted at, once, while
+// it goes on; an overwrite is not.
+func TestUsedUpIsWrittenBack(t *testing.T) {
+	ctx := t.Context()
+	h := &hinted{Disk: newDisk(t, qcow2.CreateOptions{Size: 1 << 30})}
+	im, err := qcow2.Open(ctx, h, qcow2.Options{ReserveBytes: 8 << 20})
+	require.NoError(t, err)
+	piece := bytes.Repeat([]byte{1}, 1<<20)
+	for off := int64(0); off < 64<<20; off += int64(len(piece)) {
+		require.NoError(t, im.WriteAt(ctx, piece, off, 0))
+		im.WaitIdle()
+	}
+	seen := len(h.hints)
+	slices.SortFunc(h.hints, func(a, b [2]int64) int { return cmp.Compare(a[0], b[0]) })
+	total, end := int64(0), int64(0)
+	for _, hint := range h.hints {
+		require.GreaterOrEqual(t, hint[0], end, "once")
+		total, end = total+hint[1], hint[0]+hint[1]
+	}
+	require.Greater(t, total, int64(40<<20))
+	require.NoError(t, im.WriteAt(ctx, piece, 0, 0))
+	im.WaitIdle()
+	require.Len(t, h.hints, seen)
+	require.NoError(t, im.Close())
 }

@@ -24,7 +24,7 @@ func TestSettleSparesWhatIsReservedMeanwhile(t *testing.T) {
 	ctx := t.Context()
 	d := simdisk.New(0, simdisk.Options{})
 	require.NoError(t, qcow2.Create(ctx, d, qcow2.CreateOptions{Size: 1 << 20, ClusterSize: 4096}))
-	first, err := qcow2.Open(ctx, d, qcow2.Options{ReserveBytes: 32 << 10})
+	first, err := qcow2.Open(ctx, d, qcow2.Options{ReserveBytes: 64 << 10})
 	require.NoError(t, err)
 	require.NoError(t, first.WriteAt(ctx, make([]byte, 8192), 0, 0))
 	require.NoError(t, first.Discard(ctx, 0, 8192, 0))

@@ -35,6 +35,11 @@ type File interface {
 	// the content is undefined until it is written or zeroed again.
 	Discard(off, n int64) error
 
+	// WriteBack is a hint that n bytes at off will not change soon: the File may write
+	// what of them is in memory only, so that the next Sync finds less to do, and its
+	// caller may wait meanwhile. It makes nothing durable, and reports nothing.
+	WriteBack(off, n int64)
+
 	// Grow makes the file at least need bytes long, waits as long as ctx
 	// allows until that is possible, and takes what it can towards want
 	// (want >= need). It returns the new size, durably. A file that is large

@@ -91,6 +91,10 @@ func (g *gate) Shrink(ctx context.Context, from, to int64) error {
 	return g.pass(func() error { return g.File.Shrink(ctx, from, to) })
 }
 
+func (g *gate) WriteBack(off, n int64) {
+	_ = g.pass(func() error { g.File.WriteBack(off, n); return nil })
+}
+
 func (g *gate) Sync() error { return g.pass(g.File.Sync) }
 
 // slowly returns f with operations that yield a random number of times before and

@@ -238,6 +238,9 @@ func (f *File) Discard(off, n int64) error {
 	return f.do(Discard, off, n, func(int) error { return f.below.Discard(off, n) })
 }
 
+// WriteBack is described at block.File. It cannot fail, so it is no operation here.
+func (f *File) WriteBack(off, n int64) { f.below.WriteBack(off, n) }
+
 // Grow is described at block.File.
 func (f *File) Grow(ctx context.Context, need, want int64) (int64, error) {
 	size := int64(-1)

@@ -44,6 +44,8 @@ type File struct {
 	durableRaw syscall.RawConn
 	durableMu  sync.Mutex // one durable write at a time
 
+	back writeBack
+
 	zeroCheap bool   // fixed at open
 	id        string // fixed at open
 }
@@ -218,7 +220,7 @@ func (f *File) DropCache() error {
 func (f *File) Close() error {
 	err := f.f.Close()
 	if f.durable != nil {
-		err = errors.Join(err, f.durable.Close())
+		err = errors.Join(err, f.durable.Close(), f.back.close())
 	}
 	if err != nil {
 		return f.failed("close", err)

@@ -199,17 +199,23 @@ func notRegular(path string, mode fs.FileMode) error {
 	return fmt.Errorf("open %s: expected a regular file, found %s", path, kind)
 }
 
-// openDurable opens the descriptor for durable writes. The name may stand for
-// another file by now; the descriptor does not.
-func (f *File) openDurable() error {
-	if f.readOnly {
-		return nil
+// openDurable opens the descriptor for durable writes.
+func (f *File) openDurable() (err error) {
+	if !f.readOnly {
+		f.durable, f.durableRaw, err = f.reopen()
 	}
-	return f.control(func(fd int) (err error) {
-		if f.durable, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDWR, 0); err != nil {
+	return err
+}
+
+// reopen opens the file once more. The name may stand for another one by now; the
+// descriptor does not.
+func (f *File) reopen() (again *os.File, raw syscall.RawConn, err error) {
+	err = f.control(func(fd int) (err error) {
+		if again, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDWR, 0); err != nil {
 			return err
 		}
-		f.durableRaw, err = f.durable.SyscallConn()
+		raw, err = again.SyscallConn()
 		return err
 	})
+	return again, raw, err
 }

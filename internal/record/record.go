@@ -170,6 +170,9 @@ func (f *File) Discard(off, n int64) error {
 	return err
 }
 
+// WriteBack is described at block.File. It is no event: it changes nothing.
+func (f *File) WriteBack(off, n int64) { f.below.WriteBack(off, n) }
+
 // Grow is described at block.File.
 func (f *File) Grow(ctx context.Context, need, want int64) (int64, error) {
 	e := f.submit(Event{Kind: Grow, Off: need, Len: want})

@@ -130,6 +130,10 @@ func (d *Disk) doLocked(kind Kind, off, n int64, p []byte) {
 	}
 }
 
+// WriteBack is described at block.File. What of the volatile bytes lands is the
+// crash's choice anyway.
+func (d *Disk) WriteBack(int64, int64) {}
+
 // Grow is described at block.File. It does not wait: a full disk stays full
 // until SetMaxSize.
 func (d *Disk) Grow(_ context.Context, need, want int64) (int64, error) {

@@ -140,6 +140,9 @@ func (f *File) WriteZeroes(off, n int64) error { return f.inner.WriteZeroes(off,
 // Discard hints the inner file. The space stays the volume's.
 func (f *File) Discard(off, n int64) error { return f.inner.Discard(off, n) }
 
+// WriteBack hints the inner file.
+func (f *File) WriteBack(off, n int64) { f.inner.WriteBack(off, n) }
+
 // Sync makes the inner file durable. Extensions are so before they are seen.
 func (f *File) Sync() error { return f.inner.Sync() }
 

@@ -669,6 +669,7 @@ func (p *passing) WriteAtSync(b []byte, off int64) (int, error) {
 }
 func (p *passing) WriteZeroes(off, n int64) error { return p.note(fmt.Sprint("zero ", off, n)) }
 func (p *passing) Discard(off, n int64) error     { return p.note(fmt.Sprint("discard ", off, n)) }
+func (p *passing) WriteBack(off, n int64)         { p.note(fmt.Sprint("write back ", off, n)) }
 func (p *passing) Sync() error                    { return p.note("sync") }
 
 func TestEverythingElsePassesThrough(t *testing.T) {
@@ -684,7 +685,8 @@ func TestEverythingElsePassesThrough(t *testing.T) {
 	f.WriteAtSync(b, 3)
 	f.WriteZeroes(4, 5)
 	f.Discard(6, 7)
+	f.WriteBack(8, 9)
 	f.Sync()
-	require.Equal(t, []string{"read 3 1", "now 3 1", "write 3 2", "fua 3 3", "zero 4 5", "discard 6 7", "sync"}, inner.got)
+	require.Equal(t, []string{"read 3 1", "now 3 1", "write 3 2", "fua 3 3", "zero 4 5", "discard 6 7", "write back 8 9", "sync"}, inner.got)
 	require.NoError(t, f.Close())
 }
