@@ -206,7 +206,11 @@ func (s *storage) volumesOf(ctx context.Context, d domainView) ([]volumeView, er
 	}
 	err := s.ask(ctx, "getVolumesDetails", named{"sdUUID": d.UUID}, &r)
 	for i := range r.Volumes {
-		r.Volumes[i].pool = d.pool()
+		v := &r.Volumes[i]
+		v.pool = d.pool()
+		if v.Name == v.Image { // nobody has given it one
+			v.Name = ""
+		}
 	}
 	return r.Volumes, err
 }

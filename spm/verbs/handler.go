@@ -11,7 +11,7 @@ import (
 )
 
 // Handler answers for s in both protocols, and tells its events. api has the methods
-// of our own JSON-RPC; where a name of VDSM is the same, it is ours.
+// of our own JSON-RPC.
 func Handler(s spm.Storage, api spm.API) http.Handler {
 	methods := spm.Methods(api)
 	addVerbs(methods, s)

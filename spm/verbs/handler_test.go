@@ -183,6 +183,7 @@ func TestMethodsOfVDSM(t *testing.T) {
 	require.Nil(t, task.Error)
 	require.NotEqual(t, uuid.Nil, uuid.MustParse(task.Result.(string)))
 	require.Equal(t, "finished", e.json(t, "Task.getStatus", []any{task.Result}).Result.(map[string]any)["taskState"])
+	require.Equal(t, "/srv", e.json(t, spm.MethodPoolGetInfo, map[string]any{}).Result.(map[string]any)["dir"], "ours are there as well")
 	require.Equal(t, 358, e.json(t, "StorageDomain.getInfo", []any{id(unknown)}).Error.Code)
 	require.Equal(t, 1000, e.json(t, "StorageDomain.getInfo", []any{id(domainID), 1}).Error.Code)
 	require.Equal(t, 1000, e.json(t, "StorageDomain.getInfo", map[string]any{"sdUUID": id(domainID)}).Error.Code)

@@ -15,16 +15,14 @@ import (
 	"tidemark/spm"
 )
 
-// addVerbs adds the verbs, by their names and by VDSM's, to methods. A name that is
-// there stays.
+// addVerbs adds the verbs, by their names and by VDSM's, to methods. The table has no
+// name that one of our own methods has.
 func addVerbs(methods handler.Map, s spm.Storage) {
 	for i := range Table {
 		v := &Table[i]
 		methods[v.Name] = verbMethod(v, s)
 		for _, m := range v.Methods {
-			if methods[m.Name] == nil {
-				methods[m.Name] = vdsmMethod(v, m, s)
-			}
+			methods[m.Name] = vdsmMethod(v, m, s)
 		}
 	}
 }
