@@ -179,7 +179,7 @@ func (h *Host) DeactivateDomain(ctx context.Context, pool, domain, newMaster uui
 		return err
 	}
 	defer release()
-	inactive := false
+	var inactive bool
 	if stands == standsMaster {
 		inactive, err = h.moveMaster(ctx, p, f, newMaster, version)
 	} else {
