@@ -2,6 +2,7 @@ package spm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -178,19 +179,21 @@ func (h *Host) DeactivateDomain(ctx context.Context, pool, domain, newMaster uui
 		return err
 	}
 	defer release()
+	var inactive bool
 	if stands == standsMaster {
-		err = h.moveMaster(ctx, p, f, newMaster, version)
+		inactive, err = h.moveMaster(ctx, p, f, newMaster, version)
 	} else {
 		err = h.list(ctx, p, domain, DomainAttached)
+		inactive = err == nil
 	}
-	if err != nil {
+	if !inactive {
 		return err
 	}
 	h.mu.Lock()
 	delete(p.managers, domain)
 	h.mu.Unlock()
 	h.o.Log.Info("domain deactivated", "pool", pool, "domain", domain)
-	return m.Close()
+	return errors.Join(err, m.Close())
 }
 
 // mayLead decides whether the role of the master may move.

@@ -160,6 +160,14 @@ func TestConnectionsAreConfined(t *testing.T) {
 	require.NoError(t, r[3].Err)
 	requireCode(t, CodeUnsupported, second(h.ConnectServer(t.Context(), "NFS", nil)))
 
+	// Nor does a domain lead out of them.
+	away := makeDomain(t, h, root, "linked")
+	images := domainDir(filepath.Join(root, "linked", away.String())).images()
+	require.NoError(t, os.Remove(images))
+	require.NoError(t, os.Symlink(outside, images))
+	requireCode(t, CodeForeign, second(h.DomainInfo(t.Context(), away)))
+	requireCode(t, CodeForeign, h.FormatDomain(t.Context(), away))
+
 	// A directory that is replaced after it was connected is not the one.
 	d := makeDomain(t, h, root, "swap")
 	require.NoError(t, os.Rename(filepath.Join(root, "swap"), filepath.Join(root, "kept")))

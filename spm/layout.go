@@ -124,8 +124,23 @@ func (d disk) makeDomain(dir string, m domainMeta) (domainDir, error) {
 	return final, d.syncPath(dir)
 }
 
+// noLinks refuses a domain of which a part lies elsewhere: what is written to it would
+// go there.
+func (d domainDir) noLinks() error {
+	for _, path := range []string{filepath.Join(string(d), dirMeta), d.metadata(), d.images(), filepath.Join(string(d), dirMaster), d.tasks()} {
+		st, err := os.Lstat(path)
+		if err == nil && st.Mode().Type() == fs.ModeSymlink {
+			return errorf(CodeForeign, "%s is a symbolic link: expected none in a domain", path)
+		}
+	}
+	return nil
+}
+
 // readDomain reads the metadata of a domain.
 func readDomain(d domainDir) (domainMeta, error) {
+	if err := d.noLinks(); err != nil {
+		return nil, err
+	}
 	b, err := os.ReadFile(d.metadata())
 	if err != nil {
 		return nil, err

@@ -10,23 +10,22 @@ import (
 )
 
 // moveMaster lets another active domain be the master, of a higher version, and the
-// present one attached. The tasks move with the role: none may be going on.
-func (h *Host) moveMaster(ctx context.Context, p *connectedPool, old found, to uuid.UUID, version int64) error {
+// present one attached. The tasks move with the role: none may be going on. It may
+// have moved although there was an error.
+func (h *Host) moveMaster(ctx context.Context, p *connectedPool, old found, to uuid.UUID, version int64) (moved bool, err error) {
 	if err := h.idle(p); err != nil {
-		return err
+		return false, err
 	}
 	if err := h.closeTasks(p); err != nil {
-		return internal(err, "close the tasks of pool %s", p.meta.id)
+		return false, errors.Join(internal(err, "close the tasks of pool %s", p.meta.id), h.openTasks(ctx, p))
 	}
-	err := h.crownNext(ctx, p, old.id, to, version)
-	if err == nil {
-		err = h.claim(ctx, old, p.meta.id)
-		if err != nil { // the next SPM does it: the version says who is the master
-			h.o.Log.Warn("the former master still says that it is", "domain", old.id, "error", err)
-			err = nil
-		}
+	if err := h.crownNext(ctx, p, old.id, to, version); err != nil {
+		return false, errors.Join(err, h.openTasks(ctx, p))
 	}
-	return errors.Join(err, h.openTasks(ctx, p))
+	if err := h.claim(ctx, old, p.meta.id); err != nil { // the next SPM does it: the version says who is the master
+		h.o.Log.Warn("the former master still says that it is", "domain", old.id, "error", err)
+	}
+	return true, h.openTasks(ctx, p)
 }
 
 func (h *Host) crownNext(ctx context.Context, p *connectedPool, old, to uuid.UUID, version int64) error {
