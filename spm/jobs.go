@@ -19,7 +19,8 @@ type Progress func(done, total int64)
 // a job runs in a child of its own. A chain is a volume with everything below it,
 // from the base to the top. Every job may be repeated after a crash.
 type ImageJobs interface {
-	// Measure says what a copy of the chain would take in format.
+	// Measure says what a copy of the chain would take in format. Of its upper part
+	// alone it says what a copy would take of that.
 	Measure(ctx context.Context, chain []Place, format string) (Measure, error)
 	// Use says what an image is: its virtual size, and the end of its data.
 	Use(ctx context.Context, chain []Place) (ImageUse, error)

@@ -307,10 +307,13 @@ func TestLiveIsKilled(t *testing.T) {
 		load.start(t, s.nbd, rng)
 		ready := false
 		asked := make(chan struct{})
+		next := leaf[now]
+		if next != "" {
+			now = next // for the pool it is the leaf, whether the server gets so far or not
+		}
 		go func() { // until the server is gone
 			defer close(asked)
-			if next := leaf[now]; next != "" {
-				now = next // for the pool it is the leaf, whether the server gets so far or not
+			if next != "" {
 				_, _ = s.Do(context.Background(), "snapshot", controlRequest{Leaf: p.id(next)})
 				return
 			}
@@ -327,7 +330,7 @@ func TestLiveIsKilled(t *testing.T) {
 				}
 			}
 		}()
-		if next := leaf[now]; next == "" && i%4 == 3 {
+		if next == "" && i%4 == 3 {
 			<-asked // so that it is ready
 		}
 		time.Sleep(time.Duration(rng.IntN(120)) * time.Millisecond)

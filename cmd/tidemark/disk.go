@@ -190,9 +190,12 @@ func (d *disk) openFile(ctx context.Context) error {
 		d.file, d.host = f, f
 		return nil
 	}
-	h, err := d.spec.Pool.Volume(ctx, d.spec.Image)
-	if err != nil {
-		return fmt.Errorf("open volume %s: %w", d.spec.Image, err)
+	var err error
+	h := d.volume
+	if h == nil {
+		if h, err = d.spec.Pool.Volume(ctx, d.spec.Image); err != nil {
+			return fmt.Errorf("open volume %s: %w", d.spec.Image, err)
+		}
 	}
 	d.volume, d.path, d.patience = h, h.Path(), h.Patience()
 	d.spec.Raw = h.Info().Format == spm.FormatRaw

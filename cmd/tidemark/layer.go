@@ -49,7 +49,11 @@ type chain []*layer
 // open makes devices of the files, from the bottom up, and returns the uppermost,
 // nil if there is none.
 func (c chain) open(ctx context.Context, log *slog.Logger) (block.Device, error) {
-	var below block.Device
+	return c.openOver(ctx, nil, log)
+}
+
+// openOver is open, where the lowest file is based on something that is open already.
+func (c chain) openOver(ctx context.Context, below block.Device, log *slog.Logger) (block.Device, error) {
 	for i := len(c) - 1; i >= 0; i-- {
 		l := c[i]
 		if err := l.open(ctx, below, backingCacheBytes/int64(len(c)), log); err != nil {

@@ -45,6 +45,14 @@ type merge struct {
 // take its whole patience.
 const switchLimit = 30 * time.Second
 
+// openLimit bounds how long it takes to open what is exchanged, and how long it is
+// tried to open again what was closed: the manager may be restarting, and guests are
+// better off waiting than without their disk.
+const (
+	openLimit = 60 * time.Second
+	openAgain = 200 * time.Millisecond
+)
+
 // The kinds of requests that cannot be done.
 var (
 	errConflict = errors.New("not possible now")
@@ -130,7 +138,11 @@ func (s *served) Snapshot(ctx context.Context, leaf string) error {
 	if on := next.volume.Info().ParentUUID; on != old.volume.Info().VolumeUUID || next.spec.Raw {
 		return errors.Join(fmt.Errorf("%w: volume %s is based on %q, and the leaf is %s", errConflict, leaf, on, old.volume.Info().VolumeUUID), next.file.Close())
 	}
-	err = s.front.Switch(ctx, func(block.Device) (block.Device, error) { return s.putOn(ctx, next, old) })
+	err = s.front.Switch(ctx, func(block.Device) (block.Device, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openLimit)
+		defer cancel()
+		return s.putOn(ctx, next, old)
+	})
 	if s.disk.Load() != next {
 		return errors.Join(err, next.file.Close())
 	}
@@ -141,7 +153,7 @@ func (s *served) Snapshot(ctx context.Context, leaf string) error {
 // not succeed the leaf is opened again as it was.
 func (s *served) putOn(ctx context.Context, next, old *disk) (block.Device, error) {
 	if err := old.closeTop(); err != nil {
-		return s.again(ctx, old, err)
+		return s.again(old, err)
 	}
 	l := old.volumeLayer(old.volume)
 	err := l.openFile(ctx, true)
@@ -153,7 +165,7 @@ func (s *served) putOn(ctx context.Context, next, old *disk) (block.Device, erro
 		err = next.openDevice(ctx, l.shown())
 	}
 	if err != nil {
-		return s.again(ctx, old, errors.Join(err, chain{l}.Close()))
+		return s.again(old, errors.Join(err, chain{l}.Close()))
 	}
 	s.disk.Store(next)
 	return next.device, nil
@@ -161,20 +173,37 @@ func (s *served) putOn(ctx context.Context, next, old *disk) (block.Device, erro
 
 // again opens a leaf that was closed. If that is not possible any more, the disk fails
 // every request.
-func (s *served) again(ctx context.Context, old *disk, why error) (block.Device, error) {
-	d := &disk{spec: old.spec, path: old.path, below: old.below}
-	err := d.openFile(ctx)
-	if err == nil {
-		if err = d.openDevice(ctx, d.below.device()); err != nil {
-			err = errors.Join(err, d.file.Close())
+func (s *served) again(old *disk, why error) (block.Device, error) {
+	var d *disk
+	err := persist(func(ctx context.Context) error {
+		d = &disk{spec: old.spec, volume: old.volume, below: old.below}
+		err := d.openFile(ctx)
+		if err == nil {
+			if err = d.openDevice(ctx, d.below.device()); err != nil {
+				err = errors.Join(err, d.file.Close())
+			}
 		}
-	}
+		return err
+	})
 	if err != nil {
 		old.spec.Log.Error("ALARM: the disk cannot be opened again, and every request fails", "image", old.path, "error", err)
 		return old.device, errors.Join(why, err)
 	}
 	s.disk.Store(d)
 	return d.device, why
+}
+
+// persist tries until it succeeds, or for long enough.
+func persist(try func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), openLimit)
+	defer cancel()
+	for {
+		err := try(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		pause(ctx, openAgain)
+	}
 }
 
 // Resize makes the disk size bytes large. NBD clients see it when they connect again.

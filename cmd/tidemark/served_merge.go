@@ -55,10 +55,16 @@ func (s *served) openBase(ctx context.Context, d *disk) (*merge, error) {
 	spec := d.spec
 	spec.Image = l.volume.Info().VolumeUUID
 	m := &merge{}
-	err := l.seat.Switch(ctx, func(block.Device) (block.Device, error) {
+	handle, err := spec.Pool.Volume(ctx, spec.Image) // its bound may be larger by now
+	if err != nil {
+		return nil, err
+	}
+	err = l.seat.Switch(ctx, func(block.Device) (block.Device, error) {
 		err := errors.Join(l.device.Close(), l.file.Close())
 		l.device, l.file = nil, nil
-		base := &disk{spec: spec}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openLimit)
+		defer cancel()
+		base := &disk{spec: spec, volume: handle}
 		if err == nil {
 			err = base.openFile(ctx)
 		}
@@ -69,7 +75,7 @@ func (s *served) openBase(ctx context.Context, d *disk) (*merge, error) {
 			}
 			err = errors.Join(err, base.file.Close())
 		}
-		return reopenLayer(ctx, d, err)
+		return reopenLayer(d, err)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open volume %s for writing: %w", spec.Image, err)
@@ -78,12 +84,18 @@ func (s *served) openBase(ctx context.Context, d *disk) (*merge, error) {
 }
 
 // reopenLayer opens the volume below the leaf for reading, for the reason why.
-func reopenLayer(ctx context.Context, d *disk, why error) (block.Device, error) {
+func reopenLayer(d *disk, why error) (block.Device, error) {
 	l := d.below[0]
-	err := l.openFile(ctx, true)
-	if err == nil {
-		err = l.open(ctx, d.below[1:].device(), backingCacheBytes/2, d.spec.Log)
-	}
+	err := persist(func(ctx context.Context) error {
+		err := l.openFile(ctx, true)
+		if err == nil {
+			if err = l.open(ctx, d.below[1:].device(), backingCacheBytes/2, d.spec.Log); err != nil && l.file != nil {
+				err = errors.Join(err, l.file.Close())
+				l.file = nil
+			}
+		}
+		return err
+	})
 	if err != nil {
 		d.spec.Log.Error("ALARM: the volume below the leaf cannot be opened again, and what is read from it fails", "image", l.path, "error", err)
 	}
@@ -150,7 +162,7 @@ func (s *served) toRead(ctx context.Context, d *disk, m *merge) error {
 		if err := m.base.closeTop(); err != nil {
 			d.spec.Log.Error("the volume below the leaf was not closed well", "volume", m.base.spec.Image, "error", err)
 		}
-		return reopenLayer(ctx, d, nil)
+		return reopenLayer(d, nil)
 	})
 }
 

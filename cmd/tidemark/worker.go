@@ -144,7 +144,8 @@ func (w *worker) run(ctx context.Context) (any, error) {
 }
 
 // openChain opens the chain, of which only the volume with the number writable is
-// opened for writing, none if that is negative. The top comes first.
+// opened for writing, none if that is negative. The top comes first. A job that only
+// looks may be given the upper part of a chain: what is below it reads zero.
 func (w *worker) openChain(ctx context.Context, writable int) (c chain, err error) {
 	defer func() {
 		if err != nil {
@@ -162,11 +163,25 @@ func (w *worker) openChain(ctx context.Context, writable int) (c chain, err erro
 		}
 		c = append(c, l)
 	}
-	if _, err = c.open(ctx, w.log); err != nil {
+	var below block.Device
+	if h := c[len(c)-1].header; h != nil && h.BackingFile != "" && w.looks() {
+		below = nothing{}
+	}
+	if _, err = c.openOver(ctx, below, w.log); err != nil {
 		return c, err
 	}
 	return c, nil
 }
+
+// looks reports whether the job is about what the volumes have themselves.
+func (w *worker) looks() bool {
+	return w.job.Job == jobMeasure || w.job.Job == jobUse || w.job.Job == jobCheck
+}
+
+// nothing is a disk of no size, in the place of what a job is not given.
+type nothing struct{ block.Device }
+
+func (nothing) Info() block.DeviceInfo { return block.DeviceInfo{MinBlock: 1, ReadOnly: true} }
 
 // layer is a volume that is not open yet.
 func (w *worker) layer(p workerPlace) *layer {
