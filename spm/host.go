@@ -36,14 +36,15 @@ type HostOptions struct {
 // A Host is the storage of a host: what is connected, the pool that it is of, and
 // the managers of the pool's domains while it has the SPM role.
 type Host struct {
-	o        HostOptions
-	ops      *operations
-	ctx      context.Context // ends with Close
-	cancel   context.CancelFunc
-	requests context.Context // of those who are served; ends when they have been told to go
-	hangUp   context.CancelFunc
-	changing chan struct{}  // see the package comment
-	starting sync.WaitGroup // of an SPM, in the background
+	o         HostOptions
+	ops       *operations
+	ctx       context.Context // ends with Close
+	cancel    context.CancelFunc
+	requests  context.Context // of those who are served; ends when they have been told to go
+	hangUp    context.CancelFunc
+	changing  chan struct{}  // see the package comment
+	starting  sync.WaitGroup // of an SPM, in the background
+	recalling bool           // the host is about to be what it was; only while it is opened
 
 	groups struct {
 		sync.Mutex

@@ -373,6 +373,35 @@ func TestOneSPM(t *testing.T) {
 	startSPM(t, other, pool)
 }
 
+// A start that does not succeed, or that the process does not survive, leaves the host
+// what it was for the next one.
+func TestHostRemembersWhatItCouldNotBe(t *testing.T) {
+	root, state := t.TempDir(), t.TempDir()
+	with := func(o *HostOptions) { o.State = state }
+	h, pool, _ := managed(t, root, with)
+	require.NoError(t, h.Close())
+	remembered, err := os.ReadFile(h.memoryPath())
+	require.NoError(t, err)
+	openHost(t, root, with, func(o *HostOptions) {
+		o.Leases = refusing(func() {
+			text, err := os.ReadFile(h.memoryPath())
+			require.NoError(t, err)
+			require.Equal(t, string(remembered), string(text), "while it becomes the SPM")
+		})
+	})
+	status, err := openHost(t, root, with).SPMStatus(t.Context(), pool)
+	require.NoError(t, err)
+	require.Equal(t, "SPM", status.Role)
+}
+
+// refusing are leases that nobody gets.
+type refusing func()
+
+func (r refusing) Acquire(context.Context, LeaseOf) (Lease, error) {
+	r()
+	return nil, block.ErrInUse
+}
+
 // leases whose Lost can be closed.
 type leases struct{ lost map[string]chan struct{} }
 

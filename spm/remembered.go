@@ -100,9 +100,10 @@ const memoryVersion = 1
 
 func (h *Host) memoryPath() string { return filepath.Join(h.o.State, "host.json") }
 
-// remember writes it, in one step. A failure is logged: nothing depends on it.
+// remember writes it, in one step. A failure is logged: nothing depends on it. What is
+// done to become what is remembered changes nothing of that, however far it gets.
 func (h *Host) remember() {
-	if h.o.State == "" {
+	if h.o.State == "" || h.recalling {
 		return
 	}
 	m := memory{Version: memoryVersion, Connections: []remembered{}}
@@ -135,6 +136,8 @@ func (h *Host) recall() {
 	if h.o.State == "" {
 		return
 	}
+	h.recalling = true
+	defer func() { h.recalling = false }()
 	text, err := os.ReadFile(h.memoryPath())
 	if errors.Is(err, fs.ErrNotExist) {
 		return

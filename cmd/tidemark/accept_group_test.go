@@ -26,29 +26,39 @@ type groupPool struct {
 	devices []*testenv.LoopDevice
 }
 
-// newGroupPool makes loop devices of these sizes, a group of the first used of
-// them, and starts a manager that may use all. Everything is gone when the test
-// ends.
-func newGroupPool(t testing.TB, used int, sizes ...int64) *groupPool {
+// newGroup makes loop devices of these sizes, and a group of the first used of them.
+// Everything is gone when the test ends.
+func newGroup(t testing.TB, used int, sizes ...int64) *groupPool {
 	t.Helper()
 	testenv.Tool(t, "lvm")
 	dir := t.TempDir()
-	g := &groupPool{name: "tidemark" + strconv.Itoa(os.Getpid()) + "_" + filepath.Base(filepath.Dir(dir))[:8]}
-	var paths []string
+	g := &groupPool{testPool: &testPool{t: t, dir: dir}, name: "tidemark" + strconv.Itoa(os.Getpid()) + "_" + filepath.Base(filepath.Dir(dir))[:8] + filepath.Base(dir)}
 	for _, size := range sizes {
-		d := testenv.Loop(t, size)
-		g.devices = append(g.devices, d)
-		paths = append(paths, d.Path)
+		g.devices = append(g.devices, testenv.Loop(t, size))
 	}
 	t.Cleanup(g.tidyUp)
-	g.lvm(t, append([]string{"vgcreate", "-qq", "-s", "128m", "--metadatasize", "128m", g.name}, paths[:used]...)...)
-	g.testPool = &testPool{
-		t: t, dir: dir, socket: filepath.Join(dir, "spm.sock"),
-		args: []string{"--vg", g.name, "--devices", strings.Join(paths, ","), "--socket", filepath.Join(dir, "spm.sock")},
-	}
+	g.lvm(t, append([]string{"vgcreate", "-qq", "-s", "128m", "--metadatasize", "128m", g.name}, g.paths()[:used]...)...)
+	return g
+}
+
+// newGroupPool makes such a group, and starts a manager that may use all devices.
+func newGroupPool(t testing.TB, used int, sizes ...int64) *groupPool {
+	t.Helper()
+	g := newGroup(t, used, sizes...)
+	g.socket = filepath.Join(g.dir, "spm.sock")
+	g.args = []string{"--vg", g.name, "--devices", strings.Join(g.paths(), ","), "--socket", g.socket}
 	g.start()
 	t.Cleanup(func() { _ = g.client.Close() })
 	return g
+}
+
+// paths are those of the devices.
+func (g *groupPool) paths() []string {
+	var all []string
+	for _, d := range g.devices {
+		all = append(all, d.Path)
+	}
+	return all
 }
 
 // tidyUp removes what lvm leaves outside of the group's devices, which go by themselves.
@@ -59,11 +69,7 @@ func (g *groupPool) tidyUp() {
 // lvm runs a command by hand and returns its output.
 func (g *groupPool) lvm(t testing.TB, args ...string) string {
 	t.Helper()
-	var paths []string
-	for _, d := range g.devices {
-		paths = append(paths, d.Path)
-	}
-	all := append([]string{args[0], "--devices", strings.Join(paths, ","), "--driverloaded", "n",
+	all := append([]string{args[0], "--devices", strings.Join(g.paths(), ","), "--driverloaded", "n",
 		"--config", `devices{hints="none"} backup{backup=0 archive=0} log{syslog=0}`}, args[1:]...)
 	r := testenv.Try(t, "lvm", all...)
 	require.NoError(t, r.Err, "lvm %s: %s", strings.Join(args, " "), r)
