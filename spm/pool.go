@@ -107,26 +107,6 @@ func (h *Host) crown(ctx context.Context, f found, p poolMeta, tasks []task.Reco
 	})
 }
 
-// replaceTasks lets a store hold these tasks and no others.
-func replaceTasks(ctx context.Context, s store, tasks []task.Record) error {
-	kept, done, err := s.tasks(ctx)
-	if err != nil {
-		return err
-	}
-	old, err := kept.Load(ctx)
-	for _, r := range old {
-		if err == nil {
-			err = kept.Delete(ctx, r.ID)
-		}
-	}
-	for _, r := range tasks {
-		if err == nil {
-			err = kept.Save(ctx, r)
-		}
-	}
-	return errors.Join(err, done())
-}
-
 // DestroyPool takes a pool apart, whose domains are of none then. No other domain
 // than the master may be active. See the package comment for the order.
 func (h *Host) DestroyPool(ctx context.Context, pool uuid.UUID) error {

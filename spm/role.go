@@ -226,52 +226,6 @@ func (h *Host) openMembers(ctx context.Context, p *connectedPool) {
 	}
 }
 
-// openTasks makes the engine of the pool's tasks, and lets it recover them.
-func (h *Host) openTasks(ctx context.Context, p *connectedPool) error {
-	kept, done, err := h.active(p.meta.master).store.tasks(ctx)
-	if err != nil {
-		return internal(err, "the tasks of pool %s", p.meta.id)
-	}
-	e := task.New(context.WithoutCancel(ctx), kept, h.ops.kinds(), task.Options{
-		CodeOf: codeOfTask,
-		Notify: h.noteTask, Log: h.o.Log, Now: h.o.Now,
-	})
-	h.mu.Lock()
-	p.engine, p.done = e, done
-	h.mu.Unlock()
-	if _, err := e.Recover(ctx); err != nil {
-		return internal(err, "recover the tasks of pool %s", p.meta.id)
-	}
-	return nil
-}
-
-// closeTasks is the reverse; what is not finished is recovered the next time.
-func (h *Host) closeTasks(p *connectedPool) error {
-	if p.engine == nil {
-		return nil
-	}
-	p.engine.Close()
-	err := p.done()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	p.engine, p.done = nil, nil
-	return err
-}
-
-// noteTask tells who watches of a task's states; its progress is asked for.
-func (h *Host) noteTask(i task.Info) {
-	h.mu.Lock()
-	known := h.told[i.ID] == i.State
-	h.told[i.ID] = i.State
-	if i.State == task.Cleared {
-		delete(h.told, i.ID)
-	}
-	h.mu.Unlock()
-	if !known {
-		h.o.journal.add(Event{Time: h.o.Now().UTC(), Kind: EventTask, Name: i.Kind, TaskUUID: i.ID.String(), State: string(i.State)})
-	}
-}
-
 // StopSPM gives the role back. It is refused while tasks run.
 func (h *Host) StopSPM(ctx context.Context, pool uuid.UUID) error {
 	done, err := h.begin(ctx)
@@ -302,23 +256,6 @@ func (h *Host) StopSPM(ctx context.Context, pool uuid.UUID) error {
 	h.remember()
 	h.o.Log.Info("the pool is not managed any more", "pool", pool)
 	return err
-}
-
-// idle refuses while a task goes on.
-func (h *Host) idle(p *connectedPool) error {
-	if p.engine == nil {
-		return nil
-	}
-	var busy []uuid.UUID
-	for _, i := range p.engine.All() {
-		if i.Active {
-			busy = append(busy, i.ID)
-		}
-	}
-	if len(busy) > 0 {
-		return errorf(CodeUnfinished, "pool %s has %d tasks that have not ended, such as %s: wait for them, or stop them", p.meta.id, len(busy), busy[0])
-	}
-	return nil
 }
 
 // dropRole closes what a manager of the pool has open. What is on disk stays.

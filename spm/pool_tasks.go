@@ -1,0 +1,93 @@
+package spm
+
+import (
+	"context"
+	"errors"
+
+	"github.com/google/uuid"
+
+	"tidemark/spm/task"
+)
+
+// openTasks makes the engine of the pool's tasks, and lets it recover them.
+func (h *Host) openTasks(ctx context.Context, p *connectedPool) error {
+	kept, done, err := h.active(p.meta.master).store.tasks(ctx)
+	if err != nil {
+		return internal(err, "the tasks of pool %s", p.meta.id)
+	}
+	e := task.New(context.WithoutCancel(ctx), kept, h.ops.kinds(), task.Options{
+		CodeOf: codeOfTask,
+		Notify: h.noteTask, Log: h.o.Log, Now: h.o.Now,
+	})
+	h.mu.Lock()
+	p.engine, p.done = e, done
+	h.mu.Unlock()
+	if _, err := e.Recover(ctx); err != nil {
+		return internal(err, "recover the tasks of pool %s", p.meta.id)
+	}
+	return nil
+}
+
+// closeTasks is the reverse; what is not finished is recovered the next time.
+func (h *Host) closeTasks(p *connectedPool) error {
+	if p.engine == nil {
+		return nil
+	}
+	p.engine.Close()
+	err := p.done()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p.engine, p.done = nil, nil
+	return err
+}
+
+// noteTask tells who watches of a task's states; its progress is asked for.
+func (h *Host) noteTask(i task.Info) {
+	h.mu.Lock()
+	known := h.told[i.ID] == i.State
+	h.told[i.ID] = i.State
+	if i.State == task.Cleared {
+		delete(h.told, i.ID)
+	}
+	h.mu.Unlock()
+	if !known {
+		h.o.journal.add(Event{Time: h.o.Now().UTC(), Kind: EventTask, Name: i.Kind, TaskUUID: i.ID.String(), State: string(i.State)})
+	}
+}
+
+// idle refuses while a task goes on.
+func (h *Host) idle(p *connectedPool) error {
+	if p.engine == nil {
+		return nil
+	}
+	var busy []uuid.UUID
+	for _, i := range p.engine.All() {
+		if i.Active {
+			busy = append(busy, i.ID)
+		}
+	}
+	if len(busy) > 0 {
+		return errorf(CodeUnfinished, "pool %s has %d tasks that have not ended, such as %s: wait for them, or stop them", p.meta.id, len(busy), busy[0])
+	}
+	return nil
+}
+
+// replaceTasks lets a store hold these tasks and no others.
+func replaceTasks(ctx context.Context, s store, tasks []task.Record) error {
+	kept, done, err := s.tasks(ctx)
+	if err != nil {
+		return err
+	}
+	old, err := kept.Load(ctx)
+	for _, r := range old {
+		if err == nil {
+			err = kept.Delete(ctx, r.ID)
+		}
+	}
+	for _, r := range tasks {
+		if err == nil {
+			err = kept.Save(ctx, r)
+		}
+	}
+	return errors.Join(err, done())
+}
