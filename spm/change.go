@@ -97,12 +97,19 @@ func (m *Manager) grantAtLeast(ctx context.Context, image, id uuid.UUID, need in
 	}
 	defer func() { <-v.sem }()
 	before, target, err := m.admitTask(v, need, spare)
-	if err != nil || target == before && !v.unsynced {
+	if err != nil {
 		return err
 	}
-	_, err = m.grow(v, before, target, target)
+	if target > before || v.unsynced {
+		_, err = m.grow(v, before, target, target)
+	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, block.ErrNoSpace) {
 		return errorf(CodePoolFull, "extend %s to %d bytes: %v", v.name(), target, err)
+	}
+	if meta := v.meta(); err == nil && meta.Format == Raw && target > meta.Capacity {
+		// Its size is how far it is known to be its own: the rest may show what was
+		// there before, also after a crash.
+		err = m.store.zero(ctx, v, meta.Capacity, target)
 	}
 	return err
 }

@@ -142,7 +142,7 @@ func (g *fakeGroup) mapping(name string) Mapping {
 	return Mapping{}
 }
 
-func (g *fakeGroup) Extend(_ context.Context, name string, target, _ int64) (Mapping, error) {
+func (g *fakeGroup) Extend(ctx context.Context, name string, target, _ int64) (Mapping, error) {
 	target = roundUp(target, fakeExtent)
 	err := g.edit(func(s *GroupState) error {
 		i := find(s, name)
@@ -150,19 +150,20 @@ func (g *fakeGroup) Extend(_ context.Context, name string, target, _ int64) (Map
 			return block.ErrNoSpace
 		}
 		s.Volumes[i].Size = max(s.Volumes[i].Size, target)
-		return nil
+		_, err := g.content[name].Grow(ctx, s.Volumes[i].Size, s.Volumes[i].Size)
+		return err
 	})
 	return g.mapping(name), err
 }
 
-func (g *fakeGroup) Reduce(_ context.Context, name string, from, to int64) (Mapping, error) {
+func (g *fakeGroup) Reduce(ctx context.Context, name string, from, to int64) (Mapping, error) {
 	err := g.edit(func(s *GroupState) error {
 		i := find(s, name)
 		if s.Volumes[i].Size != from || to%fakeExtent != 0 {
 			return block.ErrStale
 		}
 		s.Volumes[i].Size = to
-		return nil
+		return g.content[name].Shrink(ctx, from, to)
 	})
 	return g.mapping(name), err
 }

@@ -129,14 +129,17 @@ func (s *groupStore) removeImage(ctx context.Context, all []*volume) (gone []*vo
 }
 
 // wipe zeroes a volume, durably: the next one may get its extents.
-func (s *groupStore) wipe(ctx context.Context, v *volume) error {
+func (s *groupStore) wipe(ctx context.Context, v *volume) error { return s.zero(ctx, v, 0, v.size) }
+
+// zero writes zeroes, in pieces between which it may end.
+func (s *groupStore) zero(ctx context.Context, v *volume, from, to int64) error {
 	return s.fill(ctx, v.id.String(), func(ctx context.Context, f block.File) error {
-		const chunk = 64 << 20
-		for at, size := int64(0), f.Size(); at < size; at += chunk {
+		const piece = 64 << 20
+		for to = min(to, f.Size()); from < to; from += piece {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			if err := f.WriteZeroes(at, min(chunk, size-at)); err != nil {
+			if err := f.WriteZeroes(from, min(piece, to-from)); err != nil {
 				return err
 			}
 		}

@@ -276,3 +276,64 @@ func sweepRecovery(t *testing.T, w *world, s taskStory, step int) {
 		w.judge(is, fmt.Sprintf("died at %d of the recovery", dieAt))
 	}
 }
+
+// What is half done says so, to who has lost the task: what counts is what is legal.
+func TestHalfDoneIsIllegal(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		image := uuid.New()
+		a := w.volume(image, uuid.Nil, "aaa")
+		b := w.volume(image, a, "bb")
+		c := w.volume(image, b, "c")
+		to := w.at(uuid.New(), uuid.New())
+		kind, args, err := w.ops.copyImage(t.Context(), CopyImage{From: w.at(image, c), To: to})
+		require.NoError(t, err)
+		require.ErrorIs(t, w.run(kind, args, 4), errCrash) // before "copy"
+		require.Equal(t, "LEAF!", w.types(w.m[0], to.Image))
+		_, err = w.ops.prepare(t.Context(), to, PrepareOptions{})
+		requireCode(t, CodeIllegal, err)
+		require.False(t, w.recover())
+
+		kind, args, err = w.merge(image, a, c)
+		require.NoError(t, err)
+		require.ErrorIs(t, w.run(kind, args, 10), errCrash) // before "rebase"
+		require.Equal(t, "LEAF INTERNAL! LEAF!", w.types(w.m[0], image))
+		w.restart()
+		id, shows := w.leaf(w.m[0], image)
+		require.Equal(t, a, id)
+		require.Equal(t, "cba", shows)
+		require.True(t, w.recover())
+
+		kind, args, err = w.ops.deleteImage(t.Context(), DeleteImage{Domain: w.domain(), Image: image})
+		w.must(kind, args, err)
+		w.consistent()
+	})
+}
+
+// The removal of an image without a task, of which no part is left either.
+func TestRemovalOfAChainDiesEverywhere(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		clock := newDeath(w)
+		for dieAt := 0; ; dieAt++ {
+			image := uuid.New()
+			a := w.volume(image, uuid.Nil, "a")
+			w.volume(image, w.volume(image, a, "b"), "c")
+			clock.set(dieAt)
+			err := w.do(func() error {
+				_, err := w.m[0].RemoveVolume(t.Context(), VolumeRemoveRequest{VolumeRef: VolumeRef{Volume: image.String()}})
+				return err
+			})
+			clock.set(-1)
+			if err == nil {
+				require.Positive(t, dieAt)
+				w.consistent()
+				return
+			}
+			require.ErrorIs(t, err, errCrash)
+			w.restart()
+			if len(w.m[0].family().images[image]) > 0 {
+				require.Equal(t, "INTERNAL INTERNAL LEAF", w.types(w.m[0], image))
+			}
+			w.consistent()
+		}
+	})
+}

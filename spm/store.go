@@ -55,6 +55,9 @@ type store interface {
 	// removeImage removes all volumes of an image, the topmost first, and returns
 	// those that are gone. Once it has begun a crash leaves none of them.
 	removeImage(ctx context.Context, all []*volume) (gone []*volume, err error)
+	// zero makes the bytes of a volume from one to another read zero, durably, if they
+	// may not since it was made longer.
+	zero(ctx context.Context, v *volume, from, to int64) error
 	// wipe makes sure that nobody will see what was in a volume that is removed next.
 	wipe(ctx context.Context, v *volume) error
 	// hold takes a volume so that nobody else can open it, or fails with an

@@ -108,6 +108,8 @@ func (m *Manager) describeLocked(v *volume) Volume {
 	}
 	if v.damaged != nil {
 		d.Damaged, d.Format = v.damaged.Error(), ""
+	} else {
+		d.Illegal = v.meta().Legality != Legal
 	}
 	if parent := v.meta().Parent; parent != uuid.Nil {
 		d.ParentUUID = parent.String()

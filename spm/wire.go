@@ -119,6 +119,9 @@ type Volume struct {
 	// Damaged says why nothing can be known of it, and it cannot be opened. Its
 	// name is its UUID then.
 	Damaged string `json:"damaged,omitempty"`
+	// Illegal says that an operation on it was not completed, or is in progress: it is
+	// read below a volume that is based on it, and nobody opens it for itself.
+	Illegal bool `json:"illegal,omitempty"`
 	// Waiting says that it waits for space.
 	Waiting *Waiting `json:"waiting,omitempty"`
 	// PatienceMS is what Options.Patience says, in milliseconds; 0: nothing.
