@@ -32,20 +32,28 @@ type claims struct {
 // claim waits until nobody copies guest cluster gc, and does so then. It waits
 // for I/O only.
 func (c *claims) claim(gc int64) {
-	for {
+	for !c.try(gc) {
 		c.mu.Lock()
-		if c.m == nil {
-			c.m = map[int64]chan struct{}{}
-		}
 		other := c.m[gc]
-		if other == nil {
-			c.m[gc] = make(chan struct{})
-			c.mu.Unlock()
-			return
-		}
 		c.mu.Unlock()
-		<-other
+		if other != nil {
+			<-other
+		}
 	}
+}
+
+// try claims guest cluster gc if nobody has.
+func (c *claims) try(gc int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.m == nil {
+		c.m = map[int64]chan struct{}{}
+	}
+	if c.m[gc] != nil {
+		return false
+	}
+	c.m[gc] = make(chan struct{})
+	return true
 }
 
 func (c *claims) release(gc int64) {
@@ -73,6 +81,43 @@ func (im *Image) writeCopy(ctx context.Context, p []byte, off int64) (int64, mis
 		err = ferr
 	}
 	return done(n, m, err)
+}
+
+// copyNow is writeCopy without waiting, for whole clusters or sub-clusters: nothing around them
+// has to be read. It reports whether all of p was written.
+func (im *Image) copyNow(p []byte, off int64) bool {
+	s := im.sliceNow(off >> im.geo.ClusterBits)
+	if im.ring.Load() == nil || s == nil || s.shared.Load() {
+		return false
+	}
+	ch, ok := im.startChange(1)
+	if !ok {
+		return false
+	}
+	defer im.finish(&ch) // there is a ring: nothing is written
+	gc := off >> im.geo.ClusterBits
+	if !im.copies.try(gc) {
+		return false
+	}
+	defer im.copies.release(gc)
+	if !im.copiesAlone(s, off, int64(len(p))) {
+		return false
+	}
+	n, m, err := im.copyClaimed(im.ctx, p, off, &ch)
+	return n == int64(len(p)) && m == nothingMissing && err == nil
+}
+
+// copiesAlone reports whether n bytes at off, of a cluster in s, are all that a copy
+// would write.
+func (im *Image) copiesAlone(s *slice, off, n int64) bool {
+	_, i := im.sliceOf(off >> im.geo.ClusterBits)
+	old := s.load(i)
+	now, err := im.inCluster(old, off)
+	if err != nil || decideWrite(now.situation) != actCopy {
+		return false
+	}
+	to, in := im.planCopy(old, off, n, now.n), off&(im.geo.ClusterSize()-1)
+	return to.from == in && to.end == in+n
 }
 
 func (im *Image) copyClaimed(ctx context.Context, p []byte, off int64, ch *change) (int64, missing, error) {

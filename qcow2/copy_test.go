@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"tidemark/internal/block"
 	"tidemark/internal/block/blocktest"
 	"tidemark/internal/faultfile"
 	"tidemark/qcow2"
@@ -51,4 +52,36 @@ func TestCopyBesideWriteInPlace(t *testing.T) {
 func fillBytes(p []byte, b byte) []byte {
 	copy(p, bytes.Repeat([]byte{b}, len(p)))
 	return p
+}
+
+// TestCopyNow: a write of whole sub-clusters over a backing file, and of a whole cluster,
+// is done without waiting; one of less is not, as what is around it has to be read.
+func TestCopyNow(t *testing.T) {
+	for name, whole := range map[string]int64{"sub-clusters": 4096, "cluster": 128 << 10} {
+		t.Run(name, func(t *testing.T) {
+			ctx := t.Context()
+			const size, cluster = 4 << 20, 128 << 10
+			d := newDisk(t, qcow2.CreateOptions{Size: size, ClusterSize: cluster, ExtendedL2: whole < cluster,
+				BackingFile: "below", BackingFormat: "raw"})
+			im, err := qcow2.Open(ctx, d, qcow2.Options{Backing: fullBacking{size: size}, RedoDir: t.TempDir()})
+			require.NoError(t, err)
+			want := bytes.Repeat([]byte{0x5a}, size)
+			fillBytes(want[:10], 1)
+			require.NoError(t, im.WriteAt(ctx, want[:10], 0, 0)) // reserves
+			im.WaitIdle()
+			for n := int64(4); n < 6; n++ {
+				off := n * cluster
+				p := fillBytes(want[off:off+whole], byte(n))
+				require.NoError(t, im.WriteAt(ctx, p, off, qcow2.NoWait))
+			}
+			if whole == cluster {
+				require.ErrorIs(t, im.WriteAt(ctx, want[:4096], 8*cluster, qcow2.NoWait), block.ErrWouldBlock)
+			}
+			got := make([]byte, size)
+			require.NoError(t, im.ReadAt(ctx, got, 0, 0))
+			requireSame(t, want, got, "the disk")
+			require.NoError(t, im.Close())
+			requireClean(t, d)
+		})
+	}
 }

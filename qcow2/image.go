@@ -39,7 +39,7 @@ type Options struct {
 	// IgnoreDiscard makes Discard do nothing; zeroing may still unmap.
 	IgnoreDiscard bool
 	// CacheBytes bounds the memory for L2 tables and reference counts together;
-	// 0 means 64 MiB, which is what 480 GiB of a disk need with clusters of
+	// 0 means 64 MiB, which is what 504 GiB of a disk need with clusters of
 	// 64 KiB.
 	CacheBytes int64
 	// ReserveBytes bounds how much is reserved ahead of use; 0 means 64 MiB.
@@ -81,7 +81,7 @@ func (o Options) withDefaults() Options {
 
 // countShare: of the memory for metadata one part in so many is for reference counts,
 // which are looked at a batch at a time.
-const countShare = 16
+const countShare = 64
 
 // The ranks of the locks, outermost first; see the package comment.
 const (

@@ -159,7 +159,10 @@ func (im *Image) loadSlice(n int64, pin bool) (*slice, error) {
 func (im *Image) readSlice(n int64, e format.L1Entry, l *sliceLoad) {
 	s := newSlice(n, 1<<im.sliceBits(), im.geo.ExtendedL2, e.Offset()+im.inTable(n))
 	s.shared.Store(!e.Copied())
-	b := make([]byte, im.sliceBytes())
+	bits := min(im.geo.ClusterBits, 12)
+	buf := getBuffer(bits)
+	defer putBuffer(bits, buf)
+	b := *buf
 	_, err := readFull(im.file, b, s.off)
 	t := &im.tab
 	t.mu.Lock()

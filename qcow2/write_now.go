@@ -28,7 +28,10 @@ func (im *Image) writeNow(p []byte, off int64, f block.Flags) error {
 			return block.ErrWouldBlock
 		}
 		host, n := im.placeNow(at, off+int64(len(p))-at)
-		if n == 0 {
+		switch {
+		case n == 0 && k == 0 && im.copyNow(p, off):
+			return im.complete(nil, 0)
+		case n == 0:
 			return block.ErrWouldBlock
 		}
 		places[k].host, places[k].n = host, n
