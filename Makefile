@@ -42,7 +42,7 @@ GOTESTSUM := $(TOOLS)/gotestsum
 GOLANGCI  := $(TOOLS)/golangci-lint
 BENCHSTAT := $(TOOLS)/benchstat
 
-.PHONY: packages build run demo test soak mutants lint fmt deps bench bench-full bench-doc bench-engine clean help need
+.PHONY: packages build run demo test soak mutants lint fmt deps bench bench-full bench-doc bench-engine bench-spm clean help need
 
 # Without cgo the program is static, and can tell the kernel something for all of
 # its threads (fusefs.SetIOFlusher).
@@ -119,6 +119,9 @@ bench-engine: need $(BENCHSTAT) ## benchmarks of the engine by itself
 	mkdir -p .cache
 	$(GO) test -run '^$$' -bench . -count 6 ./bench | tee .cache/bench.txt
 	$(BENCHSTAT) .cache/bench.txt
+
+bench-spm: build packages ## the pool manager: verbs and extensions, goals; writes docs/performance-spm.md
+	$(GO) run ./bench/spm -out .cache/bench-spm -doc docs/performance-spm.md $(BENCH_FLAGS)
 
 clean: ## remove what was built; the pool under .tidemark/ stays
 	rm -rf bin .cache

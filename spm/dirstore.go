@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -21,6 +22,7 @@ type dirStore struct {
 	holder   Holder
 	hostFree func(dir string) (int64, error)
 	log      *slog.Logger
+	looked   carried // guarded by Manager.mu
 }
 
 // openDir opens a directory for changes, with its lease, and removes what a crash
@@ -171,12 +173,12 @@ func (s *dirStore) carry(all map[uuid.UUID]*volume) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	for _, v := range all {
-		if owed := v.size - allocated(s.path(v)); owed > 0 {
-			free -= owed
-		}
+	now := time.Now()
+	if left, ok := s.looked.now(now, free, all); ok {
+		return left, nil
 	}
-	return max(free, 0), nil
+	s.looked = look(now, free, all, func(v *volume) int64 { return allocated(s.path(v)) })
+	return max(free-s.looked.owed, 0), nil
 }
 
 func (s *dirStore) describe(v *volume, d *Volume) {

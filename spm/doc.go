@@ -240,6 +240,7 @@
 //     of requests in progress: space is reserved before a file is touched.
 //   - A grant in a directory is one that the host's file system can carry: the
 //     free space must cover what is granted but not allocated yet, of all volumes.
+//     All files are looked at for that once a second at most, while there is plenty.
 //   - Sizes are absolute, and requests to extend may be repeated. A size gets
 //     smaller only by its holder's request, which is compare-and-set on the size,
 //     the number of changes that it has had and the manager's epoch. What an

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A record is what is kept of a run: of each part the last one.
+type record struct {
+	Parts    map[string]part `json:"parts"`
+	Verdicts []verdict       `json:"verdicts"`
+}
+
+// A part is what was measured together.
+type part struct {
+	Machine []string `json:"machine"`
+	Seed    uint64   `json:"seed"`
+	Cells   []cell   `json:"cells"`
+}
+
+// A verdict is a goal in one cell.
+type verdict struct {
+	Pool    string  `json:"pool"`
+	Op      string  `json:"op"`
+	At      int     `json:"at"`
+	Measure string  `json:"measure"`
+	Most    float64 `json:"most_ms"`
+	Is      float64 `json:"is_ms"`
+	Held    bool    `json:"held"`
+}
+
+func (v verdict) word() string {
+	if v.Held {
+		return "held"
+	}
+	return "missed"
+}
+
+func readRecord(path string) (*record, error) {
+	r := &record{Parts: map[string]part{}}
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return r, nil
+}
+
+func (r *record) keep(path string) error {
+	r.Verdicts = judge(r.cells())
+	b, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".new", b, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// cells are those of all parts, with lvm's own time in ours.
+func (r *record) cells() []cell {
+	list := slices.Concat(r.Parts["directory"].Cells, r.Parts["lvm"].Cells, r.Parts["vdsm"].Cells)
+	for _, own := range r.Parts["own"].Cells {
+		for i, c := range list {
+			if c.Pool == own.Pool && c.Op == own.Op && c.At == own.At {
+				list[i].LVM, list[i].LVMCommands = own.LVM, own.LVMCommands
+			}
+		}
+	}
+	return list
+}
+
+// judge says of every goal whether each of its cells holds it.
+func judge(cells []cell) (list []verdict) {
+	for _, g := range goals {
+		for _, c := range cells {
+			if c.Pool == g.Pool && slices.Contains(g.Ops, c.Op) && (g.At == nil || slices.Contains(g.At, c.At)) {
+				is := g.of(c)
+				list = append(list, verdict{c.Pool, c.Op, c.At, g.Measure, g.Most, is, is <= g.Most})
+			}
+		}
+	}
+	return list
+}
+
+// machine says what is measured on.
+func machine() []string {
+	uname, _ := exec.Command("uname", "-srm").Output()
+	list := []string{
+		fmt.Sprintf("%d processors; %s", runtime.NumCPU(), strings.TrimSpace(string(uname))),
+		time.Now().UTC().Format("2006-01-02 15:04 UTC"),
+	}
+	if commit, err := exec.Command("git", "describe", "--always", "--dirty").Output(); err == nil {
+		list = append(list, "tidemark commit "+strings.TrimSpace(string(commit)))
+	}
+	if version, err := exec.Command("lvm", "version").Output(); err == nil {
+		line, _, _ := strings.Cut(string(version), "\n")
+		list = append(list, strings.Join(strings.Fields(line), " "))
+	}
+	return list
+}
+
+// print writes the tables for people, and returns how many goals are missed.
+func (r *record) print(w io.Writer) (missed int) {
+	fmt.Fprint(w, r.tables())
+	for _, v := range judge(r.cells()) {
+		if !v.Held {
+			missed++
+		}
+	}
+	fmt.Fprintf(w, "%d goals are missed\n", missed)
+	return missed
+}
+
+// document is docs/performance-spm.md.
+func (r *record) document() string {
+	var b strings.Builder
+	fmt.Fprint(&b, "# Speed of the pool manager\n\n"+
+		"Written by `go run ./bench/spm -only - -doc docs/performance-spm.md` from what `make bench-spm` has measured;\n"+
+		"`go doc tidemark/bench/spm` says how. Change the program, not this file. Times are in milliseconds.\n\n")
+	b.WriteString(r.tables())
+	b.WriteString("## Conditions\n\n")
+	for _, p := range parts {
+		if m, ok := r.Parts[p.name]; ok {
+			fmt.Fprintf(&b, "- %s, seed %d: %s\n", p.name, m.Seed, strings.Join(m.Machine, "; "))
+		}
+	}
+	return b.String()
+}
+
+// tables are the goals and the figures.
+func (r *record) tables() string {
+	var b strings.Builder
+	b.WriteString("## Goals\n\n| pool | operation | volumes | | at most | measured | |\n|---|---|---|---|---|---|---|\n")
+	for _, v := range judge(r.cells()) {
+		fmt.Fprintf(&b, "| %s | %s | %d | %s | %g | %.1f | %s |\n", v.Pool, v.Op, v.At, v.Measure, v.Most, v.Is, v.word())
+	}
+	b.WriteString("\n## Figures\n\nVolumes are those that there are besides or, of extensions, those that cross at once; all is the time until the last\n" +
+		"of these is answered, in the longest round. Commands and time of lvm itself are for each operation.\n\n" +
+		"| pool | operation | volumes | timed | p50 | p99 | max | all | lvm commands | lvm's own time |\n|---|---|---|---|---|---|---|---|---|---|\n")
+	for _, c := range r.cells() {
+		fmt.Fprintf(&b, "| %s | %s | %d | %d | %.1f | %.1f | %.1f | %s | %s | %s |\n",
+			c.Pool, c.Op, c.At, c.N, c.P50, c.P99, c.Max, some(c.All), some(c.LVMCommands), some(c.LVM))
+	}
+	return b.String() + "\n"
+}
+
+// some is a figure that not every cell has.
+func some(f float64) string {
+	if f == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.1f", f)
+}

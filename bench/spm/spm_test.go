@@ -1,0 +1,112 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/testenv"
+)
+
+// TestMain lets this program be the lvm that notes its times, as main does.
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "lvm" {
+		os.Exit(timeLVM())
+	}
+	os.Exit(m.Run())
+}
+
+// smoke are options with which everything is done, hardly ever.
+func smoke(t *testing.T) options {
+	t.Helper()
+	seed, _ := testenv.Seed(t)
+	o := options{
+		tidemark: filepath.Join(t.TempDir(), "tidemark"), work: t.TempDir(), runDir: t.TempDir(),
+		seed: seed, volumes: []int{10}, verbs: 1, crossing: []int{1, 10}, rounds: 1,
+	}
+	testenv.Run(t, "go", "build", "-ldflags", "-X main.runDir="+o.runDir, "-o", o.tidemark, "tidemark/cmd/tidemark")
+	return o
+}
+
+// requireCells requires that each operation was timed in each of its cells.
+func requireCells(t *testing.T, pool string, cells []cell) {
+	t.Helper()
+	require.Len(t, cells, len(verbs)+2)
+	for _, c := range cells {
+		require.Equal(t, pool, c.Pool)
+		require.Positive(t, c.P50, "%s", c.Op)
+		require.LessOrEqual(t, c.P50, c.P99)
+		require.LessOrEqual(t, c.P99, c.Max)
+		if c.Op == opExtend {
+			require.GreaterOrEqual(t, c.All, c.Max)
+		}
+	}
+}
+
+func requireEmpty(t *testing.T, dir string) {
+	t.Helper()
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
+
+func TestDirectorySmoke(t *testing.T) {
+	o := smoke(t)
+	cells, err := measureDirectory(t.Context(), o)
+	require.NoError(t, err)
+	requireCells(t, onDirectory, cells)
+	require.Len(t, judge(cells), 2*len(verbs)+2)
+	requireEmpty(t, o.work)
+}
+
+func TestGroupSmoke(t *testing.T) {
+	testenv.Need(t, "root")
+	testenv.Need(t, "loop")
+	testenv.Tool(t, "lvm")
+	testenv.Tool(t, "losetup")
+	o := smoke(t)
+	cells, err := measureOwn(t.Context(), o)
+	require.NoError(t, err)
+	requireCells(t, onLVM, cells)
+	for _, c := range cells {
+		require.GreaterOrEqual(t, c.LVMCommands, 2.0, "%s: a change and a look at it", c.Op)
+		require.LessOrEqual(t, c.LVMCommands, 8.0, "%s", c.Op)
+		require.Positive(t, c.LVM, "%s", c.Op)
+	}
+	theirs, err := measureMailbox(t.Context(), o)
+	require.NoError(t, err)
+	require.Len(t, theirs, 2)
+	for _, c := range theirs {
+		require.InDelta(t, 1, c.LVMCommands, 0)
+	}
+	requireEmpty(t, o.work)
+}
+
+func TestQuantiles(t *testing.T) {
+	times := make([]time.Duration, 100)
+	for i := range times {
+		times[i] = time.Duration(100-i) * time.Millisecond
+	}
+	c := newCell(onLVM, opExtend, 1, times)
+	require.Equal(t, []float64{50, 99, 100}, []float64{c.P50, c.P99, c.Max})
+	require.Zero(t, newCell(onLVM, opExtend, 1, nil).Max)
+}
+
+// What is measured is judged, and what is missed is said.
+func TestVerdicts(t *testing.T) {
+	r := record{Parts: map[string]part{
+		"directory": {Cells: []cell{{Pool: onDirectory, Op: opCreate, At: 10, P50: 20, P99: 101}}},
+		"lvm":       {Cells: []cell{{Pool: onLVM, Op: opExtend, At: 100, All: 2999}, {Pool: onLVM, Op: opExtend, At: 10, All: 1e6}}},
+		"own":       {Cells: []cell{{Pool: onLVM, Op: opExtend, At: 100, LVMCommands: 2, LVM: 20}}},
+	}}
+	var out strings.Builder
+	require.Equal(t, 1, r.print(&out))
+	require.Contains(t, out.String(), "| directory | createVolume | 10 | p50 | 20 | 20.0 | held |")
+	require.Contains(t, out.String(), "| directory | createVolume | 10 | p99 | 100 | 101.0 | missed |")
+	require.Contains(t, out.String(), "| LVM | extension | 100 | all | 3000 | 2999.0 | held |")
+	require.Contains(t, out.String(), "| 2999.0 | 2.0 | 20.0 |")
+}
