@@ -45,7 +45,7 @@ func (o *operations) copyImage(ctx context.Context, r CopyImage) (kind string, a
 	if err := o.checkCopy(ctx, a); err != nil {
 		return "", nil, err
 	}
-	return kindCopyImage, a, o.checkSpace(to, meta, 0)
+	return kindCopyImage, a, o.checkSpace(to, a.To.Volume, meta, 0)
 }
 
 // checkCopy says whether the copy can be made now.

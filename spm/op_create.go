@@ -35,7 +35,7 @@ func (o *operations) createVolume(ctx context.Context, r NewVolume) (kind string
 		return "", nil, err
 	}
 	a := createArgs{VolumeAt: r.VolumeAt, ParentImage: r.ParentImage, Meta: meta, Granted: r.Initial}
-	if err := o.checkSpace(m, meta, r.Initial); err != nil {
+	if err := o.checkSpace(m, r.Volume, meta, r.Initial); err != nil {
 		return "", nil, err
 	}
 	return kindCreateVolume, a, o.checkCreate(ctx, a)
@@ -113,7 +113,7 @@ func checkMeta(kind string, m volumeMeta, id uuid.UUID) error {
 }
 
 // checkSpace refuses at once what the pool cannot carry now.
-func (o *operations) checkSpace(m *Manager, meta volumeMeta, initial int64) error {
+func (o *operations) checkSpace(m *Manager, id uuid.UUID, meta volumeMeta, initial int64) error {
 	if meta.Format == Cow && m.o.Images == nil {
 		return errorf(CodeUnsupported, "this manager can make no %s images: use %s", FormatQCOW2, Raw)
 	}
@@ -128,7 +128,7 @@ func (o *operations) checkSpace(m *Manager, meta volumeMeta, initial int64) erro
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if free := m.freeLocked() - m.reserveOfLocked(); min(need, bound) > free {
-		return errorf(CodePoolFull, "the volume needs %d bytes, and of the domain's %d bytes %d can be granted: remove a volume or raise the capacity",
+		return m.refuseLocked(id, meta.alias(), min(need, bound), "the volume needs %d bytes, and of the domain's %d bytes %d can be granted: remove a volume or raise the capacity",
 			min(need, bound), m.capacity, max(free, 0))
 	}
 	return nil

@@ -59,11 +59,8 @@ func (o *operations) checkMove(ctx context.Context, a moveArgs) error {
 		}
 		need += movedSize(to, from.info(id))
 	}
-	to.mu.Lock()
-	free := to.freeLocked() - to.reserveOfLocked()
-	to.mu.Unlock()
-	if need > free {
-		return errorf(CodePoolFull, "image %s needs %d bytes in domain %s, of which %d can be granted", a.Image, need, a.To, max(free, 0))
+	if err := to.room(a.Volumes[len(a.Volumes)-1], a.Image, need); err != nil {
+		return err
 	}
 	return o.idle(ctx, from, a.Image, a.Volumes...)
 }
@@ -97,6 +94,17 @@ func mayMove(from, to *family, kind string, a moveArgs) error {
 				return errorf(CodeWrongState, "image %s is based on the template %s, which domain %s does not have: copy that first", a.Image, k.meta.Parent, a.To)
 			}
 		}
+	}
+	return nil
+}
+
+// room refuses an image, with that leaf, that needs more bytes than can be granted.
+func (m *Manager) room(leaf, image uuid.UUID, need int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if free := m.freeLocked() - m.reserveOfLocked(); need > free {
+		return m.refuseLocked(leaf, "", need, "image %s needs %d bytes in domain %s, of which %d can be granted",
+			image, need, m.ident.domain, max(free, 0))
 	}
 	return nil
 }

@@ -15,16 +15,12 @@ const (
 	hysteresis = 0.02
 )
 
-// The levels of a pool, and the events that say that it has reached one. Bytes of
-// such an event are free.
+// The levels of a domain: how much of it is granted. An [EventLevel] says that it has
+// reached one.
 const (
 	LevelOK       = "ok"
 	LevelWarn     = "warn"
 	LevelCritical = "critical"
-
-	EventSpaceOK       = "space-ok"
-	EventSpaceWarn     = "space-warn"
-	EventSpaceCritical = "space-critical"
 )
 
 // levelOf is the level of a pool of which the part used is granted, and which had
@@ -144,7 +140,14 @@ func (m *Manager) measureLocked() {
 		severity = slog.LevelWarn
 	}
 	m.o.Log.Log(m.ctx, severity, "space of the pool", "level", level, "was", before, "capacity", m.capacity, "granted", m.granted, "free", free)
-	m.noteLocked(Event{Kind: "space-" + level, Bytes: free})
+	m.noteLocked(Event{Kind: EventLevel, Level: level, Bytes: free})
+}
+
+// refuseLocked is the error of a request for bytes that the domain has not, and tells
+// who watches. The volume may be one that will not be made.
+func (m *Manager) refuseLocked(id uuid.UUID, name string, bytes int64, format string, args ...any) error {
+	m.noteLocked(Event{Kind: EventNoSpace, Name: name, VolumeUUID: id.String(), Bytes: bytes})
+	return errorf(CodePoolFull, format, args...)
 }
 
 // stats is how the domain is used. What a volume's image uses is what the host has

@@ -76,12 +76,12 @@ func TestWatermarks(t *testing.T) {
 	remove(t, m, "a")
 	happened, _, _ := m.o.journal.all.after(0)
 	var levels []string
-	for _, k := range kinds(happened) {
-		if k == EventSpaceOK || k == EventSpaceWarn || k == EventSpaceCritical {
-			levels = append(levels, k)
+	for _, e := range happened {
+		if e.Kind == EventLevel {
+			levels = append(levels, e.Level)
 		}
 	}
-	require.Equal(t, []string{EventSpaceWarn, EventSpaceCritical, EventSpaceOK}, levels)
+	require.Equal(t, []string{LevelWarn, LevelCritical, LevelOK}, levels)
 }
 
 // setPriority sets a volume's, as the operation does.

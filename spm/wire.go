@@ -224,13 +224,13 @@ const (
 	EventTightNoMore = "tight-no-more"
 	EventTask        = "task"     // a task has gone to State
 	EventExtended    = "extended" // a volume has been granted Bytes more
-	EventLevel       = "level"    // a domain's use has passed a watermark: Level
-	EventNoSpace     = "no-space" // a request for Bytes was refused: the domain is full
+	EventLevel       = "level"    // what is granted of a domain has passed a watermark: Level
+	EventNoSpace     = "no-space" // a request for Bytes more was refused: the domain is full
 )
 
 // An Event is something that has happened to the pool. A volume that waits, or did,
-// needs Bytes more than it has, since when; of a pool that has become tight, or no
-// more, Bytes are free.
+// needs Bytes more than it has, since when; of a domain that has become tight, or no
+// more, or has passed a watermark, Bytes are free.
 type Event struct {
 	Number     int64     `json:"number"`
 	Time       time.Time `json:"time"`
