@@ -31,6 +31,8 @@ type HostOptions struct {
 	// refused.
 	Jobs    ImageJobs
 	Servers ImageServers
+	// At is that of the tasks' engine (see task.Options). For tests.
+	At func(point string)
 }
 
 // A Host is the storage of a host: what is connected, the pool that it is of, and

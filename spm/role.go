@@ -234,7 +234,7 @@ func (h *Host) openTasks(ctx context.Context, p *connectedPool) error {
 	}
 	e := task.New(context.WithoutCancel(ctx), kept, h.ops.kinds(), task.Options{
 		CodeOf: codeOfTask,
-		Notify: h.noteTask, Log: h.o.Log, Now: h.o.Now,
+		Notify: h.noteTask, At: h.o.At, Log: h.o.Log, Now: h.o.Now,
 	})
 	h.mu.Lock()
 	p.engine, p.done = e, done

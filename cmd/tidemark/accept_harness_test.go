@@ -47,13 +47,16 @@ var built = sync.OnceValues(func() (*os.File, error) {
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // the error of the build says more
 	path := filepath.Join(dir, "tidemark")
-	build := exec.Command("go", "build", "-ldflags", "-X main.runDir="+testRunDir(), "-o", path, ".")
+	build := exec.Command("go", "build", "-ldflags", "-X main.deathVar="+deathVar+" -X main.runDir="+testRunDir(), "-o", path, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as the Makefile does
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	return os.Open(path)
 })
+
+// deathVar is where the program is told when to die: see main.deathVar.
+const deathVar = "TIDEMARK_TEST_DEATH"
 
 // testRunDir is the place of what lives as long as the host is up: see runDirVar.
 func testRunDir() string { return os.Getenv("TIDEMARK_TEST_RUN_DIR") }

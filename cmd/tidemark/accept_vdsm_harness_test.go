@@ -45,12 +45,17 @@ func newVDSMHost(t testing.TB, devices ...string) *vdsmHost {
 	if len(devices) > 0 {
 		h.args = append(h.args, "--devices", strings.Join(devices, ","))
 	}
+	h.env = []string{deathVar + "=" + h.deaths()}
 	require.NoError(t, os.Mkdir(h.root, 0o700))
+	require.NoError(t, os.Mkdir(h.deaths(), 0o700))
 	h.client = spm.NewClient(h.socket)
 	t.Cleanup(func() { _ = h.client.Close() })
 	h.start()
 	return h
 }
+
+// deaths is where the manager's death is planned.
+func (h *vdsmHost) deaths() string { return filepath.Join(h.dir, "deaths") }
 
 // launch starts the manager.
 func (h *vdsmHost) launch() {

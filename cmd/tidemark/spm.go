@@ -244,6 +244,7 @@ func (o *poolOptions) open(log *slog.Logger) (*spm.Host, error) {
 		Options: spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Images: images{}, Log: log},
 		Jobs:    &imageJobs{noDM: o.group.noDM, log: log},
 		Servers: &imageServers{spm: absolute(o.api()), noDM: o.group.noDM, log: log},
+		At:      plannedDeath(),
 	}
 	o.group.log = log
 	switch {

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// deathVar is the environment variable with the directory in which a test plans the
+// death of the pool manager. There is none in a program that is not built for that:
+// -ldflags "-X main.deathVar=NAME".
+var deathVar string
+
+// plannedDeath is told of the points of tasks (see task.Options). While the directory
+// has a file plan, with a number in it, that is counted down; at 0 the point's name is
+// left in the file died, and the process kills itself.
+func plannedDeath() func(point string) {
+	if deathVar == "" || os.Getenv(deathVar) == "" {
+		return nil
+	}
+	dir := os.Getenv(deathVar)
+	plan := filepath.Join(dir, "plan")
+	var mu sync.Mutex // one point at a time
+	return func(point string) {
+		mu.Lock()
+		defer mu.Unlock()
+		text, err := os.ReadFile(plan)
+		if err != nil {
+			return
+		}
+		left, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			panic(err)
+		}
+		if left > 0 {
+			if err := os.WriteFile(plan, []byte(strconv.Itoa(left-1)), 0o600); err != nil {
+				panic(err)
+			}
+			return
+		}
+		if err := os.WriteFile(plan, []byte(point), 0o600); err != nil {
+			panic(err)
+		}
+		if err := os.Rename(plan, filepath.Join(dir, "died")); err != nil {
+			panic(err)
+		}
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
+}
