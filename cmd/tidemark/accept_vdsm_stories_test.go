@@ -113,6 +113,7 @@ type killStory struct {
 	leaves     string // what may be different when it has been rolled back
 	prepare    func(w *world)
 	served     bool // image i, while it happens
+	dirOnly    bool
 	args       func(w *world) arguments
 	before     string
 	after      string
@@ -129,9 +130,9 @@ var killStories = []killStory{
 		before: "", after: oneLeaf + "=",
 	},
 	{
-		name: "create raw", verb: "createVolume", steps: 2, prepare: func(*world) {},
+		name: "create raw", verb: "createVolume", steps: 2, dirOnly: true, prepare: func(*world) {},
 		args: func(w *world) arguments {
-			return w.create("i", "a", "", arguments{"volFormat": "RAW", "preallocate": w.rawAlloc()})
+			return w.create("i", "a", "", arguments{"volFormat": "RAW", "preallocate": "SPARSE"})
 		},
 		before: "", after: "0/i: a(LEAF RAW SPARSE 64M)=",
 	},
@@ -250,14 +251,6 @@ func (w *world) extend() arguments {
 
 func (w *world) move() arguments {
 	return arguments{"spUUID": w.pool, "srcDomUUID": w.domains[0], "dstDomUUID": w.domains[1], "imgUUID": w.id("i"), "vmUUID": "", "op": "MOVE"}
-}
-
-// rawAlloc is how a raw volume can be allocated that need not be.
-func (w *world) rawAlloc() string {
-	if _, dir := w.places[0].(dirPlace); dir {
-		return "SPARSE"
-	}
-	return "PREALLOCATED"
 }
 
 // shows tells what there is: each image of each domain, its volumes from the base up,
