@@ -1,0 +1,54 @@
+//go:build linux
+
+package main_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/testenv"
+)
+
+// A snapshot is made and merged again, over and over: 100 times, and 1,000 times in a
+// soak. What the image has been granted, and what is in it, is then as before. Every
+// tenth time the image is served meanwhile, and all that it has is written anew.
+func TestSnapshotsComeAndGo(t *testing.T) {
+	workspace(t)
+	times := 100
+	if soak(t) > 0 {
+		times = 1000
+	}
+	h := newVDSMHost(t)
+	dir := h.newDir("domain")
+	domain := h.newDomains(dir)[0]
+	m := &crowdClient{crowd: &crowd{t: t, h: h, place: dir, domain: domain, done: map[string]int{}}, rng: testenv.Rand(0)}
+	require.NoError(t, m.create())
+	i := m.has[0]
+	require.NoError(t, m.prepare(i))
+	require.NoError(t, m.fillLeaf(i, 0))
+	require.NoError(t, m.teardown(i))
+
+	before := h.domainSize(domain, "granted")
+	volume := h.volumes(domain)[0]
+	began := time.Now()
+	for n := range times {
+		if n%10 == 0 {
+			require.NoError(t, m.prepare(i))
+		}
+		require.NoError(t, m.snapshot(i))
+		if i.conn != nil {
+			require.NoError(t, m.fillLeaf(i, n))
+		}
+		require.NoError(t, m.merge(i))
+		require.NoError(t, m.teardown(i))
+	}
+	t.Logf("%d snapshots made and merged in %v", times, time.Since(began).Round(time.Millisecond))
+	require.Equal(t, before, h.domainSize(domain, "granted"), "granted, of the domain")
+	after := h.volumes(domain)[0]
+	require.Equal(t, volume.Granted, after.Granted)
+	require.Equal(t, volume.ID, after.ID)
+	m.requireModel(m.has)
+	m.requireContent(m.has)
+}

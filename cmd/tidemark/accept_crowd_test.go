@@ -1,0 +1,216 @@
+//go:build linux
+
+package main_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/testenv"
+)
+
+// soakVar says for how long the tests go on that can; without it they make one short
+// round.
+const soakVar = "TIDEMARK_SOAK"
+
+// soak is how long that is, 0 for one short round.
+func soak(t testing.TB) time.Duration {
+	t.Helper()
+	text := os.Getenv(soakVar)
+	if text == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(text)
+	require.NoError(t, err, soakVar)
+	return d
+}
+
+// Eight clients create, snapshot, write, merge and delete 200 volumes at random. Model
+// and disk agree, every image is clean and shows what was written, and the space comes
+// back.
+func TestCrowdInDirectory(t *testing.T) {
+	workspace(t)
+	h := newVDSMHost(t)
+	dir := h.newDir("domain")
+	c := &crowd{t: t, h: h, place: dir, domain: h.newDomains(dir)[0], images: 3, layers: 5}
+	c.rounds(8, 200)
+}
+
+// The same on a volume group, with fewer.
+func TestCrowdOnAVolumeGroup(t *testing.T) {
+	workspace(t)
+	g := newGroup(t, 2, 4*gib, 4*gib)
+	h := newVDSMHost(t, g.paths()...)
+	c := &crowd{t: t, h: h, place: g, domain: h.newDomains(g)[0], images: 2, layers: 3}
+	c.rounds(4, 40)
+}
+
+// rounds makes one round, or in a soak as many as there is time for.
+func (c *crowd) rounds(clients, volumes int) {
+	c.t.Helper()
+	seed, _ := testenv.Seed(c.t)
+	limit, began := soak(c.t), time.Now()
+	for round := uint64(0); round == 0 || time.Since(began) < limit; round++ {
+		c.round(seed+round*1000, clients, volumes)
+	}
+}
+
+// round lets clients work until they have made that many volumes, looks at what they
+// have left, and deletes it.
+func (c *crowd) round(seed uint64, clients, volumes int) {
+	t := c.t
+	t.Helper()
+	c.left.Store(int64(volumes))
+	c.done = map[string]int{}
+	began := time.Now()
+	all := make([]*crowdClient, clients)
+	for n := range all {
+		all[n] = &crowdClient{crowd: c, rng: testenv.Rand(seed + uint64(n))}
+	}
+	c.together(all, (*crowdClient).work)
+	worked := time.Since(began)
+
+	c.together(all, (*crowdClient).teardownAll)
+	var images []*crowdImage
+	for _, m := range all {
+		images = append(images, m.has...)
+	}
+	c.requireModel(images)
+	c.requireContent(images)
+	looked := time.Since(began) - worked
+	c.together(all, (*crowdClient).deleteAll)
+	c.requireModel(nil)
+	require.Empty(t, c.h.tasks())
+	t.Logf("seed %d: %v in %v; %d images left, looked at in %v, deleted in %v", seed, c.done, worked.Round(time.Millisecond),
+		len(images), looked.Round(time.Millisecond), (time.Since(began) - worked - looked).Round(time.Millisecond))
+}
+
+// together lets all clients do something at once.
+func (c *crowd) together(all []*crowdClient, do func(*crowdClient) error) {
+	c.t.Helper()
+	errs := make([]error, len(all))
+	var wg sync.WaitGroup
+	for n, m := range all {
+		wg.Go(func() { errs[n] = do(m) })
+	}
+	wg.Wait()
+	require.NoError(c.t, errors.Join(errs...), "the manager said:\n%s", c.h.proc.Output())
+}
+
+// requireModel requires that the domain has these images, and nothing else: by what
+// the manager says, and by what lies on the disk.
+func (c *crowd) requireModel(images []*crowdImage) {
+	t := c.t
+	t.Helper()
+	var want, have []string
+	for _, i := range images {
+		parent := blankID
+		for n, l := range i.layers {
+			kind := "INTERNAL"
+			if n == len(i.layers)-1 {
+				kind = "LEAF"
+			}
+			want = append(want, fmt.Sprintf("%s/%s on %s: %s LEGAL", i.id, l.id, parent, kind))
+			parent = l.id
+		}
+	}
+	var granted int64
+	volumes := c.h.volumes(c.domain)
+	for _, v := range volumes {
+		require.Empty(t, v.Damaged)
+		require.False(t, v.Served)
+		have = append(have, fmt.Sprintf("%s/%s on %s: %s %s", v.Image, v.ID, v.Parent, v.Type, v.Legality))
+		granted += bytesOf(t, v.Granted)
+	}
+	require.ElementsMatch(t, want, have)
+	require.Equal(t, granted, c.h.domainSize(c.domain, "granted"), "granted, of the domain, against its volumes")
+	if g, ok := c.place.(*groupPool); ok {
+		requireGroup(t, g, volumes)
+	} else {
+		requireDirectory(t, filepath.Join(c.place.where(), c.domain, "images"), volumes)
+	}
+}
+
+// domainSize is a size that a domain says of itself.
+func (h *vdsmHost) domainSize(domain, name string) int64 {
+	h.t.Helper()
+	var r struct {
+		Stats map[string]any `json:"stats"`
+	}
+	require.NoError(h.t, h.ask("getStorageDomainStats", arguments{"sdUUID": domain}, &r))
+	return bytesOf(h.t, r.Stats[name].(string))
+}
+
+// requireGroup requires that a group has these volumes, and what every domain has.
+func requireGroup(t testing.TB, g *groupPool, volumes []vdsmVolume) {
+	t.Helper()
+	var want, have []string
+	for _, v := range volumes {
+		want = append(want, v.ID+" "+v.Granted)
+	}
+	for line := range strings.Lines(g.lvm(t, "lvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "lv_name,lv_size", g.name)) {
+		f := strings.Fields(line)
+		if f[0] != "metadata" && f[0] != "master" {
+			have = append(have, strings.Join(f, " "))
+		}
+	}
+	require.ElementsMatch(t, want, have)
+	g.lvm(t, "vgck", g.name)
+}
+
+// requireDirectory requires that a directory of images has these volumes, and nothing
+// else.
+func requireDirectory(t testing.TB, images string, volumes []vdsmVolume) {
+	t.Helper()
+	var want, have []string
+	for _, v := range volumes {
+		file := v.Image + "/" + v.ID
+		want = append(want, file+" "+v.Granted, file+".meta", file+".lease")
+	}
+	entries, err := os.ReadDir(images)
+	require.NoError(t, err)
+	for _, image := range entries {
+		files, err := os.ReadDir(filepath.Join(images, image.Name()))
+		require.NoError(t, err)
+		require.NotEmpty(t, files, image.Name())
+		for _, f := range files {
+			name := image.Name() + "/" + f.Name()
+			if filepath.Ext(name) == "" {
+				name += fmt.Sprintf(" %d", fileLength(t, filepath.Join(images, name)))
+			}
+			have = append(have, name)
+		}
+	}
+	require.ElementsMatch(t, want, have)
+}
+
+// requireContent requires that every volume is clean, and shows what the model says:
+// not only the leaves.
+func (c *crowd) requireContent(images []*crowdImage) {
+	t := c.t
+	t.Helper()
+	volumes := c.h.volumes(c.domain)
+	for _, i := range images {
+		dir := filepath.Dir(chainFile(t, c.place, volumes, i.leaf().id))
+		for n, l := range i.layers {
+			file := filepath.Join(dir, l.id)
+			requireClean(t, file)
+			var reads []string
+			for b, s := range i.shows(n) {
+				off, size := crowdBlock(b)
+				for at := off; at < off+size; at += 32 * mib {
+					reads = append(reads, fmt.Sprintf("read -P %d %d %d", s, at, 32<<10))
+				}
+			}
+			runQEMUIO(t, file, "qcow2", reads...)
+		}
+	}
+}
