@@ -191,7 +191,8 @@ func (f *family) maySnapshot(image, parentImage, parent uuid.UUID) (kin, error) 
 	case parentImage == image && (leaf != parent || len(f.kids[parent]) > 0):
 		return kin{}, errorf(CodeHasChildren, "volume %s is not the leaf of image %s (%s is): a snapshot is made of the leaf", parent, image, leaf)
 	}
-	return k, nil
+	_, err = f.chain(parent)
+	return k, err
 }
 
 // mayDelete decides whether volumes of an image may go, and returns them in the

@@ -50,7 +50,8 @@ func mayResize(f *family, a resizeArgs) error {
 	case k.meta.Capacity != a.Was:
 		return errorf(CodeStale, "volume %s has %d bytes now, and had %d when more was asked for: repeat the request", k.id, k.meta.Capacity, a.Was)
 	}
-	return nil
+	_, err = f.chain(k.id)
+	return err
 }
 
 func (o *operations) checkResize(ctx context.Context, a resizeArgs, live bool) error {
@@ -227,7 +228,8 @@ func mayReduce(f *family, a reduceArgs) error {
 	case k.meta.Generation != a.Generation:
 		return errorf(CodeStale, "volume %s has generation %d, expected %d: repeat the request", k.id, k.meta.Generation, a.Generation)
 	}
-	return nil
+	_, err = f.chain(k.id)
+	return err
 }
 
 func (o *operations) checkReduce(ctx context.Context, a reduceArgs) error {

@@ -124,8 +124,8 @@ func (p *groupSite) kind() DomainType { return DomainBlock }
 func (p *groupSite) read(context.Context) found {
 	f := found{site: p}
 	m, err := domainOfTags(p.tags)
-	if err != nil {
-		m, f.id = nil, idOfTags(p.tags)
+	if m != nil || err != nil {
+		f.id = idOfTags(p.tags)
 	}
 	return f.judge(m, err)
 }
