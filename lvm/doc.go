@@ -31,6 +31,11 @@
 //	4 fsync every physical volume that holds metadata: lvm does not flush
 //	5 answer with the map of the volume
 //
+// Extensions that wait for each other, 16 at most, take their steps together: 1 for
+// all, each with extents of its own, 2 a command for each, until one fails; 3 and 4
+// once; 5 to all whose volume is as large as it was to be. The others are made after
+// that, one at a time.
+//
 // A crash before 4 leaves the old size or the new one, and nobody was told of
 // the new one. A failed fsync latches: the group takes no more changes until it
 // is opened again, for what it lost is not known. Opening flushes once, because

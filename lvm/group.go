@@ -22,6 +22,8 @@ type Group struct {
 
 	view atomic.Pointer[View] // what others may look at without waiting for mu
 
+	extending waiting // for mu
+
 	mu      sync.Mutex
 	vg      *VG   // as last read
 	durable int64 // the seqno up to which the metadata is on disk; -1: unknown

@@ -32,7 +32,7 @@ func (g *Group) Create(ctx context.Context, name string, tags []string, s Size) 
 		if l, ok := g.vg.LV(name); ok {
 			return Map{}, fmt.Errorf("logical volume %s/%s is there already (%s): %w", g.name, name, l.UUID, fs.ErrExist)
 		}
-		pieces, err := g.chooseLocked(LV{}, s)
+		pieces, err := g.chooseLocked(LV{}, s, nil)
 		if err != nil {
 			return Map{}, noted(fmt.Errorf("create %s/%s: %w", g.name, name, err), refused)
 		}
@@ -61,16 +61,6 @@ func (g *Group) Create(ctx context.Context, name string, tags []string, s Size) 
 	return Map{}, fmt.Errorf("create %s/%s: %w", g.name, name, refused)
 }
 
-// Extend makes a volume as large as s says and never smaller, and returns its
-// map, which is durable. It may be repeated for ever. uuid, if given, must be
-// the volume's. The error wraps ErrNoSpace, ErrMetadataFull, ErrNotFound or
-// ErrStale where it is that.
-func (g *Group) Extend(ctx context.Context, name, uuid string, s Size) (Map, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.extendLocked(ctx, name, uuid, s)
-}
-
 func (g *Group) extendLocked(ctx context.Context, name, uuid string, s Size) (Map, error) {
 	var refused error
 	for range attempts {
@@ -78,7 +68,7 @@ func (g *Group) extendLocked(ctx context.Context, name, uuid string, s Size) (Ma
 		if err != nil {
 			return Map{}, noted(err, refused)
 		}
-		pieces, err := g.chooseLocked(l, s)
+		pieces, err := g.chooseLocked(l, s, nil)
 		if err != nil {
 			return Map{}, noted(fmt.Errorf("extend %s/%s from %d to %d bytes: %w", g.name, name, l.Size, s.Need, err), refused)
 		}
@@ -107,8 +97,7 @@ func (g *Group) growLocked(ctx context.Context, l LV, pieces []Piece) (refused, 
 	extents := g.vg.extents(l.Size)
 	for _, p := range pieces {
 		extents += p.Count
-		refused, err = g.changeLocked(ctx, "", "lvextend", "-qq", "--alloc", "normal",
-			"-l", strconv.FormatInt(extents, 10), g.path(l.Name), g.pieceArg(p))
+		refused, err = g.changeLocked(ctx, "", "lvextend", g.extendArgs(l.Name, extents, p)...)
 		if refused != nil || err != nil {
 			return refused, err
 		}
@@ -116,8 +105,14 @@ func (g *Group) growLocked(ctx context.Context, l LV, pieces []Piece) (refused, 
 	return nil, nil
 }
 
-// chooseLocked places what s asks for beyond the volume's present size.
-func (g *Group) chooseLocked(l LV, s Size) ([]Piece, error) {
+// extendArgs are those that make a volume of so many extents, the last of which are p.
+func (g *Group) extendArgs(name string, extents int64, p Piece) []string {
+	return []string{"-qq", "--alloc", "normal", "-l", strconv.FormatInt(extents, 10), g.path(name), g.pieceArg(p)}
+}
+
+// chooseLocked places what s asks for beyond the volume's present size, where it is
+// not taken by others in the same moment.
+func (g *Group) chooseLocked(l LV, s Size, taken []Piece) ([]Piece, error) {
 	vg := g.vg
 	if vg.Partial {
 		return nil, fmt.Errorf("volume group %s lacks a physical volume, and nothing is changed in it until it is back: %w", g.name, ErrUnusable)
@@ -137,15 +132,15 @@ func (g *Group) chooseLocked(l LV, s Size) ([]Piece, error) {
 		}
 		d.TailPV, d.TailEnd = last.PV, last.First+last.Count
 	}
-	pieces, err := Place(g.spaceLocked(), d)
+	pieces, err := Place(without(g.spaceLocked(), taken), d)
 	if err != nil {
 		return nil, err
 	}
-	return g.afford(pieces, d)
+	return g.afford(pieces, d, int64(len(taken)))
 }
 
-// afford drops what the metadata area has no room for.
-func (g *Group) afford(pieces []Piece, d Demand) ([]Piece, error) {
+// afford drops what the metadata area has no room for, beside so many new segments.
+func (g *Group) afford(pieces []Piece, d Demand, others int64) ([]Piece, error) {
 	m := g.vg.Metadata()
 	volumes, segments := int64(0), int64(0)
 	if d.Size == 0 {
@@ -156,7 +151,7 @@ func (g *Group) afford(pieces []Piece, d Demand) ([]Piece, error) {
 		if grows := d.Size > 0 && i == 0 && p.PV == d.TailPV && p.First == d.TailEnd; !grows {
 			segments++
 		}
-		if !m.admits(volumes, segments) {
+		if segments > 0 && !m.admits(volumes, segments+others) {
 			if taken < d.Need {
 				return nil, fmt.Errorf("volume group %s: %d of %d bytes of metadata are used, by %d segments, and the rest is a reserve: remove volumes, or make a group with a larger --metadatasize: %w",
 					g.name, m.Used, m.Limit, m.Segments, ErrMetadataFull)
