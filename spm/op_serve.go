@@ -16,7 +16,7 @@ func (o *operations) prepare(ctx context.Context, at VolumeAt, opt PrepareOption
 		return Prepared{}, err
 	}
 	readOnly := opt.ReadOnly || k.shared()
-	s, err := o.servers.Start(ctx, Serve{Image: k.image.String(), Leaf: k.id.String(), ReadOnly: readOnly})
+	s, err := o.servers.Start(ctx, Serve{Image: k.image.String(), Leaf: k.id.String(), ReadOnly: readOnly, AllowIllegal: opt.AllowIllegal})
 	if err != nil {
 		return Prepared{}, jobError(err, "serve volume %s", k.id)
 	}
