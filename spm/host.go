@@ -1,12 +1,14 @@
 package spm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -31,6 +33,9 @@ type HostOptions struct {
 	// refused.
 	Jobs    ImageJobs
 	Servers ImageServers
+	// LockPatience is how long a request that is no task waits for one on the same image.
+	// Default: 5 s.
+	LockPatience time.Duration
 	// At is that of the tasks' engine (see task.Options). For tests.
 	At func(point string)
 }
@@ -81,6 +86,7 @@ func OpenHost(o HostOptions) (*Host, error) {
 
 func newHost(o HostOptions) (*Host, error) {
 	o.Options = o.Options.withDefaults()
+	o.LockPatience = cmp.Or(o.LockPatience, lockPatience)
 	if o.Leases == nil {
 		o.Leases = localLeases{}
 	}
@@ -196,8 +202,16 @@ func (h *Host) begin(ctx context.Context) (done func(), err error) {
 	}
 }
 
-// manager is that of a domain that is active; uuid.Nil is the master. Tasks that are
-// recovered ask for it before the host has the role.
+// masterLocked is the master of the pool that the host is of, or uuid.Nil.
+func (h *Host) masterLocked() uuid.UUID {
+	if h.pool == nil {
+		return uuid.Nil
+	}
+	return h.pool.meta.master
+}
+
+// manager is that of a domain that is active. Tasks that are recovered ask for it before
+// the host has the role.
 func (h *Host) manager(domain uuid.UUID) (*Manager, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -206,9 +220,6 @@ func (h *Host) manager(domain uuid.UUID) (*Manager, error) {
 	}
 	if r := roleTable[h.pool.role][verbUse]; r.act == refused && h.pool.managers == nil {
 		return nil, r.refusal("pool " + h.pool.meta.id.String())
-	}
-	if domain == uuid.Nil {
-		domain = h.pool.meta.master
 	}
 	if m := h.pool.managers[domain]; m != nil {
 		return m, nil

@@ -85,7 +85,9 @@ func (h *Host) CreateVolume(ctx context.Context, r VolumeCreateRequest) (VolumeR
 	if _, err := h.activeManagers(); err != nil {
 		return VolumeReply{}, err
 	}
-	domain := uuid.Nil
+	h.mu.Lock()
+	domain := h.masterLocked()
+	h.mu.Unlock()
 	if r.DomainUUID != "" {
 		id, err := uuid.Parse(r.DomainUUID)
 		if err != nil {
@@ -174,15 +176,6 @@ func (h *Host) ReduceVolume(ctx context.Context, r VolumeReduceRequest) (VolumeR
 		return VolumeReply{}, err
 	}
 	return m.ReduceVolume(ctx, r)
-}
-
-// RemoveVolume removes a volume that nobody holds.
-func (h *Host) RemoveVolume(ctx context.Context, r VolumeRemoveRequest) (VolumeRemoveReply, error) {
-	m, err := h.managerOf(r.Volume)
-	if err != nil {
-		return VolumeRemoveReply{}, err
-	}
-	return m.RemoveVolume(ctx, r)
 }
 
 // GetPoolInfo returns the state of the pool: of its active domains together. Where it

@@ -86,13 +86,3 @@ func (h *Host) Images(ctx context.Context, domain uuid.UUID) ([]uuid.UUID, error
 func (h *Host) SetPriority(ctx context.Context, at VolumeAt, priority int) error {
 	return h.ops.setPriority(ctx, at, priority)
 }
-
-// PrepareImage serves a volume.
-func (h *Host) PrepareImage(ctx context.Context, at VolumeAt, o PrepareOptions) (Prepared, error) {
-	return h.ops.prepare(ctx, at, o)
-}
-
-// TeardownImage ends who serves an image.
-func (h *Host) TeardownImage(ctx context.Context, at VolumeAt) error {
-	return h.ops.teardown(ctx, at)
-}

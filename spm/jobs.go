@@ -80,6 +80,8 @@ type Serve struct {
 	Image    string
 	Leaf     string // volume UUID; what is below it says the pool
 	ReadOnly bool
+	// AllowIllegal serves a leaf whose data are not whole.
+	AllowIllegal bool
 }
 
 // A Server is what serves an image.

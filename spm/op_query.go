@@ -153,68 +153,6 @@ func (o *operations) measure(ctx context.Context, at VolumeAt, format string) (M
 // wireFormat is how those call a format who read images.
 func wireFormat(format string) string { return volumeMeta{Format: format}.wireFormat() }
 
-// prepare serves the chain of a volume.
-func (o *operations) prepare(ctx context.Context, at VolumeAt, opt PrepareOptions) (Prepared, error) {
-	m, k, err := o.volume(at)
-	if err != nil {
-		return Prepared{}, err
-	}
-	if err := mayServe(m.family(), k, opt); err != nil {
-		return Prepared{}, err
-	}
-	readOnly := opt.ReadOnly || k.shared()
-	s, err := o.servers.Start(ctx, Serve{Image: k.image.String(), Leaf: k.id.String(), ReadOnly: readOnly})
-	if err != nil {
-		return Prepared{}, jobError(err, "serve volume %s", k.id)
-	}
-	return o.prepared(m, k, at.Pool, s)
-}
-
-// mayServe decides whether a volume may be served. What is below it may be illegal:
-// a merge that failed leaves the chain above it whole.
-func mayServe(f *family, k kin, opt PrepareOptions) error {
-	if !k.legal() && !opt.AllowIllegal {
-		return errorf(CodeIllegal, "volume %s is illegal: an operation on it was not completed; repeat that, or delete the volume", k.id)
-	}
-	if len(f.kids[k.id]) > 0 && !opt.ReadOnly && !k.shared() {
-		return errorf(CodeHasChildren, "volume %s has %d volumes that are based on it, so nobody may write to it: serve it read-only, or the leaf",
-			k.id, len(f.kids[k.id]))
-	}
-	_, err := f.chain(k.id)
-	return err
-}
-
-func (o *operations) prepared(m *Manager, k kin, pool uuid.UUID, s Server) (Prepared, error) {
-	p := Prepared{
-		VolumeAt: VolumeAt{Pool: pool, Domain: m.ident.domain, Image: k.image, Volume: k.id},
-		URI:      s.URI, Socket: s.Socket, Control: s.Control, PID: s.PID,
-	}
-	chain, err := m.family().chain(k.id)
-	for _, k := range chain {
-		p.Chain = append(p.Chain, m.info(k.id))
-	}
-	return p, err
-}
-
-// teardown ends who serves an image. Nobody does: that is no error.
-func (o *operations) teardown(ctx context.Context, at VolumeAt) error {
-	m, err := o.at(at.Pool, at.Domain)
-	if err != nil {
-		return err
-	}
-	if len(m.family().images[at.Image]) == 0 {
-		return errorf(CodeUnknownImage, "domain %s has no image %s", at.Domain, at.Image)
-	}
-	s, there, err := o.serving(ctx, m, at.Image)
-	if err != nil || !there {
-		return err
-	}
-	if s.Merge != "" && s.Merge != "failed" {
-		return errorf(CodeInUse, "image %s is being merged (%s): wait for its task, or stop it", at.Image, s.Merge)
-	}
-	return jobError(o.servers.Stop(ctx, at.Image.String()), "end the server of image %s", at.Image)
-}
-
 // setPriority says who waits first in a full pool: the volume of the lower one.
 func (o *operations) setPriority(ctx context.Context, at VolumeAt, priority int) error {
 	m, k, err := o.volume(at)

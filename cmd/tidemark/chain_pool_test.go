@@ -227,3 +227,20 @@ func TestPoolChainCompletesWhatDied(t *testing.T) {
 	fillBytes(want, 9, 5<<20, 64<<10)
 	require.True(t, bytes.Equal(want, p.content(t, "top")), "not flushed, and completed")
 }
+
+// A volume whose data are not whole is opened below another one, and for itself only if
+// that is asked for.
+func TestIllegalVolumeIsNotServed(t *testing.T) {
+	p := newChainPool(t, chainSpec{name: "base", size: 1 << 20}, chainSpec{name: "top", size: 1 << 20, parent: "base"})
+	require.NoError(t, p.Close())
+	replaceMeta(t, p.volumes["base"].Path, "LEGALITY", "ILLEGAL")
+	p.open(t)
+	p.content(t, "top")
+	_, err := openDisk(t.Context(), diskSpec{Image: p.id("base"), Pool: p, ReadOnly: true})
+	require.ErrorContains(t, err, "it is illegal")
+	s := newServers(t, p, shortPath(t), "image")
+	_, err = s.Start(t.Context(), spm.Serve{Image: "image", Leaf: p.id("base"), ReadOnly: true})
+	require.ErrorContains(t, err, "it is illegal")
+	_, err = s.Start(t.Context(), spm.Serve{Image: "image", Leaf: p.id("base"), ReadOnly: true, AllowIllegal: true})
+	require.NoError(t, err)
+}

@@ -43,6 +43,8 @@ type diskSpec struct {
 	Exchanged bool
 	// IgnoreDiscard keeps the space of what the guest discards.
 	IgnoreDiscard bool
+	// AllowIllegal opens a volume whose data are not whole.
+	AllowIllegal bool
 	// NoDM opens a volume on a volume group through its segments, although
 	// there is device-mapper.
 	NoDM bool
@@ -86,7 +88,11 @@ func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 	if err := d.openFile(ctx); err != nil {
 		return nil, err
 	}
-	backing, err := d.openBacking(ctx)
+	err := d.refuseIllegal(ctx)
+	var backing block.Device
+	if err == nil {
+		backing, err = d.openBacking(ctx)
+	}
 	if err == nil {
 		err = d.openDevice(ctx, backing)
 	}
@@ -98,6 +104,23 @@ func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// refuseIllegal refuses a volume whose data are not whole. It asks when the volume is
+// open: who makes one illegal looks afterwards whether somebody has it.
+func (d *disk) refuseIllegal(ctx context.Context) error {
+	if d.volume == nil || d.spec.AllowIllegal {
+		return nil
+	}
+	h, err := d.spec.Pool.Volume(ctx, d.volume.Info().VolumeUUID)
+	if err != nil {
+		return fmt.Errorf("open volume %s: %w", d.spec.Image, err)
+	}
+	if h.Info().Illegal {
+		return fmt.Errorf("open volume %s: it is illegal: an operation on it was not completed: repeat that, or delete the volume, or open what is based on it",
+			d.spec.Image)
+	}
+	return nil
 }
 
 // fileReserve is how much of a file may be reserved ahead of use by a writer who uses it

@@ -25,6 +25,7 @@ type nbdOptions struct {
 	more              []string // --export NAME=IMAGE
 	spm               string
 	noDM              bool
+	allowIllegal      bool
 	readOnly          bool
 	allocationDepth   bool
 	rotational        bool
@@ -141,6 +142,7 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 	o.format = formatFlag(c)
 	o.backing = backingFlag(c, false)
 	unsafeNoDM(f, &o.noDM)
+	f.BoolVar(&o.allowIllegal, "allow-illegal", false, "serve a volume of a pool although an operation on it was not completed")
 	f.BoolVarP(&o.readOnly, "read-only", "r", false, "refuse writes")
 
 	f.BoolVarP(&o.allocationDepth, "allocation-depth", "A", false, "offer the metadata context qemu:allocation-depth")

@@ -24,6 +24,7 @@ type nbdPlan struct {
 	rotational      bool
 	ignoreDiscard   bool
 	noDM            bool
+	allowIllegal    bool
 	shared          int
 	persistent      bool
 	pidFile         string
@@ -43,7 +44,7 @@ func (o *nbdOptions) plan(images []string, changed func(string) bool, env string
 	p := nbdPlan{
 		raw: o.format.value == formatRaw, backing: *o.backing,
 		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile, qmp: o.qmp, control: o.control,
-		noDM: o.noDM, allocationDepth: o.allocationDepth, rotational: o.rotational,
+		noDM: o.noDM, allowIllegal: o.allowIllegal, allocationDepth: o.allocationDepth, rotational: o.rotational,
 		ignoreDiscard: o.discard.value == "ignore" || o.discard.value == "off",
 		patient:       changed("patience"),
 		server: nbd.Options{MaxConnections: o.maxConnections, Patience: o.patience,

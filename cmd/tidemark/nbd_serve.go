@@ -93,7 +93,7 @@ func (s *nbdService) start(ctx context.Context) error {
 func (s *nbdService) export(ctx context.Context, x nbdExport) error {
 	d, err := s.open(ctx, diskSpec{
 		Image: x.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard,
-		NoDM: s.plan.noDM, Raw: s.plan.raw, Backing: &s.plan.backing, CacheBytes: s.memory.cache(len(s.plan.exports)),
+		NoDM: s.plan.noDM, AllowIllegal: s.plan.allowIllegal, Raw: s.plan.raw, Backing: &s.plan.backing, CacheBytes: s.memory.cache(len(s.plan.exports)),
 		Exchanged: s.plan.control != "",
 	})
 	if err != nil {

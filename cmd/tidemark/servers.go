@@ -126,6 +126,9 @@ func (s *imageServers) launch(v spm.Serve, dir string) (<-chan struct{}, error) 
 	if v.ReadOnly {
 		args = append(args, "-r")
 	}
+	if v.AllowIllegal {
+		args = append(args, "--allow-illegal")
+	}
 	if s.noDM {
 		args = append(args, "--unsafe-no-dm")
 	}

@@ -1,0 +1,103 @@
+package spm
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+)
+
+// storedImages is a host whose first domain has an image of a base and a leaf, with jobs
+// on images that stop in the middle of one of that name until goOn is called.
+func storedImages(t *testing.T, job string) (h *Host, base, leaf VolumeAt, reached chan struct{}, goOn func()) {
+	reached, resume := make(chan struct{}, 100), make(chan struct{})
+	jobs := &fakeJobs{fail: map[string]error{}, die: func(at string) {
+		if at == job {
+			reached <- struct{}{}
+			<-resume
+		}
+	}}
+	servers := &fakeServers{jobs: jobs, byKey: map[string]*Server{}}
+	h, pool, domains := managed(t, t.TempDir(), func(o *HostOptions) {
+		o.Images, o.Jobs, o.Servers, o.LockPatience = contentImages{}, jobs, servers, 20*time.Millisecond
+	})
+	servers.places = func(volume string) ([]Place, error) { return h.active(domains[0]).places(uuid.MustParse(volume)) }
+	base = VolumeAt{Pool: pool, Domain: domains[0], Image: uuid.New(), Volume: uuid.New()}
+	leaf = base
+	leaf.Volume = uuid.New()
+	for _, v := range []NewVolume{{VolumeAt: base}, {VolumeAt: leaf, Parent: base.Volume}} {
+		v.Size, v.Format, v.Alloc, v.Type = gib, Cow, Sparse, Leaf
+		id, err := h.CreateImageVolume(t.Context(), v)
+		require.NoError(t, err)
+		waitTask(t, h, id)
+	}
+	chain, err := h.active(domains[0]).places(leaf.Volume)
+	require.NoError(t, err)
+	require.NoError(t, jobs.write(chain[1], 0, 1))
+	return h, base, leaf, reached, func() { close(resume) }
+}
+
+// An image that a cold merge works on is neither served nor removed before it has
+// ended: the data are on their way.
+func TestNothingIsServedDuringAMerge(t *testing.T) {
+	h, base, leaf, reached, goOn := storedImages(t, "commit")
+	id, err := h.MergeVolumes(t.Context(), MergeVolumes{
+		Pool: base.Pool, Domain: base.Domain, Image: base.Image, Ancestor: base.Volume, Successor: leaf.Volume,
+	})
+	require.NoError(t, err)
+	<-reached
+	remove := VolumeRemoveRequest{VolumeRef: VolumeRef{Volume: base.Image.String()}}
+	requireCode(t, CodeUnfinished, second(h.PrepareImage(t.Context(), leaf, PrepareOptions{})))
+	requireCode(t, CodeUnfinished, second(h.RemoveVolume(t.Context(), remove)))
+	goOn()
+	waitTask(t, h, id)
+	_, err = h.PrepareImage(t.Context(), base, PrepareOptions{})
+	require.NoError(t, err)
+	require.NoError(t, h.TeardownImage(t.Context(), base))
+	_, err = h.RemoveVolume(t.Context(), remove)
+	require.NoError(t, err)
+}
+
+// An image that is copied may be served meanwhile, and is not removed.
+func TestNothingIsRemovedDuringACopy(t *testing.T) {
+	h, base, leaf, reached, goOn := storedImages(t, "copy")
+	id, err := h.CopyImage(t.Context(), CopyImage{
+		From: base, To: VolumeAt{Pool: base.Pool, Domain: base.Domain, Image: uuid.New(), Volume: uuid.New()},
+	})
+	require.NoError(t, err)
+	<-reached
+	_, err = h.PrepareImage(t.Context(), leaf, PrepareOptions{})
+	require.NoError(t, err)
+	require.NoError(t, h.TeardownImage(t.Context(), leaf))
+	remove := VolumeRemoveRequest{VolumeRef: VolumeRef{Volume: base.Image.String()}}
+	requireCode(t, CodeUnfinished, second(h.RemoveVolume(t.Context(), remove)))
+	goOn()
+	waitTask(t, h, id)
+	_, err = h.RemoveVolume(t.Context(), remove)
+	require.NoError(t, err)
+}
+
+// An image that is served as it should be is found so also while a task has it: a merge
+// of a served image takes as long as it takes.
+func TestServedImageIsFoundDuringATask(t *testing.T) {
+	h, _, leaf, _, _ := storedImages(t, "")
+	was, err := h.PrepareImage(t.Context(), leaf, PrepareOptions{})
+	require.NoError(t, err)
+	release, err := h.lockImage(t.Context(), leaf.Domain, leaf.Image, true)
+	require.NoError(t, err)
+	defer release()
+	is, err := h.PrepareImage(t.Context(), leaf, PrepareOptions{})
+	require.NoError(t, err)
+	require.Equal(t, was, is)
+	requireCode(t, CodeUnfinished, h.TeardownImage(t.Context(), leaf))
+}
+
+// A request that names no domain is about none: it takes no lock of another name than
+// the tasks of the domain do.
+func TestNoDomainIsNotTheMaster(t *testing.T) {
+	h, base, _, _, _ := storedImages(t, "")
+	base.Domain = uuid.Nil
+	requireCode(t, CodeUnknownDomain, second(h.PrepareImage(t.Context(), base, PrepareOptions{})))
+	requireCode(t, CodeUnknownDomain, second(h.DeleteImage(t.Context(), DeleteImage{Pool: base.Pool, Image: base.Image})))
+}
