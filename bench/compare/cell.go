@@ -17,6 +17,8 @@ type cell struct {
 	fio []string
 	// at is where the disk is, and how it is served.
 	at place
+	// loop puts a loop device on the file that is mounted, past the page cache.
+	loop bool
 	// prefill is how many bytes of the disk the server is made to write before the
 	// cell begins: of a volume, which has no image to begin with.
 	prefill int64
@@ -50,17 +52,19 @@ const (
 var nbdEngine = []string{"--ioengine=nbd"}
 
 // fuseCells are those of the files. qemu-storage-daemon 7.2 loses writes at depth 2
-// and more: its speed is no target there, and said beside ours all the same.
+// and more: its speed is no target there, and said beside ours all the same. A loop
+// device above the file asks for one at a time as well.
 func fuseCells(over, empty imageKind) []cell {
-	deep := []string{"--ioengine=io_uring", "--direct=1"}
+	one := load.Job{Block: int(4 * kib), Set: gib, Depth: 1}
+	deep, four := one, one
+	deep.Depth, four.Conns = 32, 4
 	return []cell{
-		{name: "FUSE 4K overwrite, QD32", at: mounted, fio: deep, image: over, job: load.Job{Block: int(4 * kib), Set: gib, Depth: 32}},
-		{name: "FUSE 4K overwrite, 4 jobs", at: mounted, fio: []string{"--ioengine=psync", "--direct=1", "--numjobs=4", "--thread", "--group_reporting"}, image: over,
-			job: load.Job{Block: int(4 * kib), Set: gib, Depth: 1}},
-		{name: "FUSE 4K overwrite, QD1", at: mounted, fio: []string{"--ioengine=psync", "--direct=1"}, image: over,
-			job: load.Job{Block: int(4 * kib), Set: gib, Depth: 1}},
-		{name: "FUSE 4K allocating, QD32", at: mounted, fio: append(deep, "--ba=64k"), image: empty,
-			job: load.Job{Block: int(4 * kib), Set: 64 * gib, Stride: 64 * kib, Depth: 32}},
+		{name: "FUSE 4K overwrite, QD32", at: mounted, image: over, job: deep},
+		{name: "FUSE 4K overwrite, 4 jobs", at: mounted, image: over, job: four},
+		{name: "FUSE 4K overwrite, QD1", at: mounted, image: over, job: one},
+		{name: "FUSE 4K overwrite, QD1, loop device", at: mounted, loop: true, image: over, job: one},
+		{name: "FUSE 4K allocating, QD32", at: mounted, image: empty,
+			job: load.Job{Block: int(4 * kib), Set: 64 * gib, Stride: 64 * kib, Depth: 32, Once: true}},
 	}
 }
 

@@ -49,6 +49,7 @@ var goals = []goal{
 	{"FUSE 4K overwrite, QD32", bestQEMU, 1.4, 2},
 	{"FUSE 4K overwrite, 4 jobs", bestQEMU, 2.5, 3},
 	{"FUSE 4K overwrite, QD1", bestQEMU, 1, 0},
+	{"FUSE 4K overwrite, QD1, loop device", bestQEMU, 1, 0},
 	{"FUSE 4K allocating, QD32", bestQEMU, 2.3, 3},
 }
 

@@ -13,6 +13,17 @@ import (
 // A stable makes the images that cells begin with, once, and copies them.
 type stable struct{ dir string }
 
+// former is what each byte of an image's first part is, before a cell begins.
+func (k imageKind) former() byte {
+	switch {
+	case k.backing:
+		return 2
+	case k.full > 0:
+		return 1
+	}
+	return 0
+}
+
 func (s stable) path(k imageKind, raw bool) string {
 	format := "qcow2"
 	if raw {

@@ -1,6 +1,9 @@
 package load
 
 import (
+	"bytes"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -53,4 +56,37 @@ func TestWalks(t *testing.T) {
 		seen[p] = true
 	}
 	require.Len(t, seen, 32)
+}
+
+// TestFile: what a Job says that it has written to a file is there, with its stamps,
+// and nothing else was written.
+func TestFile(t *testing.T) {
+	for _, j := range []Job{
+		{Block: 4096, Set: 1 << 22, Stride: 8192, Depth: 16, Duration: 5 * time.Millisecond, Seed: 3},
+		{Block: 4096, Set: 3 << 20, Conns: 3, Once: true, Duration: time.Minute, Seed: 1 << 60},
+		{Block: 8192, Set: 1 << 22, Depth: 8, Once: true, Sequential: true, Duration: time.Minute, Seed: 5},
+	} {
+		path := filepath.Join(t.TempDir(), "disk")
+		before := bytes.Repeat([]byte{1}, int(j.Set))
+		require.NoError(t, os.WriteFile(path, before, 0o600))
+		r, err := RunFile(path, j)
+		require.NoError(t, err)
+		require.Positive(t, r.Ops)
+		require.Equal(t, r.Ops, r.Latency.Count())
+		after, err := os.ReadFile(path)
+		require.NoError(t, err)
+		written, rest := r.Sample(j, 1<<20), r.Untouched(j, 1<<20)
+		if j.Once {
+			require.EqualValues(t, len(written), r.Ops)
+			require.Empty(t, rest)
+		}
+		for _, off := range written {
+			require.NoError(t, CheckStamp(j.Seed)(off, after[off:][:j.Block]))
+			require.Error(t, CheckFormer(1)(off, after[off:][:j.Block]))
+			copy(after[off:], before[:j.Block])
+		}
+		require.Equal(t, before, after)
+		_, err = RunFile(path, Job{Op: Read, Block: 4096, Set: 1 << 22})
+		require.ErrorContains(t, err, "expected writes")
+	}
 }

@@ -1,8 +1,6 @@
 package load
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"runtime"
@@ -41,13 +39,43 @@ func Run(path, name string, j Job) (*Result, error) {
 	if err := j.check(); err != nil {
 		return nil, err
 	}
-	workers := make([]*worker, j.Conns)
-	for i := range workers {
+	return j.run(func() (line, error) {
 		c, err := dial(path, name)
 		if err != nil {
 			return nil, err
 		}
-		workers[i] = newWorker(c, j, i)
+		return newNBDLine(c, j), nil
+	})
+}
+
+// RunFile does a Job that writes to a file or a block device, past the page cache.
+// A connection is a descriptor of its own; with one request in flight each is a call of
+// pwrite, with more they are Linux' asynchronous ones. FLUSH is fdatasync.
+func RunFile(path string, j Job) (*Result, error) {
+	j = j.withDefaults()
+	if err := j.check(); err != nil {
+		return nil, err
+	}
+	if j.Op != Write {
+		return nil, fmt.Errorf("operation %d on the file %s: expected writes", j.Op, path)
+	}
+	// Its calls keep the processor that Go has given them, and so there must be enough.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), j.Conns+2)))
+	return j.run(func() (line, error) { return openFile(path, j) })
+}
+
+// run does a Job over lines that open makes.
+func (j Job) run(open func() (line, error)) (*Result, error) {
+	workers := make([]*worker, 0, j.Conns)
+	for i := range j.Conns {
+		l, err := open()
+		if err != nil {
+			for _, w := range workers {
+				err = errors.Join(err, w.line.close())
+			}
+			return nil, err
+		}
+		workers = append(workers, newWorker(l, j, i))
 	}
 	began := time.Now()
 	var wg sync.WaitGroup
@@ -58,10 +86,10 @@ func Run(path, name string, j Job) (*Result, error) {
 	r := &Result{Asked: time.Since(began), Written: newPlaces(j.places())}
 	var errs []error
 	if j.Op == Write && workers[0].err == nil {
-		errs = append(errs, workers[0].flush())
+		errs = append(errs, workers[0].line.flush())
 	}
 	for _, w := range workers {
-		errs = append(errs, w.err, w.c.close())
+		errs = append(errs, w.err, w.line.close())
 		r.Ops += w.ops
 		r.Latency.Merge(&w.latency)
 		for i := range w.windows {
@@ -76,14 +104,24 @@ func Run(path, name string, j Job) (*Result, error) {
 	return r, errors.Join(errs...)
 }
 
-// A worker drives one connection.
+// A line takes requests to a server, and knows what is in flight by cookies below the
+// Job's depth.
+type line interface {
+	// add puts a request into the next batch.
+	add(cookie uint64, off int64)
+	send() error
+	// receive waits for at least one reply, and appends the cookies of all that have come.
+	receive(free []uint64) ([]uint64, error)
+	// flush is called when nothing is in flight.
+	flush() error
+	close() error
+}
+
+// A worker drives one line.
 type worker struct {
-	c       *conn
+	line    line
 	job     Job
 	walk    *walk
-	out     []byte // requests to send: a slot of headerLen + Block for each in flight
-	in      []byte
-	have    int         // bytes of in that are not looked at yet
 	sent    []time.Time // by cookie
 	free    []uint64    // cookies
 	ops     int64
@@ -94,19 +132,8 @@ type worker struct {
 	err     error
 }
 
-func newWorker(c *conn, j Job, i int) *worker {
-	w := &worker{c: c, job: j, walk: j.walkOf(i), written: newPlaces(j.places())}
-	slot := headerLen
-	if j.Op == Write {
-		slot += j.Block
-	}
-	w.out = make([]byte, slot*j.Depth)
-	reply := replyLen
-	if j.Op == Read {
-		reply += j.Block
-	}
-	w.in = make([]byte, reply*j.Depth)
-	w.sent = make([]time.Time, j.Depth)
+func newWorker(l line, j Job, i int) *worker {
+	w := &worker{line: l, job: j, walk: j.walkOf(i), written: newPlaces(j.places()), sent: make([]time.Time, j.Depth)}
 	for k := range j.Depth {
 		w.free = append(w.free, uint64(k))
 	}
@@ -130,11 +157,12 @@ func (w *worker) run(began time.Time) error {
 		if len(w.free) == w.job.Depth {
 			return nil
 		}
-		if err := w.receive(); err != nil {
+		var err error
+		if w.free, err = w.line.receive(w.free); err != nil {
 			return err
 		}
 		if w.job.FlushEach {
-			if err := w.flush(); err != nil {
+			if err := w.line.flush(); err != nil {
 				return err
 			}
 		}
@@ -142,11 +170,8 @@ func (w *worker) run(began time.Time) error {
 	}
 }
 
-var commandOf = [...]uint16{Write: cmdWrite, Read: cmdRead, Trim: cmdTrim}
-
-// send uses every free slot, with one system call.
+// send uses every free slot.
 func (w *worker) send(now time.Time) (more bool, err error) {
-	n := 0
 	for len(w.free) > 0 {
 		place, ok := w.walk.at()
 		if !ok {
@@ -155,57 +180,13 @@ func (w *worker) send(now time.Time) (more bool, err error) {
 		cookie := w.free[len(w.free)-1]
 		w.free = w.free[:len(w.free)-1]
 		w.sent[cookie] = now
-		off := w.job.From + place*w.job.Stride
-		if w.job.Op != Write {
-			putRequest(w.out[n:], commandOf[w.job.Op], cookie, off, w.job.Block)
-			n += headerLen
-			continue
+		w.line.add(cookie, w.job.From+place*w.job.Stride)
+		if w.job.Op == Write {
+			w.written.add(place)
 		}
-		putRequest(w.out[n:], cmdWrite, cookie, off, w.job.Block)
-		stamp(w.out[n+headerLen:][:w.job.Block], off, w.job.Seed)
-		w.written.add(place)
-		n += headerLen + w.job.Block
+		more = true
 	}
-	return n > 0, w.c.write(w.out[:n])
-}
-
-// receive waits for at least one reply and takes all that have come.
-func (w *worker) receive() error {
-	size := replyLen
-	if w.job.Op == Read {
-		size += w.job.Block
-	}
-	for w.have < size {
-		n, err := w.c.readSome(w.in[w.have:])
-		if err != nil {
-			return err
-		}
-		w.have += n
-	}
-	at := 0
-	for ; at+size <= w.have; at += size {
-		cookie, err := w.reply(w.in[at:])
-		if err != nil {
-			return err
-		}
-		w.free = append(w.free, cookie)
-	}
-	w.have = copy(w.in, w.in[at:w.have])
-	return nil
-}
-
-// reply checks the head of a simple reply.
-func (w *worker) reply(b []byte) (uint64, error) {
-	cookie := binary.BigEndian.Uint64(b[8:])
-	switch {
-	case binary.BigEndian.Uint32(b) != magicSimple:
-		return 0, fmt.Errorf("expected a simple reply, found % x", b[:replyLen])
-	case binary.BigEndian.Uint32(b[4:]) != 0:
-		return 0, fmt.Errorf("request failed with error %d", binary.BigEndian.Uint32(b[4:]))
-	case cookie >= uint64(w.job.Depth):
-		return 0, fmt.Errorf("reply to request %d, of %d", cookie, w.job.Depth)
-	}
-	return cookie, nil
+	return more, w.line.send()
 }
 
 // count notes the requests whose replies have come.
@@ -229,79 +210,4 @@ func (w *worker) window(now time.Time) *Histogram {
 		w.windows = append(w.windows, Histogram{})
 	}
 	return &w.windows[i]
-}
-
-// flush asks for a FLUSH and waits for it; nothing else is in flight.
-func (w *worker) flush() error {
-	b := make([]byte, headerLen)
-	putRequest(b, cmdFlush, 0, 0, 0)
-	if err := w.c.write(b); err != nil {
-		return err
-	}
-	if err := w.c.readFull(b[:replyLen]); err != nil {
-		return err
-	}
-	_, err := w.reply(b)
-	return err
-}
-
-// stamp marks a block: where it belongs, and which run wrote it.
-func stamp(b []byte, off int64, seed uint64) {
-	binary.LittleEndian.PutUint64(b, uint64(off)|1) // not zero
-	binary.LittleEndian.PutUint64(b[8:], seed)
-}
-
-// Verify reads the sectors at offs and gives each to check.
-func Verify(path, name string, offs []int64, check func(off int64, sector []byte) error) error {
-	c, err := dial(path, name)
-	if err != nil {
-		return err
-	}
-	h, sector := make([]byte, headerLen), make([]byte, sectorSize)
-	for _, off := range offs {
-		putRequest(h, cmdRead, 0, off, len(sector))
-		if err := errors.Join(c.write(h), c.readFull(h[:replyLen])); err != nil {
-			return err
-		}
-		if failed := binary.BigEndian.Uint32(h[4:]); failed != 0 {
-			return fmt.Errorf("read at %d failed with error %d", off, failed)
-		}
-		if err := c.readFull(sector); err != nil {
-			return err
-		}
-		if err := check(off, sector); err != nil {
-			return fmt.Errorf("at %d: %w", off, err)
-		}
-	}
-	return c.close()
-}
-
-const sectorSize = 512
-
-// Sample is where up to most of the blocks begin that a Job has written, spread over
-// all of them.
-func (r *Result) Sample(j Job, most int) (offs []int64) {
-	j = j.withDefaults()
-	var written []int64
-	for i := range j.places() {
-		if r.Written.Has(i) {
-			written = append(written, j.From+i*j.Stride)
-		}
-	}
-	step := max(len(written)/most, 1)
-	for i := int(j.Seed % uint64(step)); i < len(written); i += step {
-		offs = append(offs, written[i])
-	}
-	return offs
-}
-
-// CheckStamp requires that a block of a Job's with that seed begins with sector.
-func CheckStamp(seed uint64) func(off int64, sector []byte) error {
-	return func(off int64, sector []byte) error {
-		want := make([]byte, 16)
-		if stamp(want, off, seed); !bytes.Equal(want, sector[:16]) {
-			return fmt.Errorf("expected % x, found % x", want, sector[:16])
-		}
-		return nil
-	}
 }
