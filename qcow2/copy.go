@@ -94,7 +94,7 @@ func (im *Image) copyNow(p []byte, off int64) bool {
 	if !ok {
 		return false
 	}
-	defer im.finish(&ch) // there is a ring: nothing is written
+	defer func() { _ = im.finish(&ch) }() // there is a ring: nothing is written
 	gc := off >> im.geo.ClusterBits
 	if !im.copies.try(gc) {
 		return false
