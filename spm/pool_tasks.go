@@ -55,14 +55,15 @@ func (h *Host) noteTask(i task.Info) {
 	}
 }
 
-// idle refuses while a task goes on.
+// idle refuses while a task goes on. One that has ended does not, although its goroutine
+// may not have come to its own end: whoever was told so may rely on it.
 func (h *Host) idle(p *connectedPool) error {
 	if p.engine == nil {
 		return nil
 	}
 	var busy []uuid.UUID
 	for _, i := range p.engine.All() {
-		if i.Active {
+		if i.Active && !i.State.Ended() {
 			busy = append(busy, i.ID)
 		}
 	}

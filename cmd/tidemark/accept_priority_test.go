@@ -23,7 +23,7 @@ type fullHost struct {
 }
 
 // newFullHost makes the domain, what is to be in it, and fills the rest.
-func newFullHost(t testing.TB, capacity int64, make func(*fullHost)) *fullHost {
+func newFullHost(t testing.TB, capacity int64, populate func(*fullHost)) *fullHost {
 	t.Helper()
 	h := newVDSMHost(t)
 	require.NoError(t, h.proc.Signal(syscall.SIGTERM))
@@ -40,7 +40,7 @@ func newFullHost(t testing.TB, capacity int64, make func(*fullHost)) *fullHost {
 	f := &fullHost{crowdClient: &crowdClient{
 		crowd: &crowd{t: t, h: h, place: dir, domain: domain, done: map[string]int{}}, rng: testenv.Rand(0),
 	}}
-	make(f)
+	populate(f)
 	for {
 		id := uuid.NewString()
 		if err := f.run("createVolume", h.newVolume(domain, id, uuid.NewString(), chunk, arguments{"volFormat": "RAW"})); err != nil {

@@ -23,7 +23,7 @@ var codes = []code{
 	{spm.CodePoolFull, 397, "NoSpaceLeftOnDomain", "the domain has not the space"},
 	{spm.CodeBound, 1007, "", "the volume may not be larger"},
 	{spm.CodeStale, 911, "GenerationMismatch", "the request is about an older generation"},
-	{spm.CodeWrongPool, 1009, "", "the request is for another pool"},
+	{spm.CodeWrongPool, 309, "StoragePoolUnknown", "the request is for another pool"},
 	{spm.CodeStopping, 3001, "ShuttingDownError", "the manager is going away"},
 	{spm.CodeDamaged, 207, "VolumeMetadataReadError", "the metadata is damaged"},
 	{spm.CodeUnknownDomain, 358, "StorageDomainDoesNotExist", "no such domain is connected"},

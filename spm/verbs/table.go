@@ -16,13 +16,14 @@ var Table = slices.Concat(domainVerbs, poolVerbs, imageVerbs, volumeVerbs, taskV
 var everywhere = []spm.Code{spm.CodeInvalid, spm.CodeInternal, spm.CodeStopping}
 
 // The errors that many verbs have in common: of those that look at a domain, that
-// change one of a pool, that look at a volume, and that begin a task about one.
+// change one of a pool, that list what is in one, that look at a volume, and that begin a
+// task about one.
 var (
 	domainCodes = []spm.Code{spm.CodeUnknownDomain, spm.CodeDamaged}
 	memberCodes = []spm.Code{spm.CodeUnknownDomain, spm.CodeUnknownPool, spm.CodeNotConnected, spm.CodeNotSPM, spm.CodeNotInPool, spm.CodeWrongState, spm.CodeDamaged}
-	volumeCodes = []spm.Code{spm.CodeUnknownPool, spm.CodeUnknownDomain, spm.CodeNotActive, spm.CodeUnknownImage, spm.CodeNotFound, spm.CodeDamaged}
-	changeCodes = slices.Concat(volumeCodes, []spm.Code{spm.CodeNotConnected, spm.CodeNotSPM, spm.CodeNotInPool, spm.CodeWrongState,
-		spm.CodeInUse, spm.CodeIllegal, spm.CodePoolFull, spm.CodeTooManyTasks})
+	listCodes   = with(domainCodes, spm.CodeNotConnected, spm.CodeNotSPM, spm.CodeNotActive)
+	volumeCodes = with(listCodes, spm.CodeUnknownPool, spm.CodeWrongPool, spm.CodeUnknownImage, spm.CodeNotFound)
+	changeCodes = with(volumeCodes, spm.CodeNotInPool, spm.CodeWrongState, spm.CodeInUse, spm.CodeIllegal, spm.CodePoolFull, spm.CodeTooManyTasks)
 )
 
 // with adds codes to those that several verbs have.

@@ -72,7 +72,7 @@ var imageVerbs = []Verb{
 		Name: "getImagesList", VDSM: true, Doc: "The images of a domain.",
 		Args:    argsOf(argDomain, argOptions),
 		Methods: []Method{{"StorageDomain.getImages", "storagedomainID", "imageslist"}},
-		Reply:   []Member{{"imageslist", "array of UUIDs"}}, Codes: with(domainCodes, spm.CodeNotActive),
+		Reply:   []Member{{"imageslist", "array of UUIDs"}}, Codes: listCodes,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			images, err := s.Images(ctx, get[uuid.UUID](a, "sdUUID"))
 			return Reply{"imageslist": texts(images)}, err
@@ -90,7 +90,7 @@ var imageVerbs = []Verb{
 			{"info", "object: type (network), protocol (nbd), path, socket, control, pid, domainID, imageID, volumeID"},
 			{"imgVolumesInfo", "array of objects, from the base to the leaf: domainID, imageID, volumeID, path"},
 		},
-		Codes: with(volumeCodes, spm.CodeNotConnected, spm.CodeNotSPM, spm.CodeIllegal, spm.CodeInUse, spm.CodeWrongState), As: volumeNumbers,
+		Codes: with(volumeCodes, spm.CodeHasChildren, spm.CodeIllegal, spm.CodeInUse, spm.CodeWrongState), As: volumeNumbers,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			p, err := s.PrepareImage(ctx, at(a), spm.PrepareOptions{ReadOnly: get[bool](a, "readOnly"), AllowIllegal: get[bool](a, "allowIllegal")})
 			return prepared(p), err
@@ -100,7 +100,7 @@ var imageVerbs = []Verb{
 		Name: "teardownImage", VDSM: true, Doc: "Serve an image no more.",
 		Args:    argsOf(argPool, argDomain, argImage, Arg{Name: "volUUID", Kind: kindUUID, Optional: true, Doc: "the volume; blank: whichever is served"}),
 		Methods: []Method{{"Image.teardown", "storagepoolID storagedomainID imageID volumeID", ""}},
-		Codes:   with(volumeCodes, spm.CodeNotConnected, spm.CodeNotSPM, spm.CodeNotPrepared, spm.CodeInUse),
+		Codes:   with(volumeCodes, spm.CodeNotPrepared, spm.CodeInUse),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return nothing(s.TeardownImage(ctx, at(a)))
 		},

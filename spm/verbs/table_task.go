@@ -13,6 +13,9 @@ var argTask = Arg{Name: "taskID", Kind: kindUUID, Doc: "the task"}
 // taskNumbers are the numbers of the verbs about tasks.
 var taskNumbers = map[spm.Code]int{spm.CodeWrongState: 410}
 
+// endCodes are the errors of the verbs that end tasks, or forget them.
+var endCodes = []spm.Code{spm.CodeUnknownTask, spm.CodeNotConnected, spm.CodeNotSPM}
+
 const (
 	statusDoc = "taskID, taskState (running, aborting, cleaning, finished), taskResult (success, cleanSuccess: it has failed and was rolled back, or empty), " +
 		"code (0, or the error's), message; ours: state, step, done, total (decimal strings, in the unit of the step), result"
@@ -61,19 +64,19 @@ var taskVerbs = []Verb{
 	{
 		Name: "stopTask", VDSM: true, Doc: "Stop a task that has not ended: it is rolled back, unless it has gone too far for that.",
 		Methods: []Method{{"Task.stop", "taskID", ""}},
-		Args:    argsOf(argTask), Codes: []spm.Code{spm.CodeUnknownTask, spm.CodeWrongState}, As: taskNumbers,
+		Args:    argsOf(argTask), Codes: with(endCodes, spm.CodeWrongState), As: taskNumbers,
 		call: ofTask(spm.Storage.StopTask),
 	},
 	{
 		Name: "revertTask", VDSM: true, Doc: "Undo a task that has not gone too far for that.",
 		Methods: []Method{{"Task.revert", "taskID", ""}},
-		Args:    argsOf(argTask), Codes: []spm.Code{spm.CodeUnknownTask, spm.CodeWrongState}, As: taskNumbers,
+		Args:    argsOf(argTask), Codes: with(endCodes, spm.CodeWrongState), As: taskNumbers,
 		call: ofTask(spm.Storage.RevertTask),
 	},
 	{
 		Name: "clearTask", VDSM: true, Doc: "Forget a task that has ended.",
 		Methods: []Method{{"Task.clear", "taskID", ""}},
-		Args:    argsOf(argTask), Codes: []spm.Code{spm.CodeUnknownTask, spm.CodeUnfinished, spm.CodeWrongState}, As: taskNumbers,
+		Args:    argsOf(argTask), Codes: with(endCodes, spm.CodeUnfinished, spm.CodeWrongState), As: taskNumbers,
 		call: ofTask(spm.Storage.ClearTask),
 	},
 }

@@ -64,7 +64,7 @@ var volumeVerbs = []Verb{
 		Name: "extendVolumeSize", VDSM: true, Doc: "Make the virtual size of a leaf larger.",
 		Args:    argsOf(argPool, argDomain, argImage, argVolume, Arg{Name: "newSize", Kind: kindSize, Doc: "the new virtual size"}),
 		Methods: []Method{{"Volume.extendSize", "storagepoolID storagedomainID imageID volumeID newSize", "uuid"}},
-		Reply:   taskReply, Codes: changeCodes, As: volumeNumbers,
+		Reply:   taskReply, Codes: with(changeCodes, spm.CodeHasChildren), As: volumeNumbers,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return begun(s.ExtendVolumeSize(ctx, at(a), get[int64](a, "newSize")))
 		},
@@ -103,7 +103,7 @@ var volumeVerbs = []Verb{
 			Arg{Name: "backing", Kind: kindTrue, Optional: true, Doc: "with everything below it"},
 			Arg{Name: "baseUUID", Kind: kindNone, Optional: true, Doc: "down to its base"}),
 		Methods: []Method{{"Volume.measure", "volumeID storagepoolID storagedomainID imageID dstVolFormat backing_chain baseID", "result"}},
-		Reply:   []Member{{"result", "object: required, fully-allocated, bitmaps (bytes)"}}, Codes: with(volumeCodes, spm.CodeIllegal),
+		Reply:   []Member{{"result", "object: required, fully-allocated, bitmaps (bytes)"}}, Codes: with(volumeCodes, spm.CodeIllegal, spm.CodeInUse),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			m, err := s.MeasureVolume(ctx, at(a), get[string](a, "volFormat"))
 			return Reply{"result": map[string]any{"required": decimal(m.Required), "fully-allocated": decimal(m.FullyAllocated), "bitmaps": decimal(m.Bitmaps)}}, err
@@ -116,7 +116,7 @@ var volumeVerbs = []Verb{
 			{"StorageDomain.getVolumes", "storagedomainID storagepoolID imageID", "uuidlist"},
 			{"Image.getVolumes", "imageID storagepoolID storagedomainID", "uuidlist"},
 		},
-		Reply: []Member{{"uuidlist", "array of UUIDs"}}, Codes: with(domainCodes, spm.CodeNotActive, spm.CodeUnknownImage),
+		Reply: []Member{{"uuidlist", "array of UUIDs"}}, Codes: with(listCodes, spm.CodeUnknownImage),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			volumes, err := s.VolumesOf(ctx, get[uuid.UUID](a, "sdUUID"), get[uuid.UUID](a, "imgUUID"))
 			ids := make([]string, len(volumes))
@@ -129,7 +129,7 @@ var volumeVerbs = []Verb{
 	{
 		Name: "getVolumesDetails", Doc: "The volumes of a domain, or of an image, with all that is known of them.",
 		Args:  argsOf(argDomain, Arg{Name: "imgUUID", Kind: kindUUID, Optional: true, Doc: "the image; blank: all"}),
-		Reply: []Member{{"volumes", "array of objects as info in getVolumeInfo"}}, Codes: with(domainCodes, spm.CodeNotActive, spm.CodeUnknownImage),
+		Reply: []Member{{"volumes", "array of objects as info in getVolumeInfo"}}, Codes: with(listCodes, spm.CodeUnknownImage),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			volumes, err := s.VolumesOf(ctx, get[uuid.UUID](a, "sdUUID"), get[uuid.UUID](a, "imgUUID"))
 			list := make([]any, len(volumes))
@@ -142,7 +142,7 @@ var volumeVerbs = []Verb{
 	{
 		Name: "setVolumePriority", Doc: "Say who waits first in a full pool: the lower.",
 		Args:  append(slices.Clone(oneVolume), Arg{Name: "priority", Kind: kindInt, Doc: "any integer; a new volume has 0"}),
-		Codes: with(volumeCodes, spm.CodeNotSPM, spm.CodeNotConnected),
+		Codes: volumeCodes,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return nothing(s.SetPriority(ctx, at(a), int(get[int64](a, "priority"))))
 		},

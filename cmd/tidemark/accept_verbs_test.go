@@ -1,0 +1,132 @@
+//go:build linux
+
+package main_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"tidemark/spm"
+	"tidemark/spm/verbs"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// situations are the states in which every verb is called, with what is wrong then.
+var situations = []struct {
+	name string
+	make func(*verbWorld)
+	call func(*verbWorld, arguments) bool // changes the arguments, or says that the verb has none of them
+}{
+	{"nothing connected", func(w *verbWorld) { w.host() }, nil},
+	{"no pool", func(w *verbWorld) { w.host(); w.domains(2 * gib) }, nil},
+	{"not SPM", func(w *verbWorld) { w.managed(2 * gib); w.h.do("spmStop", arguments{"spUUID": w.h.pool}) }, nil},
+	{"SPM", func(w *verbWorld) { w.managed(2 * gib) }, nil},
+	{"not active", func(w *verbWorld) { w.managed(2 * gib) }, func(w *verbWorld, a arguments) bool {
+		return a.replace(w.attached, "sdUUID", "srcDomUUID")
+	}},
+	{"unknown pool", func(w *verbWorld) { w.managed(2 * gib) }, func(_ *verbWorld, a arguments) bool { return a.replace(unknownID, "spUUID") }},
+	{"unknown domain", func(w *verbWorld) { w.managed(2 * gib) }, func(_ *verbWorld, a arguments) bool {
+		return a.replace(unknownID, "sdUUID", "srcDomUUID", "masterDom", "msdUUID")
+	}},
+	{"unknown image", func(w *verbWorld) { w.managed(2 * gib) }, func(_ *verbWorld, a arguments) bool { return a.replace(unknownID, "imgUUID", "srcImgUUID") }},
+	{"unknown volume, task", func(w *verbWorld) { w.managed(2 * gib) }, func(_ *verbWorld, a arguments) bool {
+		return a.replace(unknownID, "volUUID", "srcVolUUID", "volumes", "successor", "taskID")
+	}},
+	{"based on", func(w *verbWorld) { w.managed(2 * gib) }, func(w *verbWorld, a arguments) bool {
+		return a.replace(w.base, "volUUID", "srcVolUUID", "volumes")
+	}},
+	{"illegal", func(w *verbWorld) { w.managed(2 * gib); w.spoil() }, nil},
+	{"served", func(w *verbWorld) { w.managed(2 * gib); w.serve() }, nil},
+	{"full", func(w *verbWorld) { w.managed(3 * chunk); w.fill() }, nil},
+	{"bad argument", func(w *verbWorld) { w.managed(2 * gib) }, func(_ *verbWorld, a arguments) bool {
+		a["colour"] = "red"
+		return true
+	}},
+}
+
+const unknownID = "00000000-0000-4000-8000-00000000ffff"
+
+// replace replaces the arguments of these names, and reports whether there is one.
+func (a arguments) replace(by string, names ...string) (found bool) {
+	for _, n := range names {
+		switch a[n].(type) {
+		case string:
+			a[n], found = by, true
+		case []string:
+			a[n], found = []string{by}, true
+		}
+	}
+	return found
+}
+
+// Every verb is called in every situation. What it answers is in testdata/verbs.golden:
+// ok, or the code of package spm, which is one that the verb's reference names; of a
+// task, how that ends. A dash is where a verb has no such argument. No cell is empty.
+func TestEveryVerbInEverySituation(t *testing.T) {
+	workspace(t)
+	rows := make([][]string, len(verbs.Table))
+	head := []string{"verb"}
+	for _, s := range situations {
+		head = append(head, s.name)
+		w := &verbWorld{t: t}
+		for n := range verbs.Table {
+			v := &verbs.Table[n]
+			if w.h == nil {
+				s.make(w)
+			}
+			cell := "-"
+			a := w.arguments(v)
+			if s.call == nil || s.call(w, a) {
+				cell = w.cell(v, a)
+			}
+			rows[n] = append(rows[n], cell)
+		}
+		w.end()
+	}
+	var b strings.Builder
+	b.WriteString("# What each verb answers in each situation. Written by: go test ./cmd/tidemark -run TestEveryVerb -update\n")
+	b.WriteString(strings.Join(head, "\t") + "\n")
+	for n, row := range rows {
+		require.NotContains(t, row, "", verbs.Table[n].Name)
+		b.WriteString(verbs.Table[n].Name + "\t" + strings.Join(row, "\t") + "\n")
+	}
+	const golden = "testdata/verbs.golden"
+	if *update {
+		require.NoError(t, os.WriteFile(golden, []byte(b.String()), 0o644))
+	}
+	want, err := os.ReadFile(golden)
+	require.NoError(t, err)
+	require.Equal(t, string(want), b.String())
+}
+
+// cell calls a verb, and lets go of a world that this may have changed.
+func (w *verbWorld) cell(v *verbs.Verb, a arguments) string {
+	var r struct {
+		Task string `json:"uuid"`
+	}
+	err := w.h.ask(v.Name, a, &r)
+	if err != nil {
+		code := spm.CodeOf(err)
+		if code != spm.CodeInvalid && code != spm.CodeStopping && !slices.Contains(v.Codes, code) {
+			w.t.Errorf("%s answers a code that its reference does not name, or one that says nothing: %d: %v", v.Name, code, err)
+		}
+		return fmt.Sprint(int(code))
+	}
+	cell := "ok"
+	if slices.ContainsFunc(v.Reply, func(m verbs.Member) bool { return m.Name == "uuid" }) {
+		if s := w.h.await(r.Task); s.Result != "success" {
+			cell = fmt.Sprintf("task: %d", s.Code)
+		}
+	}
+	if !strings.HasPrefix(v.Name, "get") && v.Name != "measureVolume" && v.Name != "setVolumePriority" {
+		w.end()
+	}
+	return cell
+}

@@ -1,0 +1,143 @@
+//go:build linux
+
+package main_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"tidemark/spm/verbs"
+)
+
+// A verbWorld is a host with four domains: the master, with an image of two volumes, a
+// second one that is active, with an image of its own, one that is attached only, and
+// one that is of no pool. Of what it does not have it has the names.
+type verbWorld struct {
+	t testing.TB
+	h *vdsmHost // nil: there is none, or it has been changed
+
+	master, second, attached, spare string // domains
+	image, base, leaf, other        string // an image with its volumes, and one of the second domain
+	task                            string // that has ended
+	fresh                           string // a directory without a domain
+	served                          bool
+}
+
+// host starts a host that knows nothing.
+func (w *verbWorld) host() {
+	w.h = newVDSMHost(w.t)
+	for _, id := range []*string{&w.master, &w.second, &w.attached, &w.spare, &w.image, &w.base, &w.leaf, &w.other, &w.task} {
+		*id = uuid.NewString()
+	}
+	w.fresh = string(w.h.newDir("fresh"))
+}
+
+// end ends the host.
+func (w *verbWorld) end() {
+	if w.h == nil {
+		return
+	}
+	if w.served {
+		for _, domain := range []string{w.master, w.second} {
+			for _, image := range []string{w.image, w.other} {
+				_ = w.h.ask("teardownImage", w.h.at(domain, image, ""), nil) // if it is still served
+			}
+		}
+	}
+	require.NoError(w.t, w.h.proc.Signal(syscall.SIGTERM))
+	require.NoError(w.t, w.h.proc.Wait(w.t, stopLimit))
+	w.h, w.served = nil, false
+}
+
+// domains makes the domains, of no pool yet.
+func (w *verbWorld) domains(capacity int64) {
+	require.NoError(w.t, w.h.connect(dirPlace(w.fresh)))
+	for i, id := range []string{w.master, w.second, w.attached, w.spare} {
+		dir := w.h.newDir(fmt.Sprint(i))
+		require.NoError(w.t, w.h.connect(dir))
+		w.h.do("createStorageDomain", arguments{"storageType": "LOCALFS", "sdUUID": id, "domainName": fmt.Sprint(i), "typeSpecificArg": dir.where(),
+			"domClass": "Data", "capacity": fmt.Sprint(capacity)})
+	}
+}
+
+// managed makes everything.
+func (w *verbWorld) managed(capacity int64) {
+	w.host()
+	w.domains(capacity)
+	h := w.h
+	h.do("createStoragePool", arguments{"spUUID": h.pool, "poolName": "pool", "masterDom": w.master,
+		"domList": []string{w.master, w.second, w.attached}, "masterVersion": 1})
+	h.manage(w.master)
+	h.do("activateStorageDomain", arguments{"spUUID": h.pool, "sdUUID": w.second})
+	h.run("createVolume", h.newVolume(w.master, w.image, w.base, gib, nil))
+	h.run("createVolume", h.newVolume(w.second, w.other, w.other, gib, nil))
+	w.task = h.begin("createVolume", h.newVolume(w.master, w.image, w.leaf, 0, arguments{"srcImgUUID": w.image, "srcVolUUID": w.base}))
+	require.Equal(w.t, "success", h.await(w.task).Result)
+}
+
+// spoil makes the leaf illegal, as an operation that has failed does.
+func (w *verbWorld) spoil() {
+	w.h.do("spmStop", arguments{"spUUID": w.h.pool})
+	path := filepath.Join(w.h.root, "0", w.master, "images", w.image, w.leaf+".meta")
+	b, err := os.ReadFile(path)
+	require.NoError(w.t, err)
+	require.NoError(w.t, os.WriteFile(path, []byte(strings.Replace(string(b), "LEGALITY=LEGAL", "LEGALITY=ILLEGAL", 1)), 0o600))
+	w.h.run("spmStart", arguments{"spUUID": w.h.pool})
+}
+
+// serve serves both images.
+func (w *verbWorld) serve() {
+	w.h.prepare(w.master, w.image)
+	w.h.prepare(w.second, w.other)
+	w.served = true
+}
+
+// fill leaves no space in the active domains, which have three chunks each.
+func (w *verbWorld) fill() {
+	for domain, n := range map[string]int{w.master: 1, w.second: 2} {
+		for range n {
+			w.h.run("createVolume", w.h.newVolume(domain, uuid.NewString(), uuid.NewString(), chunk, arguments{"volFormat": "RAW"}))
+		}
+	}
+}
+
+// arguments are those of a verb that succeeds, if anything does: those that it needs,
+// and some more.
+func (w *verbWorld) arguments(v *verbs.Verb) arguments {
+	all := arguments{
+		"sdUUID": w.master, "spUUID": w.h.pool, "imgUUID": w.image, "volUUID": w.leaf, "taskID": w.task, "vmUUID": blankID,
+		"domType": "LOCALFS", "conList": []any{arguments{"connection": w.fresh}}, "storageType": "LOCALFS", "domainName": "name",
+		"typeSpecificArg": w.fresh, "domClass": "Data", "poolName": "other", "masterDom": w.spare, "domList": []string{w.spare},
+		"masterVersion": 1, "msdUUID": w.master, "hostID": 1, "scsiKey": "", "size": fmt.Sprint(gib), "volFormat": "COW", "preallocate": "SPARSE",
+		"diskType": "DATA", "desc": "", "volumes": []string{w.leaf}, "newSize": fmt.Sprint(2 * gib), "priority": 3, "srcImgUUID": w.image,
+		"srcVolUUID": w.leaf, "dstImgUUID": uuid.NewString(), "dstVolUUID": uuid.NewString(), "srcDomUUID": w.master, "dstDomUUID": w.second,
+		"op": "MOVE", "postZero": false, "force": false, "ancestor": w.base, "successor": w.leaf,
+	}
+	for name, value := range map[string]arguments{
+		"createStorageDomain":     {"sdUUID": uuid.NewString()},
+		"formatStorageDomain":     {"sdUUID": w.spare},
+		"attachStorageDomain":     {"sdUUID": w.spare},
+		"activateStorageDomain":   {"sdUUID": w.attached},
+		"deactivateStorageDomain": {"sdUUID": w.second, "msdUUID": blankID, "masterVersion": 0},
+		"detachStorageDomain":     {"sdUUID": w.attached},
+		"createStoragePool":       {"spUUID": uuid.NewString()},
+		"createVolume":            {"imgUUID": uuid.NewString(), "volUUID": uuid.NewString(), "srcImgUUID": blankID, "srcVolUUID": blankID},
+		"getStorageDomainsList":   {"storageType": nil, "domainClass": nil},
+	}[v.Name] {
+		all[name] = value
+	}
+	a := arguments{}
+	for _, arg := range v.Args {
+		if value, ok := all[arg.Name]; ok && value != nil {
+			a[arg.Name] = value
+		}
+	}
+	return a
+}
