@@ -14,7 +14,8 @@ import (
 	"tidemark/internal/testenv"
 )
 
-// A crowd is a group whose extensions wait until all have come.
+// A crowd is a group of volumes that lie one behind the other, so that all but the last
+// have to go elsewhere, and the best place is the same one for all.
 type crowd struct {
 	*lab
 	r     *recorder
@@ -26,7 +27,7 @@ func newCrowd(t *testing.T, n int) *crowd {
 	c.r = &recorder{tool: c.tool(t, ToolOptions{})}
 	for i := range n {
 		c.names = append(c.names, fmt.Sprintf("v%d", i))
-		c.create(t, c.names[i], 4*mib)
+		c.byHand(t, "lvcreate", "-qq", "-an", "-Zn", "-Wn", "-l", "1", "-n", c.names[i], c.Name())
 	}
 	g, err := OpenGroup(t.Context(), &Tool{c.r.options(ToolOptions{Devices: c.r.tool.o.Devices})}, c.Name())
 	require.NoError(t, err)
@@ -35,7 +36,7 @@ func newCrowd(t *testing.T, n int) *crowd {
 	return c
 }
 
-// extendAll asks for sizes at once, and returns the answers.
+// extendAll asks for sizes so that all wait for each other, and returns the answers.
 func (c *crowd) extendAll(t *testing.T, names []string, size func(i int) Size) ([]Map, []error) {
 	t.Helper()
 	maps, errs := make([]Map, len(names)), make([]error, len(names))
@@ -122,7 +123,7 @@ func TestExtensionsTogetherOfAllSorts(t *testing.T) {
 // others, and the rest is not disturbed.
 func TestExtensionsTogetherOfAChangedGroup(t *testing.T) {
 	c := newCrowd(t, 4)
-	v, _ := c.VG().LV("v2")
+	v, _ := c.VG().LV("v3")
 	device := c.pieceArg(Piece{v.Segments[0].PV, Range{v.Segments[0].First + 1, 2}})
 	c.byHand(t, "lvcreate", "-qq", "-an", "-Zn", "-Wn", "-l", "2", "-n", "byhand", c.Name(), device)
 	maps, errs := c.extendAll(t, c.names, func(int) Size { return Size{Need: 16 * mib} })

