@@ -238,6 +238,9 @@ func (j *fakeJobs) Resize(_ context.Context, chain []Place, size int64) error {
 	if err := j.fail["resize"]; err != nil {
 		return err
 	}
+	if size > i.Size && at.Granted < i.end()+64<<10 {
+		return fmt.Errorf("resize volume %s: no room for a table behind %d bytes in %d: %w", at.VolumeUUID, i.end(), at.Granted, block.ErrNoSpace)
+	}
 	i.Size = max(i.Size, size)
 	return j.store(at, i)
 }

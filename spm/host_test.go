@@ -324,6 +324,24 @@ func TestDomainInUse(t *testing.T) {
 	require.NoError(t, h.FormatDomain(t.Context(), domains[1]))
 }
 
+// A pool is not destroyed under who has a volume of its master open, whether or not
+// this host manages it.
+func TestDestroyPoolInUse(t *testing.T) {
+	h, pool, domains := managed(t, t.TempDir())
+	for _, d := range domains[1:] {
+		require.NoError(t, h.DeactivateDomain(t.Context(), pool, d, uuid.Nil, 0))
+	}
+	v := create(t, h, "web1", gib)
+	release, err := imageLocks{}.Hold(v.Path)
+	require.NoError(t, err)
+	requireCode(t, CodeInUse, h.DestroyPool(t.Context(), pool))
+	require.EqualValues(t, 200*mib, extend(t, h, "web1", 200*mib, 0), "it goes on")
+	require.NoError(t, h.StopSPM(t.Context(), pool))
+	requireCode(t, CodeInUse, h.DestroyPool(t.Context(), pool))
+	require.NoError(t, release())
+	require.NoError(t, h.DestroyPool(t.Context(), pool))
+}
+
 // What a host was is what it is after a crash, without being asked.
 func TestHostRemembers(t *testing.T) {
 	root, state := t.TempDir(), filepath.Join(t.TempDir(), "state")

@@ -99,7 +99,7 @@ func (o *operations) planResizeLive(a resizeArgs) task.Plan {
 		Locks: locksOf(a.Domain, a.Image),
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkResize(ctx, a, true) }, nil),
-			step("space", func(ctx context.Context) error { return o.rawSpace(ctx, a) },
+			step("space", func(ctx context.Context) error { return o.resizeSpaceLive(ctx, a) },
 				func(ctx context.Context) error { return o.shorten(ctx, a) }),
 			step("metadata", func(ctx context.Context) error { return o.setCapacity(ctx, a, a.Size) }, nil),
 			step("resize", func(ctx context.Context) error { return o.resizeServed(ctx, a) }, nil),
@@ -124,7 +124,8 @@ func (o *operations) rawSpace(ctx context.Context, a resizeArgs) error {
 	return m.grantAtLeast(ctx, a.Image, a.Volume, a.Size, false)
 }
 
-// resizeSpace is rawSpace, or a look at the image: whether it can be opened.
+// resizeSpace is rawSpace, or a look at the image: whether it can be opened, and has
+// the room to become larger.
 func (o *operations) resizeSpace(ctx context.Context, a resizeArgs) error {
 	if err := o.rawSpace(ctx, a); err != nil {
 		return err
@@ -137,8 +138,46 @@ func (o *operations) resizeSpace(ctx context.Context, a resizeArgs) error {
 	if err != nil || chain[len(chain)-1].Format == FormatRaw {
 		return err
 	}
-	_, err = o.jobs.Use(ctx, chain)
-	return jobError(err, "look at volume %s", a.Volume)
+	use, err := o.jobs.Use(ctx, chain)
+	if err != nil {
+		return jobError(err, "look at volume %s", a.Volume)
+	}
+	return o.resizeRoom(ctx, m, a, use.End)
+}
+
+// resizeSpaceLive is resizeSpace for an image that is served: where its data ends is
+// what its server has told.
+func (o *operations) resizeSpaceLive(ctx context.Context, a resizeArgs) error {
+	if err := o.rawSpace(ctx, a); err != nil {
+		return err
+	}
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	i := m.info(a.Volume)
+	if i.Format == Raw {
+		return nil
+	}
+	return o.resizeRoom(ctx, m, a, i.Used)
+}
+
+// resizeRoom grants an image whose data ends there the room to become larger.
+func (o *operations) resizeRoom(ctx context.Context, m *Manager, a resizeArgs, end int64) error {
+	if err := m.raiseBound(a.Image, a.Volume, a.Size); err != nil {
+		return err
+	}
+	need := min(end+tableRoom(a.Size), m.info(a.Volume).Bound)
+	return m.grantAtLeast(ctx, a.Image, a.Volume, need, false)
+}
+
+// tableRoom is what an image takes behind its data, at most, when its disk becomes
+// size bytes large: a first table with 8 bytes for each 512 MiB, which is written
+// anew, and what counts it. Its clusters have 64 KiB, as those of all that are made
+// here have; one with others is given more when it needs it.
+func tableRoom(size int64) int64 {
+	const cluster = 64 << 10
+	return 2*roundUp(8*(size>>29+1), cluster) + 16*cluster
 }
 
 // resizeImage changes the image of a volume that nobody serves. A raw one is as
@@ -152,7 +191,13 @@ func (o *operations) resizeImage(ctx context.Context, a resizeArgs) error {
 	if err != nil || chain[len(chain)-1].Format == FormatRaw {
 		return err
 	}
-	return jobError(o.jobs.Resize(ctx, chain, a.Size), "extend volume %s to %d bytes", a.Volume, a.Size)
+	return o.fill(ctx, m, a.Image, a.Volume, true, func(Place) error {
+		chain, err := m.places(a.Volume)
+		if err != nil {
+			return err
+		}
+		return o.jobs.Resize(ctx, chain, a.Size)
+	})
 }
 
 // shorten makes a raw volume as short as it was, unless somebody has it open: then

@@ -131,6 +131,11 @@ func (h *Host) DestroyPool(ctx context.Context, pool uuid.UUID) error {
 			return errorf(CodeActive, "destroy pool %s: domain %s is active: deactivate it first", pool, d)
 		}
 	}
+	release, err := h.holdMaster(ctx, p, master)
+	if err != nil {
+		return err
+	}
+	defer release()
 	for _, d := range slices.Collect(maps.Keys(meta.members)) {
 		if d == meta.master {
 			continue
@@ -158,6 +163,22 @@ func (h *Host) DestroyPool(ctx context.Context, pool uuid.UUID) error {
 	h.o.Log.Info("pool destroyed", "pool", pool)
 	h.remember()
 	return err
+}
+
+// holdMaster makes sure that nobody uses the volumes of the master; those of another
+// domain nobody uses once it is deactivated. Who is served would wait for space from a
+// pool that is gone. Where nobody manages the pool it is a look only.
+func (h *Host) holdMaster(ctx context.Context, p *connectedPool, master found) (release func(), err error) {
+	if m := h.active(master.id); m != nil {
+		return h.quiesce(ctx, p, m)
+	}
+	return func() {}, h.withStore(ctx, master, func(s store, _ editor) error {
+		release, err := holdAll(ctx, s, master.id)
+		if err == nil {
+			release()
+		}
+		return err
+	})
 }
 
 // expel takes a domain off the list of the master, and then takes its claim away. One

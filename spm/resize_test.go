@@ -66,6 +66,36 @@ func TestResizeServed(t *testing.T) {
 	})
 }
 
+// A volume that has given back all that it does not need is granted the room for a
+// larger disk.
+func TestResizeReduced(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		image := uuid.New()
+		a := w.volume(image, uuid.Nil, "abc")
+		kind, args, err := w.ops.reduceVolume(t.Context(), w.at(image, a))
+		w.must(kind, args, err)
+		kind, args, err = w.ops.extendVolumeSize(t.Context(), w.at(image, a), 2*gib)
+		w.must(kind, args, err)
+		require.EqualValues(t, "2147483648", w.sizes(a))
+		w.consistent()
+	})
+}
+
+// One that cannot have it is refused before anything has changed.
+func TestResizeInFullPool(t *testing.T) {
+	w := newWorld(t, 1, false)
+	image := uuid.New()
+	a := w.volume(image, uuid.Nil, "abc")
+	kind, args, err := w.ops.reduceVolume(t.Context(), w.at(image, a))
+	w.must(kind, args, err)
+	w.m[0].capacity = w.m[0].granted
+	kind, args, err = w.ops.extendVolumeSize(t.Context(), w.at(image, a), 2*gib)
+	require.NoError(t, err)
+	requireCode(t, CodePoolFull, w.run(kind, args, -1))
+	require.Nil(t, w.record, "it is rolled back")
+	require.EqualValues(t, "1073741824", w.sizes(a))
+}
+
 // A raw volume is as large as it is long, or as short as it was.
 func TestResizeRaw(t *testing.T) {
 	both(t, 1, func(t *testing.T, w *world) {
