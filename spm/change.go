@@ -26,7 +26,8 @@ func (m *Manager) volumeOf(image, id uuid.UUID) (*volume, error) {
 	return v, v.whole()
 }
 
-// setMeta changes the metadata of a volume, in one atomic write.
+// setMeta changes the metadata of a volume, in one atomic write. After one that has
+// failed nobody knows which of the two is on disk, so the next is made in any case.
 func (m *Manager) setMeta(ctx context.Context, image, id uuid.UUID, change func(*volumeMeta)) error {
 	v, err := m.volumeOf(image, id)
 	if err != nil {
@@ -42,10 +43,12 @@ func (m *Manager) setMeta(ctx context.Context, image, id uuid.UUID, change func(
 	old := v.meta()
 	meta := old
 	change(&meta)
-	if meta == old {
+	if meta == old && !v.unwritten {
 		return nil
 	}
-	if err := m.store.write(context.WithoutCancel(ctx), v, meta); err != nil {
+	err = m.store.write(context.WithoutCancel(ctx), v, meta)
+	v.unwritten = err != nil
+	if err != nil {
 		return internal(err, "write the metadata of volume %s", v.name())
 	}
 	m.mu.Lock()

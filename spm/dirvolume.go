@@ -111,7 +111,7 @@ func allocate(path string, v *volume, size int64) error {
 
 // undo takes away what create has left: of an image that has other volumes, only
 // the files of this one.
-func (s *dirStore) undo(_ context.Context, v *volume) error {
+func (s *dirStore) undo(ctx context.Context, v *volume) error {
 	others, err := s.hasOthers(v)
 	if err != nil {
 		return err
@@ -131,7 +131,14 @@ func (s *dirStore) undo(_ context.Context, v *volume) error {
 		}
 		return s.removeFiles(path, mark)
 	}
-	return errors.Join(os.RemoveAll(s.domain.newImage(v.image)), os.RemoveAll(s.domain.image(v.image)))
+	if err := os.RemoveAll(s.domain.newImage(v.image)); err != nil {
+		return err
+	}
+	if _, err := os.Stat(s.domain.image(v.image)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	_, err = s.removeImage(ctx, []*volume{v}) // it has its name, and goes as one that was there
+	return err
 }
 
 // hasOthers reports whether the image of v has more volumes than that one.

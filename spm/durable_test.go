@@ -253,3 +253,58 @@ func TestHandleOfAnOlderGeneration(t *testing.T) {
 	_, err = h.Look(t.Context())
 	require.NoError(t, err)
 }
+
+// Metadata whose name was not made durable may be on disk or not: what takes the change
+// back is written, although the manager has never told of it.
+func TestFailedMetadataIsWrittenAgain(t *testing.T) {
+	dir := t.TempDir()
+	o := testOptions()
+	fail := false
+	o.sync = func(f *os.File) error {
+		if st, err := f.Stat(); err == nil && st.IsDir() && fail {
+			return unix.EIO
+		}
+		return f.Sync()
+	}
+	m := openPool(t, dir, o)
+	v := create(t, m, "web1", gib)
+	mark := func(legality string) error {
+		return m.setMeta(t.Context(), uuid.MustParse(v.ImageUUID), uuid.MustParse(v.VolumeUUID),
+			func(meta *volumeMeta) { meta.Legality = legality })
+	}
+	fail = true
+	require.ErrorIs(t, mark(Illegal), unix.EIO)
+	require.False(t, volumeOf(t, m, "web1").Illegal)
+	fail = false
+	require.NoError(t, mark(Legal))
+	require.NoError(t, m.Close())
+	require.False(t, volumeOf(t, openPool(t, dir, o), "web1").Illegal)
+}
+
+// An image whose name could not be made durable is taken away in one step, as one that
+// was there: what a crash leaves of it is nothing.
+func TestImageIsUndoneInOneStep(t *testing.T) {
+	o := testOptions()
+	var renamed bool
+	var m *Manager
+	failed := false
+	o.sync = func(f *os.File) error {
+		if m == nil || f.Name() != domainOf(m).images() {
+			return nil
+		}
+		if !failed {
+			failed = true
+			return unix.EIO
+		}
+		entries, err := os.ReadDir(f.Name())
+		require.NoError(t, err)
+		renamed = len(entries) == 1 && strings.HasPrefix(entries[0].Name(), prefixRemoved)
+		return nil
+	}
+	opened := openPool(t, t.TempDir(), o)
+	m = opened
+	_, err := m.CreateVolume(t.Context(), VolumeCreateRequest{Name: "web1", Size: gib})
+	require.ErrorIs(t, err, unix.EIO)
+	require.True(t, renamed)
+	require.Empty(t, pool(t, m).Granted)
+}

@@ -158,8 +158,8 @@ type Manager struct {
 	lastAt       time.Time
 }
 
-// A volume in memory. sem is held by whoever changes it, and guards unsynced;
-// the other fields are guarded by Manager.mu, but for those that never change.
+// A volume in memory. sem is held by whoever changes it, and guards unsynced and
+// unwritten; the other fields are guarded by Manager.mu, but for those that never change.
 type volume struct {
 	id, image uuid.UUID
 	createID  string // the request that made it, if this manager did
@@ -167,6 +167,9 @@ type volume struct {
 
 	sem      chan struct{} // capacity 1
 	unsynced bool          // the volume may not have size, or not durably
+	// unwritten: writing its metadata has failed, so that on disk they may be other
+	// ones than said.
+	unwritten bool
 
 	size       int64 // granted; of the volume, unless reserved is more
 	bound      int64
