@@ -24,9 +24,9 @@ func (im *Image) BackingGrew() {
 // file, or with name "" on none. The new one must show the same where the image has
 // nothing itself; neither is looked at. Nothing but the first cluster is changed:
 //
-//	1. the new name beside the old one, Sync
-//	2. its place and format with one write of the first sector, Sync
-//	3. zeroes in the old name's place, Sync
+//  1. the new name beside the old one, Sync
+//  2. its place and format with one write of the first sector, Sync
+//  3. zeroes in the old name's place, Sync
 //
 // A crash leaves the image with the old or the new one, of which the tests cut every
 // moment; the crash lab knows images that are open. The call may be repeated.
