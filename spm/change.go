@@ -318,12 +318,15 @@ func (m *Manager) remove(all []*volume) (freed int64, err error) {
 	defer m.mu.Unlock()
 	for _, v := range gone {
 		m.forgetLocked(v)
-		if err != nil { // its bytes may still be there; the next start removes them
+		if err != nil && !m.store.free() { // its bytes may still be there; the next start removes them
 			continue
 		}
 		freed += v.size
 		m.granted -= v.size
 		m.o.Log.Info("volume removed", "volume", v.name(), "uuid", v.id, "freed", v.size, "granted", m.granted, "capacity", m.capacity)
+	}
+	if err != nil && len(gone) > 0 {
+		m.doomLocked(all)
 	}
 	m.wakeLocked()
 	switch {
@@ -331,9 +334,26 @@ func (m *Manager) remove(all []*volume) (freed int64, err error) {
 		return freed, nil
 	case len(gone) == 0:
 		return 0, internal(err, "remove %s", all[0].name())
+	case len(gone) < len(all):
+		return freed, internal(err, "remove image %s: %d of its %d volumes are left: remove it again", all[0].image, len(all)-len(gone), len(all))
+	case m.store.free():
+		return freed, internal(err, "remove %s", all[0].name())
 	}
 	return 0, internal(err, "remove %s: it is gone from the pool, but its space is not free before the manager's next start", all[0].name())
 }
+
+// doomLocked makes nothing of what is left of an image whose removal has begun: the next
+// start ends that, with whatever would be written to it until then.
+func (m *Manager) doomLocked(all []*volume) {
+	for _, v := range all {
+		if !v.gone {
+			v.damaged = errDoomed
+			m.renameLocked(v.image)
+		}
+	}
+}
+
+var errDoomed = errors.New("the removal of its image has begun, and failed: remove the image again")
 
 // raiseBound lets a volume grow as one of that virtual size may, which it is about
 // to get. What its metadata says is the bound again when that is written.

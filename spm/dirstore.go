@@ -145,6 +145,9 @@ func (s *dirStore) refresh(context.Context) error { return nil }
 
 func (s *dirStore) shared() bool { return false }
 
+// free: what is gone has another name, and its files may be there still.
+func (s *dirStore) free() bool { return false }
+
 func (s *dirStore) name() string { return s.dir }
 
 func (s *dirStore) where() string { return s.dir }

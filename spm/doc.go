@@ -48,7 +48,9 @@
 // A manager that is killed between two steps leaves the same in the host's cache,
 // not durably. So the next one syncs images when it starts, and a volume before it
 // first answers for its size. After an extension that failed its size stays reserved, and
-// nobody is told of it before a sync has succeeded.
+// nobody is told of it before a sync has succeeded. After metadata that could not be
+// written, or not durably, the manager says what they were, the disk may say either,
+// and the next change of them is written even if it changes nothing.
 //
 // A volume whose metadata cannot be read is damaged: it keeps its space, is shown
 // by its UUID with the reason, may be removed, and keeps nobody from the others.
@@ -91,6 +93,9 @@
 //	         1 one volume, its base, gets the tag TIDEMARK_removing -> commit point
 //	         2 lvremove of the others                    -> finished at the next start
 //	         3 lvremove of that one
+//
+// If one of these fails, what is gone is free, and what is left is damaged: nobody writes
+// to what the next start removes.
 //
 // An operation changes several volumes one after the other. A volume that is on its
 // way in or out is ILLEGAL, and counts for nobody: so is the copy that is not
@@ -234,6 +239,13 @@
 // tasks are files or slots in a logical volume, not a file system in it. A pool has
 // 20 domains at most, which is what one tag of LVM can list.
 //
+// The master is deactivated only if the request names the active domain that is the next
+// one: VDSM chooses, and may end without any, and then nobody knows the pool's tasks.
+// Attach, activate and deactivate may be repeated, for a client that got no answer
+// repeats them. Detach also takes the claim from a domain of a pool whose master is
+// not connected, because nobody else could free it. destroyPool needs no SPM: a pool
+// that cannot be managed any more can be taken apart.
+//
 // # Invariants
 //
 //   - The sum of the granted sizes never exceeds the capacity, including those
@@ -263,7 +275,9 @@
 //
 // When a volume begins to wait and when it has stopped is an [Event], which a
 // client may wait for ([Manager.WatchPool]). The last 256 are kept, in memory: who
-// asks for more than that asks [Manager.GetPoolInfo] what is so now.
+// asks for more than that asks [Manager.GetPoolInfo] what is so now. Events of every kind,
+// the last 1,024, are told by [Host.WatchStorage]. What is refused in the end, or at once,
+// is one as well (no-space).
 //
 // # Recall
 //
@@ -279,6 +293,11 @@
 //
 //	Host.changing  one change of connections, domains, pool or role at a time;
 //	               held across I/O and the waits for tasks to end
+//	locks of tasks the table of package task: a domain, shared by who works in it, and
+//	               then an image, by its task or by a request that serves, tears down
+//	               or removes it ([Host.PrepareImage]); held across everything below.
+//	               What the holder of a volume asks, more or less space, takes none: a
+//	               task may wait for just that
 //	Host.mu        what the host knows of them; never held across I/O
 //	volume.sem     one change of a volume at a time; held across file I/O. Who removes
 //	               an image takes those of its volumes in the order of their UUIDs

@@ -17,7 +17,7 @@ func (m *Manager) ExtendVolume(ctx context.Context, r VolumeExtendRequest) (Volu
 	if err != nil {
 		return VolumeExtendReply{}, err
 	}
-	if err := v.whole(); err != nil {
+	if err := m.whole(v); err != nil {
 		return VolumeExtendReply{}, err
 	}
 	if r.Need < 0 || r.Want < 0 || r.WaitMS < 0 {

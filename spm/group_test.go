@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/block"
@@ -452,4 +453,27 @@ func TestTagsOfADomain(t *testing.T) {
 	none, err := domainOfTags([]string{"x"})
 	require.NoError(t, err)
 	require.Nil(t, none)
+}
+
+// The removal of an image that fails halfway gives back the space of what is gone, lets
+// nobody use the rest, and can be repeated.
+func TestGroupImageHalfRemoved(t *testing.T) {
+	g := newFakeGroup(t, 32)
+	m := g.mustOpen(t)
+	base := create(t, m, "web1", 10*gib)
+	id := uuid.MustParse(base.VolumeUUID)
+	meta := m.volumes[id].meta()
+	meta.Parent = id
+	require.NoError(t, m.ensureVolume(t.Context(), making{id: uuid.New(), meta: meta}))
+	require.EqualValues(t, 2*fakeExtent, pool(t, m).Granted)
+	g.live(2) // the mark, and the leaf
+	_, err := m.RemoveVolume(t.Context(), VolumeRemoveRequest{VolumeRef: VolumeRef{Volume: "web1"}})
+	require.ErrorIs(t, err, errDead)
+	require.EqualValues(t, fakeExtent, pool(t, m).Granted)
+	g.live(-1)
+	_, err = m.ExtendVolume(t.Context(), extendRequest(base.VolumeUUID, 2*fakeExtent, 0))
+	requireCode(t, CodeDamaged, err)
+	remove(t, m, base.VolumeUUID)
+	require.Zero(t, pool(t, m).Granted)
+	require.NoError(t, m.Close())
 }

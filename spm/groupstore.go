@@ -293,3 +293,6 @@ func (s *groupStore) length(v *volume, most int64) int64 {
 func (s *groupStore) refresh(ctx context.Context) error { return s.group.Read(ctx) }
 
 func (s *groupStore) shared() bool { return true }
+
+// free: a logical volume is there with its extents, or neither is.
+func (s *groupStore) free() bool { return true }

@@ -94,14 +94,16 @@ func (s *groupStore) reduce(ctx context.Context, v *volume, from, to int64) (int
 // then: slots are what the tags of volumes name.
 func (s *groupStore) remove(ctx context.Context, v *volume) (gone bool, err error) {
 	l, there := s.find(v.id.String())
-	if err := s.group.Remove(ctx, v.id.String()); err != nil {
-		_, still := s.find(v.id.String())
-		return !still, err
+	err = s.group.Remove(ctx, v.id.String())
+	if err != nil {
+		if _, still := s.find(v.id.String()); still {
+			return false, err
+		}
 	}
 	if tags, ours := parseVolumeTags(l.Tags); there && ours {
 		s.freeSlot(tags.slot)
 	}
-	return true, nil
+	return true, err
 }
 
 // removeImage marks the last volume, which is the commit point if there are

@@ -1,11 +1,14 @@
 package spm
 
 import (
+	"context"
 	"errors"
 	"testing"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/block"
 )
 
 func (w *world) merge(image, ancestor, successor uuid.UUID) (string, any, error) {
@@ -174,4 +177,37 @@ func TestMergeServedRefused(t *testing.T) {
 	requireCode(t, CodeInUse, err)
 	_, _, err = w.ops.copyImage(t.Context(), CopyImage{From: w.at(image, b), To: w.at(uuid.New(), uuid.New())})
 	require.NoError(t, err, "nobody writes to what is below the leaf")
+}
+
+// largeJobs find that a merge takes more than anybody has measured.
+type largeJobs struct {
+	*fakeJobs
+	needs int64
+}
+
+func (j largeJobs) Commit(ctx context.Context, chain []Place, base int, p Progress) error {
+	if chain[base].Granted < j.needs {
+		return block.ErrNoSpace
+	}
+	return j.fakeJobs.Commit(ctx, chain, base, p)
+}
+
+// The bound of an ancestor is that of its new size while it is merged into, also after
+// it has been marked.
+func TestMergeIntoSmaller(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		image := uuid.New()
+		r := w.newVolume(image, uuid.New())
+		r.Size = 100 * mib
+		kind, args, err := w.ops.createVolume(t.Context(), r)
+		w.must(kind, args, err)
+		up := w.newVolume(image, uuid.New())
+		up.Parent, up.Size = r.Volume, gib
+		kind, args, err = w.ops.createVolume(t.Context(), up)
+		w.must(kind, args, err)
+		w.ops.jobs = largeJobs{w.jobs, 600 * mib}
+		kind, args, err = w.merge(image, r.Volume, up.Volume)
+		w.must(kind, args, err)
+		require.GreaterOrEqual(t, w.m[0].info(r.Volume).Granted, int64(600*mib))
+	})
 }

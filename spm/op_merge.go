@@ -158,6 +158,9 @@ func (o *operations) commitMerge(ctx context.Context, a mergeArgs, p Progress) e
 	if err != nil {
 		return err
 	}
+	if err := m.raiseBound(a.Image, a.ancestor(), a.Size); err != nil { // again: marking it has set it
+		return err
+	}
 	return o.fill(ctx, m, a.Image, a.ancestor(), true, func(Place) error {
 		chain, err := m.places(a.successor())
 		if err != nil {

@@ -84,6 +84,13 @@ func (o *operations) mergeSpaceLive(ctx context.Context, a mergeArgs) error {
 
 // mirror starts the merge at the server and waits until it writes to both volumes.
 func (o *operations) mirror(ctx context.Context, a mergeArgs, p Progress) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	if err := m.raiseBound(a.Image, a.ancestor(), a.Size); err != nil { // again: marking it has set it
+		return err
+	}
 	image, leaf := a.Image.String(), a.successor().String()
 	if err := o.servers.MergeStart(ctx, image, leaf); err != nil {
 		return jobError(err, "merge the leaf of image %s", image)

@@ -37,7 +37,7 @@ func (m *Manager) ReduceVolume(ctx context.Context, r VolumeReduceRequest) (Volu
 	if err != nil {
 		return VolumeReply{}, err
 	}
-	if err := v.whole(); err != nil {
+	if err := m.whole(v); err != nil {
 		return VolumeReply{}, err
 	}
 	if r.To < 0 || r.To > r.From {

@@ -55,6 +55,9 @@ type store interface {
 	// removeImage removes all volumes of an image, the topmost first, and returns
 	// those that are gone. Once it has begun a crash leaves none of them.
 	removeImage(ctx context.Context, all []*volume) (gone []*volume, err error)
+	// free reports whether the space of volumes that are gone is free, although their
+	// removal has failed.
+	free() bool
 	// zero makes the bytes of a volume from one to another read zero, durably, if they
 	// may not since it was made longer.
 	zero(ctx context.Context, v *volume, from, to int64) error

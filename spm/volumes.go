@@ -56,12 +56,19 @@ func (m *Manager) find(h Header, r VolumeRef) (*volume, error) {
 	return v, nil
 }
 
-// whole refuses a volume that is damaged.
+// whole is called with Manager.mu held.
 func (v *volume) whole() error {
 	if v.damaged == nil {
 		return nil
 	}
 	return errorf(CodeDamaged, "volume %s is damaged: %v: mend that and start the manager again, or remove the volume", v.name(), v.damaged)
+}
+
+// whole refuses a volume that is damaged, now.
+func (m *Manager) whole(v *volume) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return v.whole()
 }
 
 // lookLocked finds a volume by a name, an image UUID or a volume UUID.
