@@ -150,7 +150,7 @@ func TestCheckName(t *testing.T) {
 		require.NoError(t, checkName(good), good)
 	}
 	for _, bad := range []string{
-		"", "a/b", "a\nb", " a", "a ", "-o", "\xff", "\ufffd", testImage.String(),
+		"", "a/b", "a\nb", " a", "a ", "-o", ".", "..", "\xff", "\ufffd", testImage.String(),
 		"a\u009b31m", "a\u202eb", "\u200b", "a\u00a0b", // a terminal command, text backwards, nothing, not a space
 	} {
 		require.Error(t, checkName(bad), "%q", bad)

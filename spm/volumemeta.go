@@ -219,6 +219,8 @@ func checkName(name string) error {
 		return fmt.Errorf("name %q begins or ends with a space", name)
 	case strings.HasPrefix(name, "-"):
 		return fmt.Errorf("name %q begins with a dash", name)
+	case name == "." || name == "..":
+		return fmt.Errorf("name %q means a directory, and volumes are shown as files of their name", name)
 	}
 	if _, err := uuid.Parse(name); err == nil {
 		return fmt.Errorf("name %q looks like a UUID, which volumes have besides their name", name)
