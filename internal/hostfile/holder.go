@@ -83,5 +83,9 @@ func processName(proc, pid string) string {
 	if err != nil {
 		comm = []byte("a process")
 	}
-	return fmt.Sprintf("%s (pid %s)", strings.TrimSpace(string(comm)), pid)
+	name := strings.TrimSpace(string(comm))
+	if self, err := os.Readlink(filepath.Join(proc, "exe")); err == nil && name == "exe" { // started as /proc/self/exe
+		name = filepath.Base(strings.TrimSuffix(self, " (deleted)"))
+	}
+	return fmt.Sprintf("%s (pid %s)", name, pid)
 }

@@ -34,3 +34,14 @@ func TestHoldersAskAboutLockedFilesOnly(t *testing.T) {
 	require.True(t, asked[fd(f.fd())])
 	require.False(t, asked[fd(int(other.Fd()))])
 }
+
+// Who was started as /proc/self/exe is called exe by the kernel, which says nothing.
+func TestProcessName(t *testing.T) {
+	proc := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(proc, "comm"), []byte("exe\n"), 0o600))
+	require.Equal(t, "exe (pid 7)", processName(proc, "7"))
+	require.NoError(t, os.Symlink("/usr/bin/server (deleted)", filepath.Join(proc, "exe")))
+	require.Equal(t, "server (pid 7)", processName(proc, "7"))
+	require.NoError(t, os.WriteFile(filepath.Join(proc, "comm"), []byte("qemu-nbd\n"), 0o600))
+	require.Equal(t, "qemu-nbd (pid 7)", processName(proc, "7"))
+}
