@@ -113,6 +113,9 @@ pool.`,
 	asked := c.Flags().String("id", "", "its UUID; without it a new one")
 	out := outputFlag(c)
 	c.RunE = onStorage(dial, func(c *cobra.Command, s *storage, args []string) error {
+		if args[0] == "" {
+			return errors.New("expected a name for the domain, found an empty one")
+		}
 		id, err := newID(*asked)
 		if err != nil {
 			return err

@@ -162,6 +162,9 @@ host is connected to the pool and begins to manage it, and its domains come into
 	}
 	out := outputFlag(c)
 	c.RunE = onStorage(dial, func(c *cobra.Command, s *storage, args []string) error {
+		if args[0] == "" {
+			return errors.New("expected a name for the pool, found an empty one")
+		}
 		id, err := newID(*asked)
 		if err != nil {
 			return err

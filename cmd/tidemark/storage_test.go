@@ -96,6 +96,11 @@ func TestDomainAndPoolVerbs(t *testing.T) {
 	require.Contains(t, does(t, "domain create first /srv/a --capacity 100G"), "next: "+self()+" pool create POOL first\n")
 	require.Equal(t, "connected /srv/b, /srv/c\n", does(t, "domain connect /srv/b /srv/c"))
 	require.Equal(t, "disconnected /srv/c\n", does(t, "domain disconnect /srv/c"))
+	for _, what := range []string{"domain", "pool"} {
+		r := cli(t, what, "create", "", "first")
+		require.NotZero(t, r.code)
+		require.Contains(t, r.stderr, "expected a name for the "+what)
+	}
 	id := "00000000-0000-4000-8000-00000000000a"
 	require.Equal(t, id, told[domainView](t, "domain create second /srv/b --id "+id).UUID)
 
