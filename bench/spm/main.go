@@ -31,6 +31,7 @@ type options struct {
 	tidemark string
 	work     string // a directory on the file system to be measured
 	runDir   string // where the program keeps what lives as long as the host is up
+	lvm      string // the program that notes lvm's own time; "" is this one
 	seed     uint64
 
 	volumes  []int // that a domain has besides

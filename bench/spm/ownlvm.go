@@ -84,15 +84,14 @@ func (s *site) lvmSince(t lvmTime, operations int) (lvmTime, error) {
 	return t, nil
 }
 
-// linkLVM makes a directory with this program as lvm.
-func linkLVM(work string) (string, error) {
+// linkLVM makes a directory with a program as lvm: this one, if none is named.
+func linkLVM(work, program string) (string, error) {
 	dir, err := os.MkdirTemp(work, "lvm-")
+	if err == nil && program == "" {
+		program, err = os.Executable()
+	}
 	if err != nil {
 		return "", err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return "", err
-	}
-	return dir, os.Symlink(self, filepath.Join(dir, "lvm"))
+	return dir, os.Symlink(program, filepath.Join(dir, "lvm"))
 }

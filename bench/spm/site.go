@@ -97,7 +97,7 @@ func openGroup(ctx context.Context, o options, own bool) (*site, error) {
 	s := &site{small: 10 * gib, initial: extent, step: extent}
 	path := os.Getenv("PATH")
 	if own {
-		if s.own, err = linkLVM(v.dir); err != nil {
+		if s.own, err = linkLVM(v.dir, o.lvm); err != nil {
 			return nil, errors.Join(err, v.remove())
 		}
 		path = s.own + string(os.PathListSeparator) + path
