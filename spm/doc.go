@@ -225,7 +225,7 @@
 //	             2 the epoch is raised            -> commit point
 //	             3 what the move of a master has left; active domains are opened
 //	             4 tasks are recovered
-//	StopSPM:     1 no task runs; domains are closed -> nothing
+//	StopSPM:     1 no task runs (one may be blocked); domains are closed -> nothing
 //	             2 POOL_SPM_ID is -1              -> nobody has the role
 //
 // A domain that cannot be opened when the SPM starts is logged, stays as it is
@@ -245,6 +245,13 @@
 // repeats them. Detach also takes the claim from a domain of a pool whose master is
 // not connected, because nobody else could free it. destroyPool needs no SPM: a pool
 // that cannot be managed any more can be taken apart.
+//
+// A domain of the pool that has vanished (its place is unmounted, moved away, or has
+// failed) is listed as the master lists it, Unknown where that says Active. It is
+// deactivated and detached by the master's metadata alone, as VDSM's forced detach does,
+// and keeps its claim: when it is back it claims, and is of none. A task that is blocked
+// on it, and what waits for that, does not keep the SPM from stopping; it goes on when a
+// domain is activated, by revertTask, or with the next SPM.
 //
 // # Invariants
 //

@@ -11,7 +11,7 @@ import (
 )
 
 // judgeDomain finds a domain and says what becomes of a verb, in a pool that this
-// host manages.
+// host manages. One that has vanished is not found, and may leave the pool all the same.
 func (h *Host) judgeDomain(ctx context.Context, pool, domain uuid.UUID, v domainVerb) (*connectedPool, found, standing, error) {
 	p, err := h.allowed(pool, verbChange)
 	if err != nil {
@@ -19,10 +19,13 @@ func (h *Host) judgeDomain(ctx context.Context, pool, domain uuid.UUID, v domain
 	}
 	all, _ := h.look(ctx)
 	f, err := h.find(ctx, domain)
-	if err != nil {
+	stands, gone := p.meta.stoodBefore(domain)
+	switch {
+	case err == nil:
+		stands = h.standing(f, pool, all)
+	case !gone || CodeOf(err) != CodeUnknownDomain || v != verbDeactivate && v != verbDetach || h.reads(ctx, domain):
 		return nil, f, 0, err
 	}
-	stands := h.standing(f, pool, all)
 	if rule := domainTable[stands][v]; rule.act == refused {
 		return nil, f, stands, rule.refusal("domain " + domain.String())
 	}
@@ -140,6 +143,7 @@ func (h *Host) ActivateDomain(ctx context.Context, pool, domain uuid.UUID) error
 		h.take(p, m)
 	}
 	h.o.Log.Info("domain activated", "pool", pool, "domain", domain)
+	h.resumeTasks(ctx, p)
 	return nil
 }
 
@@ -154,7 +158,8 @@ func (h *Host) take(p *connectedPool, m *Manager) {
 }
 
 // DeactivateDomain takes a domain of the pool out of use. Nobody may have a volume of
-// it open. The role of the master moves first, to an active domain.
+// it open. The role of the master moves first, to an active domain. Of a domain that has
+// vanished nobody knows who has what open; it only may have no task that runs.
 func (h *Host) DeactivateDomain(ctx context.Context, pool, domain, newMaster uuid.UUID, version int64) error {
 	done, err := h.begin(ctx)
 	if err != nil {
@@ -173,6 +178,9 @@ func (h *Host) DeactivateDomain(ctx context.Context, pool, domain, newMaster uui
 	m := h.active(domain)
 	if m == nil { // it could not be opened
 		return h.list(ctx, p, domain, DomainAttached)
+	}
+	if f.site == nil {
+		return h.abandon(ctx, p, m)
 	}
 	release, err := h.quiesce(ctx, p, m)
 	if err != nil {

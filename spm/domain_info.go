@@ -7,10 +7,13 @@ import (
 	"github.com/google/uuid"
 )
 
-// DomainInfo is what a domain's metadata says.
+// DomainInfo is what a domain's metadata says, or of one that has vanished the pool's.
 func (h *Host) DomainInfo(ctx context.Context, domain uuid.UUID) (DomainInfo, error) {
 	all, _ := h.look(ctx)
 	f, err := h.find(ctx, domain)
+	if info, gone := h.gone(all)[domain]; gone && CodeOf(err) == CodeUnknownDomain {
+		return info, nil
+	}
 	if err != nil {
 		return DomainInfo{}, err
 	}
@@ -34,7 +37,8 @@ func (h *Host) stateOf(f found, all []found) DomainState {
 	return stands.state()
 }
 
-// Domains are the domains of the pool, or with uuid.Nil all that are connected.
+// Domains are the domains of the pool, or with uuid.Nil all that are connected, and what
+// the connected pool lists beside them.
 func (h *Host) Domains(ctx context.Context, pool uuid.UUID) (map[uuid.UUID]DomainState, error) {
 	if pool != uuid.Nil {
 		p, err := h.allowed(pool, verbAsk)
@@ -51,6 +55,9 @@ func (h *Host) Domains(ctx context.Context, pool uuid.UUID) (map[uuid.UUID]Domai
 		if f.there() {
 			states[f.id] = h.stateOf(f, all)
 		}
+	}
+	for id, info := range h.gone(all) {
+		states[id] = info.State
 	}
 	return states, nil
 }

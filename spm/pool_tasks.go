@@ -3,6 +3,7 @@ package spm
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -56,21 +57,41 @@ func (h *Host) noteTask(i task.Info) {
 }
 
 // idle refuses while a task goes on. One that has ended does not, although its goroutine
-// may not have come to its own end: whoever was told so may rely on it.
+// may not have come to its own end: whoever was told so may rely on it. Nor does one that
+// is blocked, and what waits for its turn beside such a one, for they may do so for ever;
+// the next SPM has them as they are.
 func (h *Host) idle(p *connectedPool) error {
 	if p.engine == nil {
 		return nil
 	}
-	var busy []uuid.UUID
-	for _, i := range p.engine.All() {
-		if i.Active && !i.State.Ended() {
-			busy = append(busy, i.ID)
-		}
-	}
-	if len(busy) > 0 {
+	if busy := inTheWay(p.engine.All()); len(busy) > 0 {
 		return errorf(CodeUnfinished, "pool %s has %d tasks that have not ended, such as %s: wait for them, or stop them", p.meta.id, len(busy), busy[0])
 	}
 	return nil
+}
+
+// inTheWay are the tasks that go on.
+func inTheWay(all []task.Info) (busy []uuid.UUID) {
+	blocked := slices.ContainsFunc(all, func(i task.Info) bool { return i.Blocked != nil })
+	for _, i := range all {
+		waits := blocked && i.State == task.Queued
+		if i.Active && !i.State.Ended() && i.Blocked == nil && !waits {
+			busy = append(busy, i.ID)
+		}
+	}
+	return busy
+}
+
+// resumeTasks sets going again what is blocked: what it lacked may be there now.
+func (h *Host) resumeTasks(ctx context.Context, p *connectedPool) {
+	for _, i := range p.engine.All() {
+		if i.Blocked == nil {
+			continue
+		}
+		if err := p.engine.Revert(ctx, i.ID); err != nil {
+			h.o.Log.Warn("a task stays blocked", "task", i.ID, "error", err)
+		}
+	}
 }
 
 // replaceTasks lets a store hold these tasks and no others.

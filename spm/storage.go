@@ -106,6 +106,7 @@ const (
 	DomainUnattached DomainState = "Unattached" // of no pool
 	DomainAttached   DomainState = "Attached"   // of a pool, and not in use
 	DomainActive     DomainState = "Active"     // in use
+	DomainUnknown    DomainState = "Unknown"    // in use, as its pool says, and in no place that is connected
 )
 
 // CreateDomain describes a new domain.

@@ -250,7 +250,7 @@ func newDomainList(dial storageDialer) *cobra.Command {
 				if d.Stats != nil {
 					st = d.Stats
 				}
-				t.row(cmp.Or(d.Name, "-"), d.UUID, d.Type, d.State, d.Role, short(st.Capacity), short(st.Granted), short(st.Free), st.Level, d.where())
+				t.row(cmp.Or(d.Name, "-"), d.UUID, cmp.Or(d.Type, "-"), d.State, d.Role, short(st.Capacity), short(st.Granted), short(st.Free), st.Level, cmp.Or(d.where(), "-"))
 			}
 			return t.end()
 		})

@@ -87,7 +87,7 @@ var domainVerbs = []Verb{
 	},
 	{
 		Name: "deactivateStorageDomain", VDSM: true,
-		Doc:     "Take a domain out of use. If it is the master, that role moves to another domain of the pool first.",
+		Doc:     "Take a domain out of use. If it is the master, that role moves to another domain of the pool first. Of a domain that has vanished its pool's metadata say so.",
 		Methods: []Method{{"StorageDomain.deactivate", "storagedomainID storagepoolID masterSdUUID masterVersion", ""}},
 		Args: argsOf(argDomain, argPool,
 			Arg{Name: "msdUUID", Kind: kindUUID, Doc: "the new master, if the domain is the master; else blank"},
@@ -100,7 +100,7 @@ var domainVerbs = []Verb{
 		},
 	},
 	{
-		Name: "detachStorageDomain", VDSM: true, Doc: "Make a domain that is not in use one of no pool.",
+		Name: "detachStorageDomain", VDSM: true, Doc: "Make a domain that is not in use one of no pool, also one that has vanished.",
 		Methods: []Method{{"StorageDomain.detach", "storagedomainID storagepoolID masterSdUUID masterVersion force", ""}},
 		Args:    argsOf(argDomain, argPool, ignored("msdUUID"), ignored("masterVersion"), argOptions),
 		Codes:   with(memberCodes, spm.CodeIsMaster, spm.CodeActive), As: transition,
@@ -111,7 +111,7 @@ var domainVerbs = []Verb{
 		Methods: []Method{{"StorageDomain.getInfo", "storagedomainID", "info"}},
 		Args:    argsOf(argDomain, argOptions),
 		Reply: []Member{{"info", "object: uuid, type, class, name, role, pool (array of UUIDs), version, master_ver, lver, spm_id, " +
-			"block_size, alignment, state; of a directory remotePath, of a volume group vguuid and vgName"}},
+			"block_size, alignment, state (Unattached, Attached, Active; Unknown: in use, and nowhere that is connected); of a directory remotePath, of a volume group vguuid and vgName"}},
 		Codes: domainCodes, As: map[spm.Code]int{spm.CodeDamaged: 753},
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			i, err := s.DomainInfo(ctx, get[uuid.UUID](a, "sdUUID"))
@@ -130,7 +130,7 @@ var domainVerbs = []Verb{
 		},
 	},
 	{
-		Name: "getStorageDomainsList", VDSM: true, Doc: "The domains that the host has found, or those of a pool.",
+		Name: "getStorageDomainsList", VDSM: true, Doc: "The domains that the host has found, and what its pool lists beside them, or those of a pool.",
 		Methods: []Method{{"Host.getStorageDomains", "storagepoolID domainClass storageType remotePath", "domlist"}},
 		Args: argsOf(
 			Arg{Name: "spUUID", Kind: kindUUID, Optional: true, Doc: "the pool; blank: all domains"},
@@ -148,7 +148,7 @@ var domainVerbs = []Verb{
 		},
 	},
 	{
-		Name: "getStorageDomainsDetails", Doc: "The domains that the host has found, or those of a pool, with all that is known of them.",
+		Name: "getStorageDomainsDetails", Doc: "The domains that the host has found, and what its pool lists beside them, or those of a pool, with all that is known of them.",
 		Args:  argsOf(Arg{Name: "spUUID", Kind: kindUUID, Optional: true, Doc: "the pool; blank: all domains"}),
 		Reply: []Member{{"domains", "array of objects: info as in getStorageDomainInfo, and stats as in getStorageDomainStats, missing where they are not known"}},
 		Codes: []spm.Code{spm.CodeUnknownPool, spm.CodeNotConnected},

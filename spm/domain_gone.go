@@ -1,0 +1,78 @@
+package spm
+
+import (
+	"context"
+	"slices"
+
+	"github.com/google/uuid"
+)
+
+// A domain of the pool may vanish: what it lies in is unmounted, moved away, or has
+// failed. Then the pool's metadata, which are the master's, are all that is known of it,
+// and by them it is deactivated and detached. It keeps its claim, so that when it is
+// back it is attached again, or detached, as any other that claims the pool.
+
+// stoodBefore is where a domain that is not found stands by the list of the pool. The
+// master is no such domain: without it nothing of the pool can be changed.
+func (p poolMeta) stoodBefore(domain uuid.UUID) (standing, bool) {
+	listed, ok := p.members[domain]
+	if !ok || domain == p.master {
+		return 0, false
+	}
+	return standingOf(p.id, p.id, listed, false), true
+}
+
+// reads reports whether a domain answers to its manager although no place was found
+// that has it: then it has not vanished.
+func (h *Host) reads(ctx context.Context, domain uuid.UUID) bool {
+	m := h.active(domain)
+	if m == nil {
+		return false
+	}
+	_, err := m.store.readDomain(ctx)
+	return err == nil
+}
+
+// abandon takes a domain out of use that has vanished.
+func (h *Host) abandon(ctx context.Context, p *connectedPool, m *Manager) error {
+	if err := h.idle(p); err != nil {
+		return err
+	}
+	domain := m.ident.domain
+	if err := h.list(ctx, p, domain, DomainAttached); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	delete(p.managers, domain)
+	h.mu.Unlock()
+	err := m.Close()
+	h.o.Log.Warn("a domain that has vanished is deactivated", "pool", p.meta.id, "domain", domain, "close", err)
+	return nil
+}
+
+// gone are the domains of the connected pool that are not among those that were found.
+func (h *Host) gone(all []found) map[uuid.UUID]DomainInfo {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	lost := map[uuid.UUID]DomainInfo{}
+	if h.pool == nil {
+		return lost
+	}
+	for d, listed := range h.pool.meta.members {
+		if slices.ContainsFunc(all, func(f found) bool { return f.id == d }) {
+			continue
+		}
+		info := DomainInfo{ID: d, Class: "Data", Role: roleRegular, Version: domainVersion, Pool: h.pool.meta.id, State: listed}
+		if listed == DomainActive {
+			info.State = DomainUnknown
+		}
+		if d == h.pool.meta.master {
+			info.Role, info.Master, info.Lver = roleMaster, h.pool.meta.version, h.pool.meta.epoch
+		}
+		if m := h.pool.managers[d]; m != nil {
+			info.Name, info.Type = m.ident.name, DomainType(m.store.kind())
+		}
+		lost[d] = info
+	}
+	return lost
+}

@@ -1,0 +1,121 @@
+package spm
+
+import (
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"tidemark/spm/task"
+)
+
+// A domain whose directory has been moved away leaves the pool by the pool's metadata,
+// and when it is back it is attached again with what it had.
+func TestDomainVanishes(t *testing.T) {
+	root := t.TempDir()
+	h, pool, domains := managed(t, root)
+	b, c := domains[1], domains[2]
+	_, err := h.CreateVolume(t.Context(), VolumeCreateRequest{Name: "web1", Size: gib, DomainUUID: b.String()})
+	require.NoError(t, err)
+	require.NoError(t, h.DeactivateDomain(t.Context(), pool, c, uuid.Nil, 0))
+	for _, d := range []string{"b", "c"} {
+		require.NoError(t, os.Rename(filepath.Join(root, d), filepath.Join(root, d+".away")))
+	}
+
+	all, err := h.Domains(t.Context(), uuid.Nil)
+	require.NoError(t, err)
+	require.Equal(t, map[uuid.UUID]DomainState{domains[0]: DomainActive, b: DomainUnknown, c: DomainAttached}, all)
+	info, err := h.DomainInfo(t.Context(), b)
+	require.NoError(t, err)
+	require.Equal(t, "b", info.Name)
+	require.Equal(t, pool, info.Pool)
+	requireCode(t, CodeUnknownDomain, h.ActivateDomain(t.Context(), pool, c))
+	requireCode(t, CodeUnknownDomain, h.DeactivateDomain(t.Context(), pool, uuid.New(), uuid.Nil, 0))
+	requireCode(t, CodeActive, h.DetachDomain(t.Context(), pool, b))
+	for _, d := range []uuid.UUID{b, c} {
+		require.NoError(t, h.DeactivateDomain(t.Context(), pool, d, uuid.Nil, 0))
+		require.NoError(t, h.DetachDomain(t.Context(), pool, d))
+	}
+	require.Equal(t, map[uuid.UUID]DomainState{domains[0]: DomainActive}, states(t, h, pool))
+	require.Empty(t, volumeNames(t, h))
+
+	require.NoError(t, os.Rename(filepath.Join(root, "b.away"), filepath.Join(root, "b")))
+	require.NoError(t, h.AttachDomain(t.Context(), pool, b))
+	require.NoError(t, h.ActivateDomain(t.Context(), pool, b))
+	require.Equal(t, []string{"web1"}, volumeNames(t, h))
+}
+
+// The master that has vanished is shown, and stays the master: nobody could write what
+// the pool is.
+func TestMasterVanishes(t *testing.T) {
+	root := t.TempDir()
+	h, pool, domains := managed(t, root)
+	require.NoError(t, os.Rename(filepath.Join(root, "a"), filepath.Join(root, "a.away")))
+	info, err := h.DomainInfo(t.Context(), domains[0])
+	require.NoError(t, err)
+	require.Equal(t, DomainUnknown, info.State)
+	require.Equal(t, "Master", info.Role)
+	requireCode(t, CodeUnknownDomain, h.DeactivateDomain(t.Context(), pool, domains[0], domains[1], 0))
+	require.NoError(t, os.Rename(filepath.Join(root, "a.away"), filepath.Join(root, "a")))
+}
+
+// A task behind its commit point on a domain that vanishes is blocked, with what waits
+// behind it. Neither keeps the role here or the domain in the pool, and both go on when
+// the domain is back.
+func TestTaskOnVanishedDomain(t *testing.T) {
+	root := t.TempDir()
+	var armed atomic.Bool
+	h, pool, domains := managed(t, root, func(o *HostOptions) {
+		o.At = func(point string) {
+			if point == kindDeleteImage+":running:1:after" && armed.CompareAndSwap(true, false) {
+				require.NoError(t, os.Rename(filepath.Join(root, "b"), filepath.Join(root, "b.away")))
+			}
+		}
+	})
+	b := domains[1]
+	v, err := h.CreateVolume(t.Context(), VolumeCreateRequest{Name: "web1", Size: gib, DomainUUID: b.String()})
+	require.NoError(t, err)
+	armed.Store(true)
+	remove := DeleteImage{Pool: pool, Domain: b, Image: uuid.MustParse(v.ImageUUID)}
+	first, err := h.DeleteImage(t.Context(), remove)
+	require.NoError(t, err)
+	blocked := func() bool {
+		i, err := h.pool.engine.Info(first)
+		require.NoError(t, err)
+		return i.Blocked != nil && !i.Active
+	}
+	eventually(t, blocked)
+	next, err := h.startTask(t.Context(), kindDeleteImage, deleteArgs{Pool: pool, Domain: b, Image: remove.Image})
+	require.NoError(t, err)
+	require.NoError(t, h.StopSPM(t.Context(), pool))
+	startSPM(t, h, pool)
+	eventually(t, blocked)
+	require.NoError(t, h.DeactivateDomain(t.Context(), pool, b, uuid.Nil, 0))
+
+	require.NoError(t, os.Rename(filepath.Join(root, "b.away"), filepath.Join(root, "b")))
+	require.NoError(t, h.ActivateDomain(t.Context(), pool, b))
+	waitTask(t, h, first)
+	eventually(t, func() bool {
+		s, err := h.TaskStatus(t.Context(), next)
+		require.NoError(t, err)
+		return task.State(s.State).Ended()
+	})
+	require.Empty(t, volumeNames(t, h))
+}
+
+// What goes on is in the way, and so is what waits, unless it may have to for ever.
+func TestInTheWay(t *testing.T) {
+	goes := func(s task.State, blocked bool) task.Info {
+		i := task.Info{Record: task.Record{ID: uuid.New(), State: s}, Active: !blocked}
+		if blocked {
+			i.Blocked = &task.Failure{Message: "gone"}
+		}
+		return i
+	}
+	running, queued, ended, blocked := goes(task.Running, false), goes(task.Queued, false), goes(task.Finished, false), goes(task.Recovering, true)
+	require.Equal(t, []uuid.UUID{running.ID, queued.ID}, inTheWay([]task.Info{running, queued, ended}))
+	require.Equal(t, []uuid.UUID{running.ID}, inTheWay([]task.Info{running, queued, ended, blocked}))
+}
