@@ -41,12 +41,13 @@ func newGroup(t testing.TB, used int, sizes ...int64) *groupPool {
 	return g
 }
 
-// newGroupPool makes such a group, and starts a manager that may use all devices.
+// newGroupPool makes such a group, and starts a manager that may use all devices, and
+// keeps no reserve.
 func newGroupPool(t testing.TB, used int, sizes ...int64) *groupPool {
 	t.Helper()
 	g := newGroup(t, used, sizes...)
 	g.socket = filepath.Join(g.dir, "spm.sock")
-	g.args = []string{"--vg", g.name, "--devices", strings.Join(g.paths(), ","), "--socket", g.socket}
+	g.args = []string{"--vg", g.name, "--devices", strings.Join(g.paths(), ","), "--socket", g.socket, "--reserve", "none"}
 	g.start()
 	t.Cleanup(func() { _ = g.client.Close() })
 	return g

@@ -49,3 +49,27 @@ func (d *diskSizeFlag) Set(s string) error {
 	}
 	return nil
 }
+
+// A reserveFlag is a size or "none", as spm.Options has it: then it is negative.
+type reserveFlag bytesFlag
+
+const reserveNone = "none"
+
+func (r *reserveFlag) String() string {
+	if *r < 0 {
+		return reserveNone
+	}
+	return (*bytesFlag)(r).String()
+}
+
+// Type is what help calls the value.
+func (r *reserveFlag) Type() string { return "SIZE" }
+
+// Set accepts what bytesFlag does, and none.
+func (r *reserveFlag) Set(s string) error {
+	if s == reserveNone {
+		*r = -1
+		return nil
+	}
+	return (*bytesFlag)(r).Set(s)
+}

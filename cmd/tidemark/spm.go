@@ -57,6 +57,7 @@ looked at.`,
 	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of the API (default DIR/spm.sock, of a group /run/tidemark/NAME.sock, otherwise /run/tidemark/spm.sock)")
 	c.Flags().DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC, unless tidemark nbd says otherwise")
 	c.Flags().StringVar(&o.state, "state", "", "directory for a cache: what is connected, and the pool's last state, to be read while no manager runs; it may be removed at any time")
+	c.Flags().Var(&o.reserve, "reserve", "what only merging and removing may use of a full pool, a size or none (default a 64th, from 2 extents to 1G)")
 	c.Flags().StringVar(&o.group.name, "vg", "", "volume group of the pool")
 	c.Flags().StringSliceVar(&o.group.devices, "devices", nil, "all devices of the volume group, or those on which groups may be connected")
 	c.Flags().StringArrayVar(&o.roots, "root", nil, "directory beneath which domains may be connected (repeatable)")
@@ -128,6 +129,7 @@ type poolOptions struct {
 	socket   string       // of the API; "" is the default
 	access   unixsock.Options
 	patience time.Duration
+	reserve  reserveFlag
 	state    string // directory of a cache; "" is none
 }
 
@@ -241,7 +243,7 @@ func (o *poolOptions) api() string {
 // open opens the pool, or what there is to make pools of.
 func (o *poolOptions) open(log *slog.Logger) (*spm.Host, error) {
 	s := spm.HostOptions{
-		Options: spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Images: images{}, Log: log},
+		Options: spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Reserve: int64(o.reserve), Images: images{}, Log: log},
 		Jobs:    &imageJobs{noDM: o.group.noDM, log: log},
 		Servers: &imageServers{spm: absolute(o.api()), noDM: o.group.noDM, log: log},
 		At:      plannedDeath(),
