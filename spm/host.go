@@ -25,7 +25,8 @@ type HostOptions struct {
 	// Groups finds volume groups; nil: there are domains in directories only.
 	Groups Groups
 	// State is a directory for a cache of what is connected, so that a host that
-	// starts again connects it again, and has the role that it had; "": none.
+	// starts again connects it again, and has the role that it had; "": none. One host
+	// has it at a time.
 	State string
 	// Leases gives the right to change a domain. Default: locks on this host.
 	Leases Leases
@@ -47,6 +48,7 @@ type Host struct {
 	ops       *operations
 	ctx       context.Context // ends with Close
 	cancel    context.CancelFunc
+	state     *fileLock       // of HostOptions.State; nil: none
 	requests  context.Context // of those who are served; ends when they have been told to go
 	hangUp    context.CancelFunc
 	changing  chan struct{}  // see the package comment
@@ -78,6 +80,9 @@ func OpenHost(o HostOptions) (*Host, error) {
 	o.Capacity = 0
 	h, err := newHost(o)
 	if err != nil {
+		return nil, err
+	}
+	if err := h.lockState(); err != nil {
 		return nil, err
 	}
 	h.recall()
@@ -187,7 +192,7 @@ func (h *Host) Close() error {
 	for _, c := range h.connections {
 		err = errors.Join(err, c.close())
 	}
-	return err
+	return errors.Join(err, h.unlockState())
 }
 
 // begin takes the right to change connections, domains, the pool or the role.

@@ -2,6 +2,7 @@ package spm
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -67,6 +68,7 @@ func killHost(t *testing.T, h *Host) {
 	t.Helper()
 	h.cancel()
 	h.starting.Wait()
+	require.NoError(t, h.unlockState())
 	if h.pool == nil {
 		return
 	}
@@ -368,6 +370,18 @@ func TestHostRemembers(t *testing.T) {
 	require.Empty(t, openHost(t, root, with).connections, "a cache that nobody can read is none")
 }
 
+// Two hosts with one cache would each forget what the other knows: the second does not
+// start, and says who has it.
+func TestOneHostHasTheState(t *testing.T) {
+	root, state := t.TempDir(), filepath.Join(t.TempDir(), "state")
+	h := openHost(t, root, func(o *HostOptions) { o.State = state })
+	_, err := OpenHost(HostOptions{Options: testOptions(), Roots: []string{root}, State: state})
+	requireCode(t, CodeInUse, err)
+	require.ErrorContains(t, err, fmt.Sprintf("%s: the state is used by the manager that is process %d: ", state, os.Getpid()))
+	require.NoError(t, h.Close())
+	openHost(t, root, func(o *HostOptions) { o.State = state })
+}
+
 // Two hosts on one machine: one manages a pool.
 func TestOneSPM(t *testing.T) {
 	root := t.TempDir()
@@ -400,13 +414,14 @@ func TestHostRemembersWhatItCouldNotBe(t *testing.T) {
 	require.NoError(t, h.Close())
 	remembered, err := os.ReadFile(h.memoryPath())
 	require.NoError(t, err)
-	openHost(t, root, with, func(o *HostOptions) {
+	second := openHost(t, root, with, func(o *HostOptions) {
 		o.Leases = refusing(func() {
 			text, err := os.ReadFile(h.memoryPath())
 			require.NoError(t, err)
 			require.Equal(t, string(remembered), string(text), "while it becomes the SPM")
 		})
 	})
+	require.NoError(t, second.Close())
 	status, err := openHost(t, root, with).SPMStatus(t.Context(), pool)
 	require.NoError(t, err)
 	require.Equal(t, "SPM", status.Role)

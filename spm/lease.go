@@ -38,7 +38,7 @@ type Leases interface {
 type localLeases struct{}
 
 func (localLeases) Acquire(_ context.Context, of LeaseOf) (Lease, error) {
-	l, err := lockDir(of.Dir)
+	l, err := lockDir(of.Dir, "pool is managed by", "stop that one first, or use its socket")
 	if err != nil { // an interface that holds a nil pointer is not nil
 		return nil, err
 	}
@@ -49,8 +49,9 @@ func (localLeases) Acquire(_ context.Context, of LeaseOf) (Lease, error) {
 // with the process, and a child never inherits it.
 type fileLock struct{ f *os.File }
 
-// lockDir takes the lock of dir, and names the holder if there is one.
-func lockDir(dir string) (*fileLock, error) {
+// lockDir takes the lock of dir. If there is a holder, is says what that is, do what to do,
+// and the error names it between them.
+func lockDir(dir, is, do string) (*fileLock, error) {
 	path := filepath.Join(dir, "spm.lock")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, modeFile)
 	if err != nil {
@@ -60,8 +61,7 @@ func lockDir(dir string) (*fileLock, error) {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		holder, _ := io.ReadAll(io.LimitReader(f, 256))
 		f.Close()
-		return nil, fmt.Errorf("%s: pool is managed by %s: stop that one first, or use its socket: %w",
-			dir, holderText(string(holder)), block.ErrInUse)
+		return nil, fmt.Errorf("%s: %s %s: %s: %w", dir, is, holderText(string(holder)), do, block.ErrInUse)
 	}
 	if err != nil {
 		f.Close()

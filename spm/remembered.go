@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"github.com/google/uuid"
+
+	"tidemark/internal/block"
 )
 
 // alone makes a host that has one place, with one domain, which is a pool of its own.
@@ -99,6 +101,32 @@ type remembered struct {
 const memoryVersion = 1
 
 func (h *Host) memoryPath() string { return filepath.Join(h.o.State, "host.json") }
+
+// lockState makes sure that no other host has the cache: each would forget what the other
+// knows. A cache that cannot be locked for another reason is none, and is logged.
+func (h *Host) lockState() error {
+	if h.o.State == "" {
+		return nil
+	}
+	err := os.MkdirAll(h.o.State, 0o700)
+	if err == nil {
+		h.state, err = lockDir(h.o.State, "the state is used by the manager that is", "give each manager a directory of its own, or stop that one first")
+	}
+	if errors.Is(err, block.ErrInUse) {
+		return &Error{Code: CodeInUse, Message: err.Error(), err: err}
+	}
+	if err != nil {
+		h.o.Log.Warn("what is connected is not remembered", "error", err)
+	}
+	return nil
+}
+
+func (h *Host) unlockState() error {
+	if h.state == nil {
+		return nil
+	}
+	return h.state.Release()
+}
 
 // remember writes it, in one step. A failure is logged: nothing depends on it. What is
 // done to become what is remembered changes nothing of that, however far it gets.

@@ -216,15 +216,20 @@ func (s *storage) domainFlag(ctx context.Context, name string) (string, error) {
 
 func newImageCopy(dial storageDialer) *cobra.Command {
 	c := &cobra.Command{Use: "copy", Short: "Copy the leaf of an image, with everything below it, to one volume of a new image",
-		Example: "  tidemark image copy web1 --to second --wait\n  tidemark image copy web1 --template --description \"web server\""}
+		Example: "  tidemark image copy web1 --to second --wait\n  tidemark image copy web1 --template --name server --description \"web server\""}
 	to := c.Flags().String("to", "", "the domain of the copy (default: the same)")
 	completeDomainFlag(c, "to", dial)
 	template := c.Flags().Bool("template", false, "a template: others may be based on it, and nobody writes to it")
+	name := c.Flags().String("name", "", "of the copy, which no other volume may have")
 	description := c.Flags().String("description", "", "of the copy")
 	format := c.Flags().String("format", "UNKNOWN", "COW or RAW; as it is, if it is not given")
 	f := addTaskFlags(c)
 	oneImage(c, dial, func(c *cobra.Command, s *storage, i imageView) error {
 		target, err := s.domainFlag(c.Context(), *to)
+		if err != nil {
+			return err
+		}
+		text, err := s.describe(c.Context(), *name, *description)
 		if err != nil {
 			return err
 		}
@@ -234,7 +239,7 @@ func newImageCopy(dial storageDialer) *cobra.Command {
 		}
 		b := begun{Image: uuid.NewString(), Volume: uuid.NewString()}
 		return f.begin(c, s, "copyImage", named{"spUUID": v.pool, "sdUUID": v.Domain, "vmUUID": blank, "srcImgUUID": v.Image, "srcVolUUID": v.UUID,
-			"dstImgUUID": b.Image, "dstVolUUID": b.Volume, "dstSdUUID": target, "description": *description, "volType": kind, "volFormat": strings.ToUpper(*format)},
+			"dstImgUUID": b.Image, "dstVolUUID": b.Volume, "dstSdUUID": target, "description": text, "volType": kind, "volFormat": strings.ToUpper(*format)},
 			b, fmt.Sprintf("copy of %s: image %s", cmp.Or(i.Name, i.UUID), b.Image))
 	})
 	return c

@@ -34,11 +34,12 @@ NAME is a volume's name, the UUID of its image, or its own.`,
 	c.SetFlagErrorFunc(flagError)
 	socket := c.PersistentFlags().String("spm", "", "socket of the pool manager (default $TIDEMARK_SPM)")
 	dial := func() (*manager, error) { return dialSPM(*socket) }
+	storage := func() (*storage, error) { return dialStorage(*socket) }
 	c.AddCommand(
-		newVolumeCreate(dial), newVolumeList(dial), newVolumeInfo(dial), newVolumeExtend(dial), newVolumeRemove(dial),
+		newVolumeCreate(dial, storage), newVolumeList(dial), newVolumeInfo(dial), newVolumeExtend(dial), newVolumeRemove(dial),
 		newVolumeWatch(dial),
 	)
-	addChainVerbs(c, func() (*storage, error) { return dialStorage(*socket) })
+	addChainVerbs(c, storage)
 	return c
 }
 
@@ -60,35 +61,6 @@ func dialSPM(path string) (*manager, error) {
 		return nil, err
 	}
 	return &manager{c, path}, nil
-}
-
-func newVolumeCreate(dial dialer) *cobra.Command {
-	var virtual diskSizeFlag
-	var format string
-	c := &cobra.Command{Use: "create --size SIZE NAME", Short: "Create a volume", Args: operands("NAME")}
-	c.Flags().Var(&virtual, "size", "virtual size, such as 10G")
-	c.Flags().StringVar(&format, "format", spm.FormatQCOW2, "qcow2, which begins small and grows, or raw, which is granted in full")
-	out := outputFlag(c)
-	c.RunE = func(c *cobra.Command, args []string) error {
-		if virtual == 0 {
-			return fmt.Errorf("how large is %s to be? give --size SIZE, such as --size 10G", args[0])
-		}
-		m, err := dial()
-		if err != nil {
-			return err
-		}
-		defer m.Close() //nolint:errcheck // returns nil
-		v, err := m.CreateVolume(c.Context(), spm.VolumeCreateRequest{Name: args[0], Size: int64(virtual), Format: format})
-		if err != nil {
-			return adviseFull(c.Context(), m, err)
-		}
-		return out.print(c.OutOrStdout(), v.Volume, func(w io.Writer) error {
-			_, err := fmt.Fprintf(w, "created %s: %s, %s granted; serve it with: %s nbd --spm %s -k SOCKET %s\n",
-				v.Name, size.Format(v.Size), size.Format(v.Granted), self(), shellQuote(absolute(m.path)), shellQuote(v.Name))
-			return err
-		})
-	}
-	return c
 }
 
 func newVolumeList(dial dialer) *cobra.Command {
