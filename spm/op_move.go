@@ -11,9 +11,10 @@ import (
 )
 
 // moveArgs is an image that moves to another domain, with its volumes from the base
-// up.
+// up, and the image of the template that it is based on, if it is on one.
 type moveArgs struct {
 	Pool, From, To, Image uuid.UUID
+	Template              uuid.UUID
 	Volumes               []uuid.UUID
 	Copy, Zero, Force     bool
 }
@@ -32,6 +33,9 @@ func (o *operations) moveImage(ctx context.Context, r MoveImage) (kind string, a
 	volumes := f.topFirst(slices.Clone(f.images[r.Image]))
 	slices.Reverse(volumes)
 	a := moveArgs{Pool: r.Pool, From: r.From, To: r.To, Image: r.Image, Volumes: volumes, Copy: r.Copy, Zero: r.PostZero, Force: r.Force}
+	if to, err := o.at(r.Pool, r.To); err == nil {
+		a.Template = to.family().all[f.all[volumes[0]].meta.Parent].image
+	}
 	return kindMoveImage, a, o.checkMove(ctx, a)
 }
 
@@ -119,10 +123,10 @@ func movedSize(to *Manager, i VolumeInfo) int64 {
 }
 
 // planMove: the volumes are illegal in the new domain until they are all there,
-// and from then on in the old one.
+// and from then on in the old one. The template there does not go meanwhile.
 func (o *operations) planMove(a moveArgs) task.Plan {
 	p := task.Plan{
-		Locks: append(locksOf(a.From, a.Image), locksOf(a.To, a.Image)...),
+		Locks: append(locksOf(a.From, a.Image), locksOf(a.To, a.Image, a.Template)...),
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkMove(ctx, a) }, nil),
 			step("make", func(ctx context.Context) error { return o.makeMoved(ctx, a) },
