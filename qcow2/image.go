@@ -42,7 +42,9 @@ type Options struct {
 	// 0 means 64 MiB, which is what 504 GiB of a disk need with clusters of
 	// 64 KiB.
 	CacheBytes int64
-	// ReserveBytes bounds how much is reserved ahead of use; 0 means 64 MiB.
+	// ReserveBytes bounds how much is reserved at a time, ahead of use; 0 means
+	// 64 MiB. The next reservation is made while the last one is used, so that less
+	// than twice as much is reserved.
 	ReserveBytes int64
 	// CommitInterval is how long what completed may stay volatile if nobody
 	// flushes; 0 means 5 s, a negative value for ever.
