@@ -40,7 +40,7 @@ func TestCrowdInDirectory(t *testing.T) {
 	workspace(t)
 	h := newVDSMHost(t)
 	dir := h.newDir("domain")
-	c := &crowd{t: t, h: h, place: dir, domain: h.newDomains(dir)[0], images: 3, layers: 5}
+	c := &crowd{t: t, h: h, place: dir, domain: h.newDomains(dir)[0], images: 2, layers: 4}
 	c.rounds(8, 200)
 }
 
