@@ -97,10 +97,17 @@ func (d dispatcher) answer(ctx context.Context, body []byte) []byte {
 	if err != nil {
 		return encodeReply(reply{Error: asWire(err)})
 	}
+	if len(requests) == 0 {
+		return encodeReply(reply{Error: jrpc2.Errorf(jrpc2.InvalidRequest, "the batch is empty: expected a request")})
+	}
+	nulls := nullIDs(body)
 	var replies []reply
 	batch := false
-	for _, r := range requests {
+	for i, r := range requests {
 		batch = batch || r.Batch
+		if i < len(nulls) && nulls[i] {
+			r.ID = "null"
+		}
 		if out, wanted := d.call(ctx, r); wanted {
 			replies = append(replies, out)
 		}
@@ -112,6 +119,23 @@ func (d dispatcher) answer(ctx context.Context, body []byte) []byte {
 		return encodeReply(replies)
 	}
 	return encodeReply(replies[0])
+}
+
+// nullIDs says for each request in body whether it has an id that is null. Such a one
+// wants an answer, and jrpc2 does not tell it from a notification, which has no id.
+func nullIDs(body []byte) []bool {
+	var all []json.RawMessage
+	if json.Unmarshal(body, &all) != nil {
+		all = []json.RawMessage{body}
+	}
+	out := make([]bool, len(all))
+	for i, r := range all {
+		var members map[string]json.RawMessage
+		if json.Unmarshal(r, &members) == nil {
+			out[i] = string(members["id"]) == "null"
+		}
+	}
+	return out
 }
 
 // call answers one request; a notification wants no answer.

@@ -69,10 +69,18 @@ func (s *storage) connect(ctx context.Context, verb string, t spm.DomainType, ad
 	var errs []error
 	for i, st := range r.Status {
 		if st.Status != 0 && i < len(addresses) {
-			errs = append(errs, fmt.Errorf("%s: %s (code %d)", addresses[i], strings.TrimPrefix(st.Message, addresses[i]+": "), st.Status))
+			errs = append(errs, fmt.Errorf("%s (code %d)", about(addresses[i], st.Message), st.Status))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// about is a message that says what it is about, once.
+func about(what, message string) string {
+	if strings.Contains(message, what) {
+		return message
+	}
+	return what + ": " + message
 }
 
 func newDomainConnect(dial storageDialer, use, verb, short, done string) *cobra.Command {

@@ -194,6 +194,25 @@ func TestTaskVerbs(t *testing.T) {
 	require.Equal(t, "cleared 1\n", does(t, "task clear --all"))
 }
 
+// What is printed of a task says no more than what has become of it.
+func TestTasksAreNotOver(t *testing.T) {
+	f, leaf := aPool(t)
+	hold := make(chan struct{})
+	f.Hold = func(string) { <-hold }
+	text := does(t, "volume reduce "+leaf.UUID)
+	require.Regexp(t, `^task (\S+) has begun; when it has ended: `+leaf.UUID+` reduced; wait for that with: \S+ task wait \S+\n$`, text)
+	close(hold)
+	for _, c := range []struct{ was, is, want string }{
+		{"running", "failed", "undone"},
+		{"finished", "finished", "is being undone"},
+		{"running", "aborting", "is being undone"},
+		{"recovering", "finished", "could not be undone any more: it went on, and has finished"},
+		{"recovering", "recovering", "set going again (recovering): it is undone, or finished if it has gone too far for that"},
+	} {
+		require.Equal(t, c.want, reverted(taskView{State: c.was}, taskView{State: c.is}))
+	}
+}
+
 // An onText is told when a text has been written.
 type onText struct {
 	w    *bytes.Buffer

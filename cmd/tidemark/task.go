@@ -117,8 +117,10 @@ this one dies. It stays in the list until it is cleared.
 TASK is a UUID, or how it begins.`, "list, info, wait, stop, revert or clear")
 	dial := storageFlag(c)
 	c.AddCommand(newTaskList(dial), newTaskInfo(dial), newTaskWait(dial),
-		newTaskDo(dial, "stop", "stopTask", "Stop a task that has not ended: it is undone, unless it has gone too far", "stopped"),
-		newTaskDo(dial, "revert", "revertTask", "Undo a task, unless it has gone too far", "reverted"),
+		newTaskDo(dial, "stop", "stopTask", "Stop a task that has not ended: it is undone, unless it has gone too far",
+			func(_, _ taskView) string { return "stopped" }),
+		newTaskDo(dial, "revert", "revertTask", "Undo a task, or set one going again that does not go on: what has gone too far goes on",
+			reverted),
 		newTaskClear(dial))
 	return c
 }
@@ -221,7 +223,21 @@ func newTaskWait(dial storageDialer) *cobra.Command {
 	return c
 }
 
-func newTaskDo(dial storageDialer, use, verb, short, done string) *cobra.Command {
+// reverted says what revertTask has done to a task, from what it was before and is now.
+func reverted(was, is taskView) string {
+	switch state := task.State(is.State); {
+	case state == task.Failed:
+		return "undone"
+	case state == task.Aborting, was.State == string(task.Finished):
+		return "is being undone"
+	case state == task.Finished:
+		return "could not be undone any more: it went on, and has finished"
+	}
+	return "set going again (" + is.State + "): it is undone, or finished if it has gone too far for that"
+}
+
+// newTaskDo is a command that asks a verb about a task, and says what has become of it.
+func newTaskDo(dial storageDialer, use, verb, short string, done func(was, is taskView) string) *cobra.Command {
 	c := &cobra.Command{Use: use + " TASK", Short: short, Args: operands("TASK"), ValidArgsFunction: completeTasks(dial)}
 	out := outputFlag(c)
 	c.RunE = onStorage(dial, func(c *cobra.Command, s *storage, args []string) error {
@@ -232,8 +248,12 @@ func newTaskDo(dial storageDialer, use, verb, short, done string) *cobra.Command
 		if err := s.ask(c.Context(), verb, named{"taskID": v.UUID}, nil); err != nil {
 			return err
 		}
-		return out.print(c.OutOrStdout(), begun{Task: v.UUID}, func(w io.Writer) error {
-			_, err := fmt.Fprintf(w, "%s: %s\n", v.UUID, done)
+		is, err := s.findTask(c.Context(), v.UUID)
+		if err != nil {
+			return err
+		}
+		return out.print(c.OutOrStdout(), begun{Task: v.UUID, State: is.State}, func(w io.Writer) error {
+			_, err := fmt.Fprintf(w, "%s: %s\n", v.UUID, done(v, is))
 			return err
 		})
 	})

@@ -81,7 +81,7 @@ type begun struct {
 	Task   string `json:"task_uuid"`
 	Image  string `json:"image_uuid,omitempty"`
 	Volume string `json:"volume_uuid,omitempty"`
-	State  string `json:"state,omitempty"` // if it was waited for
+	State  string `json:"state,omitempty"` // if it was waited for, or changed
 	Result any    `json:"result,omitempty"`
 }
 
@@ -109,7 +109,7 @@ func (f *taskFlags) begin(c *cobra.Command, s *storage, verb string, args named,
 	b.Task = r.UUID
 	if !f.wait {
 		return f.out.print(c.OutOrStdout(), b, func(w io.Writer) error {
-			_, err := fmt.Fprintf(w, "task %s: %s; see: tidemark task wait %s\n", b.Task, done, b.Task)
+			_, err := fmt.Fprintf(w, "task %s has begun; when it has ended: %s; wait for that with: %s task wait %s\n", b.Task, done, self(), b.Task)
 			return err
 		})
 	}

@@ -78,3 +78,11 @@ func managedRoot(t *testing.T) string {
 	t.Setenv("TIDEMARK_SPM", socket)
 	return root
 }
+
+// A place that is not there is said to be that, once, by the number that VDSM's users know.
+func TestConnectNothing(t *testing.T) {
+	root := managedRoot(t)
+	r := cli(t, "domain", "connect", root+"/nix")
+	require.Equal(t, exitFailure, r.code, r)
+	require.Equal(t, "tidemark: connect "+root+"/nix: there is no such directory (code 453)\n", r.stderr)
+}

@@ -29,12 +29,13 @@ func sortedIDs[V any](m map[uuid.UUID]V) []uuid.UUID {
 	return slices.SortedFunc(maps.Keys(m), func(a, b uuid.UUID) int { return slices.Compare(a[:], b[:]) })
 }
 
-func connections(results []spm.ConnectionResult) Reply {
+func connections(results []spm.ConnectionResult, as map[spm.Code]int) Reply {
 	list := make([]any, len(results))
 	for i, r := range results {
 		m := map[string]any{"id": r.ID.String(), "status": 0}
 		if r.Err != nil {
-			m["status"], m["message"] = number(spm.CodeOf(r.Err)), r.Err.Error()
+			code := spm.CodeOf(r.Err)
+			m["status"], m["message"] = cmp.Or(as[code], number(code)), r.Err.Error()
 		}
 		list[i] = m
 	}

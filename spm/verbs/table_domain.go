@@ -15,6 +15,9 @@ var connectionArgs = argsOf(
 	Arg{Name: "domType", Kind: kindDomainType, Doc: "what lies there"}, Arg{Name: "spUUID", Kind: kindIgnored, Doc: "of VDSM"},
 	Arg{Name: "conList", Kind: kindConnections, Doc: "what to connect"}, argOptions)
 
+// connectionNumbers are those of what one connection may fail with.
+var connectionNumbers = map[spm.Code]int{spm.CodeNotFound: 453, spm.CodeDamaged: 753}
+
 var connectionReply = []Member{{"statuslist", "array of {id, status}: the UUID of each connection, and 0 or the code of its error; message says why"}}
 
 var domainVerbs = []Verb{
@@ -24,11 +27,11 @@ var domainVerbs = []Verb{
 			"The verb succeeds if a connection does not: each has its own status.",
 		Methods: []Method{{"StoragePool.connectStorageServer", "storagepoolID domainType connectionParams", "statuslist"}},
 		Args:    connectionArgs, Reply: connectionReply,
-		Codes: []spm.Code{spm.CodeOutsideRoots, spm.CodeForeign, spm.CodeDamaged, spm.CodeNewerVersion},
-		As:    map[spm.Code]int{spm.CodeDamaged: 753},
+		Codes: []spm.Code{spm.CodeNotFound, spm.CodeOutsideRoots, spm.CodeForeign, spm.CodeDamaged, spm.CodeNewerVersion},
+		As:    connectionNumbers,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			r, err := s.ConnectServer(ctx, get[spm.DomainType](a, "domType"), get[[]spm.Connection](a, "conList"))
-			return connections(r), err
+			return connections(r, connectionNumbers), err
 		},
 	},
 	{
@@ -39,7 +42,7 @@ var domainVerbs = []Verb{
 		Codes: []spm.Code{spm.CodeActive, spm.CodeUnknownDomain},
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			r, err := s.DisconnectServer(ctx, get[spm.DomainType](a, "domType"), get[[]spm.Connection](a, "conList"))
-			return connections(r), err
+			return connections(r, nil), err
 		},
 	},
 	{
