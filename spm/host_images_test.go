@@ -101,3 +101,25 @@ func TestNoDomainIsNotTheMaster(t *testing.T) {
 	requireCode(t, CodeUnknownDomain, second(h.PrepareImage(t.Context(), base, PrepareOptions{})))
 	requireCode(t, CodeUnknownDomain, second(h.DeleteImage(t.Context(), DeleteImage{Pool: base.Pool, Image: base.Image})))
 }
+
+// Who wants to take a domain out of use is told which images are served of it, by
+// their UUIDs: it is not the names of files and logical volumes that he can act upon.
+func TestWhatIsServedOfADomainInUse(t *testing.T) {
+	h, base, leaf, _, _ := storedImages(t, "")
+	var next uuid.UUID // the master to be
+	for d := range h.pool.meta.members {
+		if d != base.Domain {
+			next = d
+		}
+	}
+	_, err := h.PrepareImage(t.Context(), leaf, PrepareOptions{})
+	require.NoError(t, err)
+	release, err := imageLocks{}.Hold(h.active(base.Domain).info(leaf.Volume).Path) // as its server does
+	require.NoError(t, err)
+	err = h.DeactivateDomain(t.Context(), base.Pool, base.Domain, next, 0)
+	requireCode(t, CodeInUse, err)
+	require.ErrorContains(t, err, "tear down what is served of it: image "+base.Image.String()+" by process 1 (nbd+unix:")
+	require.NoError(t, release())
+	require.NoError(t, h.TeardownImage(t.Context(), leaf))
+	require.NoError(t, h.DeactivateDomain(t.Context(), base.Pool, base.Domain, next, 0))
+}

@@ -3,6 +3,7 @@ package spm
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -74,6 +75,9 @@ func (h *Host) quiesce(ctx context.Context, p *connectedPool, m *Manager) (relea
 	unhold, err := holdAll(ctx, m.store, m.ident.domain)
 	if err != nil {
 		unlock()
+		if served := h.ops.servedOf(ctx, m); CodeOf(err) == CodeInUse && len(served) > 0 {
+			return nil, errorf(CodeInUse, "domain %s is in use: tear down what is served of it: %s", m.ident.domain, strings.Join(served, ", "))
+		}
 		return nil, err
 	}
 	return func() { unhold(); unlock() }, nil

@@ -149,6 +149,18 @@ func (o *operations) serving(ctx context.Context, m *Manager, image uuid.UUID) (
 	return s, true, nil
 }
 
+// servedOf says of the images of a domain that are served who does it, as far as that
+// can be found out.
+func (o *operations) servedOf(ctx context.Context, m *Manager) (served []string) {
+	for image := range m.family().images {
+		if s, there, err := o.serving(ctx, m, image); err == nil && there {
+			served = append(served, fmt.Sprintf("image %s by process %d (%s)", image, s.PID, s.URI))
+		}
+	}
+	slices.Sort(served)
+	return served
+}
+
 // idle refuses an image that is served, or of which somebody has one of the volumes
 // open.
 func (o *operations) idle(ctx context.Context, m *Manager, image uuid.UUID, volumes ...uuid.UUID) error {

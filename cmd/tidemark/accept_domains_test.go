@@ -105,6 +105,26 @@ func TestDomainsInDirectories(t *testing.T) {
 	testenv.Run(t, "qemu-img", "check", l.Volumes[0].Path)
 }
 
+// A domain of another pool, which says that it is active there, is in nobody's way.
+func TestVolumesBesideAnotherPool(t *testing.T) {
+	root, socket := t.TempDir(), filepath.Join(t.TempDir(), "spm.sock")
+	startHost(t, "ready", "spm", "--root", root, "--socket", socket)
+	run := func(args ...string) string {
+		out, err := program(t, append(args, "--spm", socket)...).CombinedOutput()
+		require.NoError(t, err, "%s: %s", args, out)
+		return string(out)
+	}
+	for _, name := range []string{"ours", "theirs"} {
+		require.NoError(t, os.Mkdir(filepath.Join(root, name), 0o755))
+		run("domain", "create", name, filepath.Join(root, name), "--capacity", "2G")
+	}
+	run("pool", "create", "--only", "other", "theirs")
+	run("pool", "create", "office", "ours")
+	run("volume", "create", "--size", "1G", "web1")
+	require.Contains(t, run("image", "list"), "web1")
+	require.Contains(t, run("image", "info", "web1"), "LEAF")
+}
+
 // The same on a volume group of loop devices; then the group is imported by a manager
 // that knows nothing, and formatted.
 func TestDomainOnAVolumeGroup(t *testing.T) {

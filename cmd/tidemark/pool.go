@@ -56,14 +56,12 @@ func (s *storage) pools(ctx context.Context) ([]poolView, error) {
 	if err != nil {
 		return nil, err
 	}
-	var connected struct {
-		Pools []string `json:"poollist"`
-	}
-	if err := s.ask(ctx, "getConnectedStoragePoolsList", nil, &connected); err != nil {
+	connected, err := s.connected(ctx)
+	if err != nil {
 		return nil, err
 	}
 	found := poolsOf(domains)
-	for _, id := range connected.Pools {
+	for _, id := range connected {
 		p, err := s.connectedPool(ctx, id)
 		if err != nil {
 			return nil, err
@@ -71,6 +69,15 @@ func (s *storage) pools(ctx context.Context) ([]poolView, error) {
 		found[id] = p
 	}
 	return slices.SortedFunc(maps.Values(found), func(a, b poolView) int { return cmp.Compare(a.UUID, b.UUID) }), nil
+}
+
+// connected are the UUIDs of the pools that the host is connected to.
+func (s *storage) connected(ctx context.Context) ([]string, error) {
+	var r struct {
+		Pools []string `json:"poollist"`
+	}
+	err := s.ask(ctx, "getConnectedStoragePoolsList", nil, &r)
+	return r.Pools, err
 }
 
 // poolsOf are the pools that domains say that they are of. The master is the one

@@ -173,7 +173,8 @@ func (s *storage) domain(ctx context.Context, name string) (domainView, error) {
 	return match("domain", name, all)
 }
 
-// volumes are those of the domains in use, or of one domain.
+// volumes are those of the domains in use, or of one domain. Those of a pool that is
+// not connected, beside one that is, nobody uses here.
 func (s *storage) volumes(ctx context.Context, domain string) ([]volumeView, error) {
 	domains, err := s.domains(ctx)
 	if err != nil {
@@ -186,9 +187,13 @@ func (s *storage) volumes(ctx context.Context, domain string) ([]volumeView, err
 		}
 		return s.volumesOf(ctx, d)
 	}
+	connected, err := s.connected(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var all []volumeView
 	for _, d := range domains {
-		if d.State != string(spm.DomainActive) {
+		if d.State != string(spm.DomainActive) || len(connected) > 0 && !slices.Contains(connected, d.pool()) {
 			continue
 		}
 		of, err := s.volumesOf(ctx, d)
