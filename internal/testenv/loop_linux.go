@@ -37,16 +37,18 @@ func Loop(t testing.TB, size int64) *LoopDevice {
 	return LoopOver(t, path)
 }
 
-// LoopOver makes a loop device over a file that there is.
+// LoopOver makes a loop device over a file that there is. The file may lie in a mount
+// that this process serves: it is opened without Go's poller, which would stop a
+// thread until the answer of the mount, that may need the thread.
 func LoopOver(t testing.TB, path string) *LoopDevice {
 	t.Helper()
 	Need(t, "root")
 	Need(t, "loop")
 	d := &LoopDevice{File: path}
-	below, err := os.OpenFile(path, os.O_RDWR, 0)
+	below, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err == nil {
-		defer below.Close()
 		d.f, err = attach(below)
+		err = errors.Join(err, unix.Close(below))
 	}
 	if err != nil {
 		t.Fatalf("make a loop device of %s: %v", path, err)
@@ -58,7 +60,7 @@ func LoopOver(t testing.TB, path string) *LoopDevice {
 
 // attach finds a free loop device. Another process may be faster, so it tries
 // for a while.
-func attach(below *os.File) (*os.File, error) {
+func attach(below int) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -75,7 +77,7 @@ func attach(below *os.File) (*os.File, error) {
 			last = err
 			continue
 		}
-		c := unix.LoopConfig{Fd: uint32(below.Fd()), Size: 512}
+		c := unix.LoopConfig{Fd: uint32(below), Size: 512}
 		c.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
 		if last = unix.IoctlLoopConfigure(int(f.Fd()), &c); last == nil {
 			return f, nil
