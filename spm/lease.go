@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
@@ -57,9 +60,8 @@ func lockDir(dir, is, do string) (*fileLock, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	holder, err := flockAfterTheDead(f)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		holder, _ := io.ReadAll(io.LimitReader(f, 256))
 		f.Close()
 		return nil, fmt.Errorf("%s: %s %s: %s: %w", dir, is, holderText(string(holder)), do, block.ErrInUse)
 	}
@@ -72,6 +74,56 @@ func lockDir(dir, is, do string) (*fileLock, error) {
 		return nil, fmt.Errorf("write %s: %w", path, err)
 	}
 	return &fileLock{f}, nil
+}
+
+// dyingPatience is how long somebody who was killed may take to go: a write that the
+// kernel has begun for him is waited for first, and until then his locks stay.
+const dyingPatience = 10 * time.Second
+
+// flockAfterTheDead takes the lock of a file, or says what the holder has written in
+// it. It waits for a holder who was killed and is not gone yet.
+func flockAfterTheDead(f *os.File) (holder []byte, err error) {
+	for end := time.Now().Add(dyingPatience); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, err
+		}
+		holder, _ := io.ReadAll(io.NewSectionReader(f, 0, 256))
+		var pid int
+		if _, perr := fmt.Sscanf(string(holder), "process %d", &pid); perr != nil || !dying(pid) || time.Now().After(end) {
+			return holder, err
+		}
+	}
+}
+
+// dying reports whether a process was killed, or has ended, but for what the kernel
+// does for it: proc(5), status.
+func dying(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist) // it has gone between two looks
+	}
+	return dyingStatus(string(b))
+}
+
+// dyingStatus is dying, of the text of a status: a leader that is a zombie, or has
+// SIGKILL pending.
+func dyingStatus(status string) bool {
+	for line := range strings.Lines(status) {
+		key, value, _ := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		switch key {
+		case "State":
+			if strings.HasPrefix(value, "Z") || strings.HasPrefix(value, "X") {
+				return true
+			}
+		case "SigPnd", "ShdPnd":
+			if set, err := strconv.ParseUint(value, 16, 64); err == nil && set>>(unix.SIGKILL-1)&1 == 1 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func writeAt(f *os.File, s string) error {
