@@ -46,6 +46,10 @@ func holdersBy(stat func(string) (os.FileInfo, error), file os.FileInfo, selfPid
 		if pid == strconv.Itoa(selfPid) && n == strconv.Itoa(selfFd) {
 			continue
 		}
+		// What is told of a poller asks all that it polls, of which one may hang.
+		if to, err := os.Readlink(fd); err != nil || !strings.HasPrefix(to, "/") {
+			continue
+		}
 		if !holdsLock(filepath.Join(proc, "fdinfo", n), self.Ino) {
 			continue
 		}
