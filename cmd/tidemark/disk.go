@@ -128,6 +128,10 @@ func (d *disk) refuseIllegal(ctx context.Context) error {
 // the image is open.
 const fileReserve = 256 << 20
 
+// volumeReserve is the same for a volume: what one is granted, others lack. With it, and
+// the next reservation under way, a volume is at most 512 MiB ahead of what was written.
+const volumeReserve = 32 << 20
+
 // openDevice opens the image in the file, over what it is based on.
 func (d *disk) openDevice(ctx context.Context, backing block.Device) (err error) {
 	if d.spec.Raw {
@@ -146,7 +150,7 @@ func (d *disk) openDevice(ctx context.Context, backing block.Device) (err error)
 			return err
 		}
 	}
-	reserve := int64(0) // the engine's own choice: what a volume is granted, others lack
+	reserve := int64(volumeReserve)
 	if d.thin == nil {
 		reserve = fileReserve
 	}

@@ -6,7 +6,7 @@ import "time"
 const (
 	DefaultChunk   = 128 << 20
 	DefaultFloor   = 128 << 20
-	DefaultCeiling = 384 << 20
+	DefaultCeiling = 320 << 20
 )
 
 // cushion is how much longer than the last ones an extension may take before its
@@ -17,13 +17,14 @@ const cushion = 300 * time.Millisecond
 // A Policy says how much headroom a thin volume has. Headroom is the granted
 // size minus the end of what the writer has reserved. With the defaults it is
 // between 128 and 256 MiB once an extension has been answered, and for a writer
-// of 1 GiB/s at most 512 MiB, so that the granted size is within 512 MiB of the end.
+// of 1 GiB/s at most 448 MiB, so that the granted size is within 512 MiB of what was
+// written, with the less than 64 MiB that an engine reserves ahead.
 type Policy struct {
 	// Chunk is what granted sizes are a multiple of; a size that is limited by
 	// the bound or by the end of the pool need not be. Default: 128 MiB.
 	Chunk int64
 	// Floor and Ceiling limit the low-water mark. Below it the next chunks are
-	// asked for. Defaults: 128 MiB, 384 MiB.
+	// asked for. Defaults: 128 MiB, 320 MiB.
 	Floor, Ceiling int64
 }
 

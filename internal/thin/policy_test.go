@@ -39,7 +39,7 @@ func TestPolicyDecide(t *testing.T) {
 			Decision{Target: 1024 * mib}},
 		{"very slow pool: the ceiling",
 			State{Size: 1024 * mib, End: 800 * mib, Rate: 1024 * mib, Latency: time.Hour},
-			Decision{Ask: true, Target: 1280 * mib}}, // 800+384 rounded up
+			Decision{Ask: true, Target: 1152 * mib}}, // 800+320 rounded up
 		{"the bound limits the target and need not be a chunk",
 			State{Size: 256 * mib, End: 200 * mib, Bound: 300*mib + 7}, Decision{Ask: true, Target: 300*mib + 7}},
 		{"at the bound there is nothing to ask for",
@@ -51,7 +51,7 @@ func TestPolicyDecide(t *testing.T) {
 		{"what the writer wants counts as headroom",
 			State{Size: 128 * mib, End: 129 * mib, Want: 300 * mib}, Decision{Ask: true, Wait: true, Target: 384 * mib}},
 		{"and is limited like it",
-			State{Size: 128 * mib, End: 129 * mib, Want: 1 << 40}, Decision{Ask: true, Wait: true, Target: 640 * mib}},
+			State{Size: 128 * mib, End: 129 * mib, Want: 1 << 40}, Decision{Ask: true, Wait: true, Target: 512 * mib}},
 		{"near the end of the numbers nothing overflows",
 			State{Size: 128 * mib, End: 1<<62 + 1, Bound: 1<<62 + 2}, Decision{Ask: true, Wait: true, Target: 1<<62 + 2}},
 	}
