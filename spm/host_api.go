@@ -201,8 +201,7 @@ func (h *Host) GetPoolInfo(ctx context.Context, r PoolInfoRequest) (PoolReply, e
 			last, sum.LastExtension, sum.LastExtended = at, p.LastExtension, p.LastExtended
 		}
 	}
-	slices.SortStableFunc(sum.Waiting, func(a, b Waiting) int { return a.Since.Compare(b.Since) })
-	return sum, nil
+	return sum, nil // who waits: of each domain in the order in which it serves them
 }
 
 // add counts another domain in.
