@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/google/uuid"
 )
@@ -31,6 +32,7 @@ import (
 // in the host's cache only. A sync that has failed is not counted on: the next Save
 // writes a new file, and its sync of the directory covers the new name.
 type DirStore struct {
+	mu  sync.RWMutex // Load has the directory for itself; held across I/O
 	dir string
 	o   DirStoreOptions
 }
@@ -57,7 +59,7 @@ func OpenDirStore(dir string, o DirStoreOptions) (*DirStore, error) {
 	if o.Sync == nil {
 		o.Sync = (*os.File).Sync
 	}
-	s := &DirStore{dir, o}
+	s := &DirStore{dir: dir, o: o}
 	if err := s.makeDir(dir); err != nil {
 		return nil, fmt.Errorf("directory of tasks: %w", err)
 	}
@@ -89,6 +91,8 @@ func (s *DirStore) makeDir(dir string) error {
 
 // Load is described at Store.
 func (s *DirStore) Load(ctx context.Context) ([]Record, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return nil, err
@@ -158,6 +162,8 @@ func (s *DirStore) load(e fs.DirEntry) (Record, error) {
 
 // Save is described at Store.
 func (s *DirStore) Save(_ context.Context, r Record) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	p, err := encode(r)
 	if err != nil {
 		return err
