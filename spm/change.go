@@ -26,20 +26,30 @@ func (m *Manager) volumeOf(image, id uuid.UUID) (*volume, error) {
 	return v, v.whole()
 }
 
+// toChange takes a volume that is there for one change of it.
+func (m *Manager) toChange(ctx context.Context, image, id uuid.UUID) (v *volume, release func(), err error) {
+	if v, err = m.volumeOf(image, id); err != nil {
+		return nil, nil, err
+	}
+	if err := m.take(ctx, v); err != nil {
+		return nil, nil, err
+	}
+	release = func() { <-v.sem }
+	if m.isGone(v) {
+		release()
+		return nil, nil, goneError(v)
+	}
+	return v, release, nil
+}
+
 // setMeta changes the metadata of a volume, in one atomic write. After one that has
 // failed nobody knows which of the two is on disk, so the next is made in any case.
 func (m *Manager) setMeta(ctx context.Context, image, id uuid.UUID, change func(*volumeMeta)) error {
-	v, err := m.volumeOf(image, id)
+	v, done, err := m.toChange(ctx, image, id)
 	if err != nil {
 		return err
 	}
-	if err := m.take(ctx, v); err != nil {
-		return err
-	}
-	defer func() { <-v.sem }()
-	if m.isGone(v) {
-		return goneError(v)
-	}
+	defer done()
 	old := v.meta()
 	meta := old
 	change(&meta)
@@ -91,14 +101,11 @@ func (m *Manager) settle(ctx context.Context, image uuid.UUID) error {
 // waits in a full pool holds a guest up, and a task does not. With spare, it may
 // use the reserve, and passes those who wait.
 func (m *Manager) grantAtLeast(ctx context.Context, image, id uuid.UUID, need int64, spare bool) error {
-	v, err := m.volumeOf(image, id)
+	v, done, err := m.toChange(ctx, image, id)
 	if err != nil {
 		return err
 	}
-	if err := m.take(ctx, v); err != nil {
-		return err
-	}
-	defer func() { <-v.sem }()
+	defer done()
 	before, target, err := m.admitTask(v, need, spare)
 	if err != nil {
 		return err
@@ -149,17 +156,11 @@ func (m *Manager) admitTask(v *volume, need int64, spare bool) (before, target i
 // shrinkTo makes a volume of exactly from bytes about to bytes long, if nobody has
 // it open.
 func (m *Manager) shrinkTo(ctx context.Context, image, id uuid.UUID, from, to int64) error {
-	v, err := m.volumeOf(image, id)
+	v, done, err := m.toChange(ctx, image, id)
 	if err != nil {
 		return err
 	}
-	if err := m.take(ctx, v); err != nil {
-		return err
-	}
-	defer func() { <-v.sem }()
-	if m.isGone(v) {
-		return goneError(v)
-	}
+	defer done()
 	m.mu.Lock()
 	size := v.size
 	m.mu.Unlock()
