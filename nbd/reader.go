@@ -131,14 +131,14 @@ func (s *session) beginBatch() {
 // endBatch lets go of everything before the reader waits.
 func (s *session) endBatch() {
 	s.offer()
-	s.publish()
 	if s.admitted {
 		s.finished()
 	}
 }
 
-// offer lets the replies go that there are.
+// offer lets the replies go that there are. Who has one is in the counters.
 func (s *session) offer() {
+	s.publish()
 	if s.replies.buf != nil {
 		s.out.offer(s.replies)
 		s.replies = replies{}
@@ -195,8 +195,7 @@ func (s *session) accept(h requestHeader, payload []byte) error {
 		rq.buf = s.srv.buffers.get(len(payload))
 		copy(rq.buf.data, payload)
 	}
-	s.admit(rq)
-	s.offload(rq)
+	s.handOver(rq)
 	return nil
 }
 
@@ -212,8 +211,7 @@ func (s *session) acceptLarge(h requestHeader) error {
 		s.release(rq)
 		return fmt.Errorf("reading the payload of a write: %w", err)
 	}
-	s.admit(rq)
-	s.offload(rq)
+	s.handOver(rq)
 	return nil
 }
 
@@ -245,7 +243,6 @@ func (s *session) newRequest(h requestHeader, a action, failure *Error) (*reques
 	}
 	if !s.budget.tryAcquire(n) {
 		s.offer() // what frees the budget may need the client to go on
-		s.publish()
 		if !s.budget.acquire(n) {
 			return nil, errGone
 		}
@@ -253,6 +250,13 @@ func (s *session) newRequest(h requestHeader, a action, failure *Error) (*reques
 	rq := s.srv.takeRequest(h.cmd)
 	rq.s, rq.header, rq.action, rq.failure, rq.cost, rq.received = s, h, a, failure, n, time.Now()
 	return rq, nil
+}
+
+// handOver gives a request to the off-load.
+func (s *session) handOver(rq *request) {
+	s.admit(rq)
+	s.publish() // before its reply
+	s.offload(rq)
 }
 
 // admit makes a request one that a drain waits for, unless the drain came first.
