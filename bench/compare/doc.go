@@ -7,6 +7,9 @@
 // the ratios of the rounds, with an interval that has it in 95 of 100 cases: the speed
 // of the machine, which others use too, is not in it.
 //
+// A cell that writes to a file begins with an image that is not in the page cache, as
+// after the boot of a host (forget says why); one that reads, with an image that is.
+//
 // A cell that writes ends with a FLUSH and the end of the connections, which is part
 // of the time that counts; where fio makes the load it says what time counts, and that is
 // without them. It counts only if qemu-img check finds no error and a sample

@@ -59,6 +59,11 @@ func (m *bench) measure(ctx context.Context, c cell, a arm, round int) (s sample
 	if err := run(ctx, "sync", "-f", m.work); err != nil {
 		return s, err
 	}
+	if c.at != onLVM && c.job.Op == load.Write {
+		if err := forget(b.image); err != nil {
+			return s, err
+		}
+	}
 	srv, err := a.start(ctx, *b)
 	if err != nil {
 		return s, err
