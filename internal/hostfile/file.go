@@ -88,11 +88,27 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.mayWrite("write", off, int64(len(p))); err != nil {
 		return 0, err
 	}
-	n, err := f.f.WriteAt(p, off)
+	n, err := f.write(p, off)
 	if err != nil {
 		return n, f.failed("write", err)
 	}
 	return n, nil
+}
+
+// writePiece is how much is written by one system call. The kernel keeps everybody else
+// out of the file meanwhile; and a page cache that is given more makes folios as large,
+// which are slow to find, to fill, and to overwrite in part.
+const writePiece = 256 << 10
+
+// write writes p in pieces that end at multiples of writePiece.
+func (f *File) write(p []byte, off int64) (n int, err error) {
+	for {
+		at := off + int64(n)
+		k, err := f.f.WriteAt(p[n:min(int64(len(p)), int64(n)+writePiece-at%writePiece)], at)
+		if n += k; err != nil || n == len(p) {
+			return n, err
+		}
+	}
 }
 
 // WriteAtSync is described at block.File.

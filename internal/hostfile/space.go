@@ -12,8 +12,9 @@ import (
 	"tidemark/internal/block"
 )
 
-// zeroChunk is how much is written at a time where zeroes have to be written.
-const zeroChunk = 1 << 20
+// spacePiece is how much one system call zeroes or discards: the kernel keeps everybody
+// else out of the file meanwhile.
+const spacePiece = 16 << 20
 
 // WriteZeroes is described at block.File. It keeps the space allocated where
 // the file system is able to (ZERO_RANGE), makes a hole where it is not, and
@@ -166,8 +167,8 @@ func (f *File) truncate(size int64) error {
 	return f.control(func(fd int) error { return unix.Ftruncate(fd, size) })
 }
 
-// fallocate reports whether the file system was able to, and remembers in not
-// when it was not.
+// fallocate works in pieces that end at multiples of spacePiece. It reports whether the
+// file system was able to, and remembers in not when it was not.
 func (f *File) fallocate(not interface {
 	Load() bool
 	Store(bool)
@@ -175,7 +176,11 @@ func (f *File) fallocate(not interface {
 	if not.Load() {
 		return false, nil
 	}
-	err = f.control(func(fd int) error { return unix.Fallocate(fd, mode, off, n) })
+	for at, end := off, off+n; at < end && err == nil; {
+		m := min(end-at, spacePiece-at%spacePiece)
+		err = f.control(func(fd int) error { return unix.Fallocate(fd, mode, at, m) })
+		at += m
+	}
 	if notSupported(err) {
 		not.Store(true)
 		return false, nil
@@ -184,9 +189,9 @@ func (f *File) fallocate(not interface {
 }
 
 func (f *File) writeZeroChunks(off, n int64) error {
-	zeroes := make([]byte, min(n, zeroChunk))
+	zeroes := make([]byte, min(n, writePiece))
 	for n > 0 {
-		m := min(n, zeroChunk)
+		m := min(n, writePiece)
 		if _, err := f.f.WriteAt(zeroes[:m], off); err != nil {
 			return err
 		}
