@@ -70,6 +70,9 @@ func (m *bench) serve(ctx context.Context, k imageKind, use func(dir, socket str
 	if err := m.stable.fresh(ctx, k, false, b.image); err != nil {
 		return err
 	}
+	if err := forget(b.image); err != nil {
+		return err
+	}
 	a := arm{name: ours, args: func(b bed) []string {
 		return []string{m.tidemark, "nbd", "-t", "-k", b.socket, b.image}
 	}}
