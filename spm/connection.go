@@ -291,7 +291,7 @@ func (h *Host) look(ctx context.Context) (all []found, errs []error) {
 // find looks a domain up among the places.
 func (h *Host) find(ctx context.Context, id uuid.UUID) (found, error) {
 	all, errs := h.look(ctx)
-	i := slices.IndexFunc(all, func(f found) bool { return f.id == id })
+	i := slices.IndexFunc(all, func(f found) bool { return id != uuid.Nil && f.id == id })
 	if i >= 0 {
 		return all[i], all[i].err
 	}

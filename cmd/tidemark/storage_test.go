@@ -279,7 +279,6 @@ func TestStorageMistakes(t *testing.T) {
 		"volume measure --format vmdk " + image.UUID: "expected COW or 4",
 		"volume priority " + image.UUID + " high":    "expected an integer",
 		"image move " + image.UUID:                   "give --to DOMAIN",
-		"image teardown " + image.UUID:               "is not served",
 		"image prepare --volume abcd " + image.UUID:  `there is no volume "abcd"`,
 	} {
 		r := cli(t, strings.Fields(line)...)

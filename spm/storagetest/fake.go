@@ -137,7 +137,7 @@ func (f *Fake) find(pool, id uuid.UUID) (*domain, error) {
 	case d == nil:
 		return nil, fail(spm.CodeUnknownDomain, "there is no domain %s", id)
 	case pool != uuid.Nil && f.pools[pool] == nil:
-		return nil, fail(spm.CodeUnknownPool, "there is no pool %s", pool)
+		return nil, fail(spm.CodeNotConnected, "pool %s is not connected", pool)
 	case pool != uuid.Nil && d.Pool != pool:
 		return nil, fail(spm.CodeNotInPool, "domain %s is not one of pool %s", id, pool)
 	}
