@@ -129,7 +129,9 @@
 // Whoever merges writes to the ancestor only what the volumes above it have
 // themselves, so that until the commit point the chain from the successor on shows
 // what it did. A merge that fails leaves an ILLEGAL ancestor below a leaf that is
-// whole and can be served: it is merged again. A generation (GEN) is counted up with
+// whole and can be served: it is merged again. The ancestor gives back what it was
+// granted, but for what has been written there; where it cannot, because a server has it
+// open, reduceVolume does that afterwards, and leaves it ILLEGAL. A generation (GEN) is counted up with
 // LEGAL by what changes the data of a volume: merging, moving, reducing. What a
 // task found is what it does: if the chain or the generation is another one when it
 // has its locks, it is refused as stale.
