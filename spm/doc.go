@@ -213,7 +213,8 @@
 //	             2 the master lists it, Attached  -> commit point
 //	activate:    1 the domain is opened           -> nothing
 //	             2 the master lists it as Active  -> commit point; the next SPM opens it
-//	deactivate:  1 nobody holds a volume of it, no task uses it
+//	deactivate:  1 nobody holds a volume of it, no task uses it: one that is blocked is
+//	               not waited for, and others for as long as a request waits for an image
 //	             2 the master lists it as Attached -> commit point
 //	detach:      1 the master does not list it    -> commit point; it claims, and is of none
 //	             2 the claim goes

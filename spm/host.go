@@ -34,7 +34,8 @@ type HostOptions struct {
 	// refused.
 	Jobs    ImageJobs
 	Servers ImageServers
-	// LockPatience is how long a request that is no task waits for one on the same image.
+	// LockPatience is how long a request that is no task waits for one on the same image,
+	// or on the domain that it is to take out of use.
 	// Default: 5 s.
 	LockPatience time.Duration
 	// At is that of the tasks' engine (see task.Options). For tests.
