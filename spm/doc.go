@@ -28,7 +28,10 @@
 //
 // One key of the domain's metadata is ours: TIDEMARK_CAPACITY; 0 is what the file
 // system has. A directory holds one domain. The name of a volume is the alias of its image,
-// DiskAlias in the JSON of DESCRIPTION, and unique in the pool.
+// DiskAlias in the JSON of DESCRIPTION. No image is given one that another image of the
+// pool's active domains has, whoever makes it: a volume, a copy, a template. Domains that
+// come together may have the same names, and so has an image that was copied with its
+// chain to another domain (moveImage): then the UUID tells them apart, or the domain.
 //
 // # Durability
 //
@@ -305,7 +308,8 @@
 //	               held across I/O and the waits for tasks to end
 //	locks of tasks the table of package task: a domain, shared by who works in it, and
 //	               then an image, by its task or by a request that serves, tears down
-//	               or removes it ([Host.PrepareImage]); held across everything below.
+//	               or removes it ([Host.PrepareImage]), and then a name, by who makes an image that
+//	               is called so; held across everything below.
 //	               What the holder of a volume asks, more or less space, takes none: a
 //	               task may wait for just that
 //	Host.mu        what the host knows of them; never held across I/O

@@ -16,7 +16,7 @@ var imageVerbs = []Verb{
 			Arg{Name: "srcVolUUID", Kind: kindUUID, Doc: "the volume; blank: the leaf"},
 			Arg{Name: "dstImgUUID", Kind: kindNewUUID, Doc: "the new image"},
 			Arg{Name: "dstVolUUID", Kind: kindNewUUID, Doc: "the new volume"},
-			Arg{Name: "description", Kind: kindString, Optional: true, Doc: "of the new volume"},
+			Arg{Name: "description", Kind: kindString, Optional: true, Doc: "of the new volume, as desc of createVolume"},
 			Arg{Name: "dstSdUUID", Kind: kindUUID, Optional: true, Doc: "the domain of the new image; blank: the same"},
 			Arg{Name: "volType", Kind: kindVolType, Optional: true, Default: spm.Shared, Doc: "SHARED if it is not given"},
 			Arg{Name: "volFormat", Kind: kindFormatOrSame, Optional: true, Doc: "of the new volume"},

@@ -32,7 +32,7 @@ var volumeVerbs = []Verb{
 			Arg{Name: "preallocate", Kind: kindAlloc, Doc: "SPARSE on a parent"},
 			Arg{Name: "diskType", Kind: kindDiskType, Doc: "what is in it"},
 			Arg{Name: "volUUID", Kind: kindNewUUID, Doc: "the new volume"},
-			Arg{Name: "desc", Kind: kindString, Doc: "a description"},
+			Arg{Name: "desc", Kind: kindString, Doc: "a description; DiskAlias, if it is JSON with that, is the name of the image, which no other image of the pool may have"},
 			Arg{Name: "srcImgUUID", Kind: kindUUID, Optional: true, Doc: "the parent's image; blank: the same"},
 			Arg{Name: "srcVolUUID", Kind: kindUUID, Optional: true, Doc: "the parent; blank: none"},
 			Arg{Name: "initialSize", Kind: kindSectors, Optional: true, Doc: "what it is granted at first; 0: the pool's choice"},
