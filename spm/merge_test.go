@@ -95,6 +95,32 @@ func TestMergeFailsAndIsRetried(t *testing.T) {
 	w.consistent()
 }
 
+// Who merges the ancestor of a merge that failed is told to repeat that one first: it can
+// neither be deleted nor merged.
+func TestMergeOfAnIllegalAncestor(t *testing.T) {
+	w := newWorld(t, 1, false)
+	image := uuid.New()
+	a := w.volume(image, uuid.Nil, "aaaa")
+	b := w.volume(image, a, " bb")
+	c := w.volume(image, b, "  c")
+	w.jobs.fail["commit"] = errors.New("I/O error")
+	kind, args, err := w.merge(image, b, c)
+	require.NoError(t, err)
+	require.ErrorContains(t, w.run(kind, args, -1), "I/O error")
+	delete(w.jobs.fail, "commit")
+	for _, successor := range []uuid.UUID{b, c} {
+		_, _, err = w.merge(image, a, successor)
+		requireCode(t, CodeIllegal, err)
+		require.ErrorContains(t, err, "volume "+b.String()+" is illegal: a merge into it was not completed; repeat that, of "+c.String()+" into it")
+	}
+	kind, args, err = w.merge(image, b, c)
+	w.must(kind, args, err)
+	kind, args, err = w.merge(image, a, b)
+	w.must(kind, args, err)
+	require.Equal(t, "abca", w.shows(w.m[0], a))
+	w.consistent()
+}
+
 // The leaf of a served image goes into its parent while the guest writes.
 func TestMergeLive(t *testing.T) {
 	both(t, 1, func(t *testing.T, w *world) {
