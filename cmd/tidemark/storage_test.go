@@ -94,8 +94,9 @@ func TestDomainAndPoolVerbs(t *testing.T) {
 	require.Equal(t, "no pools; make one with: tidemark pool create NAME DOMAIN\n", does(t, "pool list"))
 	require.Equal(t, "[]\n", does(t, "domain list --output=json"))
 	require.Contains(t, does(t, "domain create first /srv/a --capacity 100G"), "next: "+self()+" pool create POOL first\n")
-	require.Equal(t, "connected /srv/b, /srv/c\n", does(t, "domain connect /srv/b /srv/c"))
-	require.Equal(t, "disconnected /srv/c\n", does(t, "domain disconnect /srv/c"))
+	require.Equal(t, "connected /srv/b\nconnected /srv/c\n", does(t, "domain connect /srv/b /srv/c"))
+	require.Equal(t, "/srv/b was connected before\n", does(t, "domain connect /srv/b"))
+	require.Equal(t, "disconnected /srv/c\n/srv/nix was not connected\n", does(t, "domain disconnect /srv/c /srv/nix"))
 	for _, what := range []string{"domain", "pool"} {
 		r := cli(t, what, "create", "", "first")
 		require.NotZero(t, r.code)

@@ -83,28 +83,31 @@ func (f *Fake) lock() func() {
 // ConnectServer connects places beneath Root.
 func (f *Fake) ConnectServer(_ context.Context, _ spm.DomainType, c []spm.Connection) ([]spm.ConnectionResult, error) {
 	defer f.lock()()
-	return each(c, func(where string) error {
+	return each(c, func(where string) (bool, error) {
 		if f.Root != "" && !strings.HasPrefix(filepath.Clean(where)+"/", filepath.Clean(f.Root)+"/") {
-			return fail(spm.CodeOutsideRoots, "%s: expected a place beneath %s", where, f.Root)
+			return false, fail(spm.CodeOutsideRoots, "%s: expected a place beneath %s", where, f.Root)
 		}
+		was := f.connected[where]
 		f.connected[where] = true
-		return nil
+		return was, nil
 	}), nil
 }
 
 // DisconnectServer forgets places.
 func (f *Fake) DisconnectServer(_ context.Context, _ spm.DomainType, c []spm.Connection) ([]spm.ConnectionResult, error) {
 	defer f.lock()()
-	return each(c, func(where string) error {
+	return each(c, func(where string) (bool, error) {
+		was := !f.connected[where]
 		delete(f.connected, where)
-		return nil
+		return was, nil
 	}), nil
 }
 
-func each(c []spm.Connection, do func(where string) error) []spm.ConnectionResult {
+func each(c []spm.Connection, do func(where string) (was bool, err error)) []spm.ConnectionResult {
 	out := make([]spm.ConnectionResult, len(c))
 	for i, one := range c {
-		out[i] = spm.ConnectionResult{ID: one.ID, Err: do(one.Address)}
+		was, err := do(one.Address)
+		out[i] = spm.ConnectionResult{ID: one.ID, Was: was, Err: err}
 	}
 	return out
 }

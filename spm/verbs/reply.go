@@ -33,6 +33,9 @@ func connections(results []spm.ConnectionResult, as map[spm.Code]int) Reply {
 	list := make([]any, len(results))
 	for i, r := range results {
 		m := map[string]any{"id": r.ID.String(), "status": 0}
+		if r.Was && r.Err == nil {
+			m["message"] = "it was so before"
+		}
 		if r.Err != nil {
 			code := spm.CodeOf(r.Err)
 			m["status"], m["message"] = cmp.Or(as[code], Number(code)), r.Err.Error()

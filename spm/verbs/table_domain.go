@@ -18,7 +18,7 @@ var connectionArgs = argsOf(
 // connectionNumbers are those of what one connection may fail with.
 var connectionNumbers = map[spm.Code]int{spm.CodeNotFound: 453}
 
-var connectionReply = []Member{{"statuslist", "array of {id, status}: the UUID of each connection, and 0 or the code of its error; message says why"}}
+var connectionReply = []Member{{"statuslist", "array of {id, status}: the UUID of each connection, and 0 or the code of its error; message says why, or that it was so before"}}
 
 var domainVerbs = []Verb{
 	{
