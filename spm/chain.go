@@ -288,8 +288,11 @@ func (f *family) mayMerge(image, ancestor, successor uuid.UUID) ([]kin, error) {
 		switch {
 		case k.shared():
 			return nil, errorf(CodeWrongState, "volume %s is a template, which never changes", k.id)
+		case i > 0 && !k.legal() && f.covered(k):
+			return nil, errorf(CodeIllegal, "volume %s is illegal: a merge into it was not completed; repeat that, of %s into it, then merge it further down",
+				k.id, f.kids[k.id][0].id)
 		case i > 0 && !k.legal():
-			return nil, errorf(CodeIllegal, "volume %s is illegal: it can be deleted, and not merged", k.id)
+			return nil, errorf(CodeIllegal, "volume %s is illegal: it can be deleted, by force, and not merged", k.id)
 		case i < len(run)-1 && len(f.kids[k.id]) > 1:
 			return nil, errorf(CodeHasChildren, "volume %s has %d volumes that are based on it: it can be merged with one only",
 				k.id, len(f.kids[k.id]))

@@ -153,8 +153,8 @@ func (m *Manager) admitTask(v *volume, need int64, spare bool) (before, target i
 	return before, target, nil
 }
 
-// shrinkTo makes a volume of exactly from bytes about to bytes long, if nobody has
-// it open.
+// shrinkTo makes a volume of exactly from bytes about to bytes long, and never less, if
+// nobody has it open.
 func (m *Manager) shrinkTo(ctx context.Context, image, id uuid.UUID, from, to int64) error {
 	v, done, err := m.toChange(ctx, image, id)
 	if err != nil {
@@ -164,7 +164,7 @@ func (m *Manager) shrinkTo(ctx context.Context, image, id uuid.UUID, from, to in
 	m.mu.Lock()
 	size := v.size
 	m.mu.Unlock()
-	to = min(roundUp(max(to, 1), m.unit()), m.boundOf(v.meta()))
+	to = min(roundUp(max(to, 1), m.unit()), max(to, m.boundOf(v.meta())))
 	switch {
 	case size <= to:
 		return nil

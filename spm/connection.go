@@ -41,7 +41,7 @@ func (h *Host) DisconnectServer(ctx context.Context, t DomainType, all []Connect
 }
 
 func (h *Host) eachConnection(ctx context.Context, t DomainType, all []Connection,
-	do func(context.Context, DomainType, string) error) ([]ConnectionResult, error) {
+	do func(context.Context, DomainType, string) (was bool, err error)) ([]ConnectionResult, error) {
 	if t != DomainLocal && t != DomainBlock {
 		return nil, errorf(CodeUnsupported, "connections of type %q: there are %s and %s", t, DomainLocal, DomainBlock)
 	}
@@ -52,25 +52,26 @@ func (h *Host) eachConnection(ctx context.Context, t DomainType, all []Connectio
 	defer done()
 	results := make([]ConnectionResult, len(all))
 	for i, c := range all {
-		results[i] = ConnectionResult{ID: c.ID, Err: do(ctx, t, c.Address)}
+		was, err := do(ctx, t, c.Address)
+		results[i] = ConnectionResult{ID: c.ID, Was: was, Err: err}
 	}
 	h.remember()
 	return results, nil
 }
 
-func (h *Host) connect(_ context.Context, t DomainType, address string) error {
+func (h *Host) connect(_ context.Context, t DomainType, address string) (was bool, err error) {
 	c, err := h.resolve(t, address)
 	if err != nil {
-		return err
+		return false, err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if slices.ContainsFunc(h.connections, func(o *connection) bool { return o.kind == t && o.address == c.address }) {
-		return c.close()
+		return true, c.close()
 	}
 	h.connections = append(h.connections, c)
 	h.o.Log.Info("storage connected", "type", t, "address", c.address)
-	return nil
+	return false, nil
 }
 
 // resolve checks that a host may use what lies at an address.
@@ -166,7 +167,7 @@ func orNone(s, none string) string {
 	return s
 }
 
-func (h *Host) disconnect(ctx context.Context, t DomainType, address string) error {
+func (h *Host) disconnect(ctx context.Context, t DomainType, address string) (was bool, err error) {
 	key := address
 	if t == DomainLocal {
 		key = filepath.Clean(address)
@@ -177,24 +178,24 @@ func (h *Host) disconnect(ctx context.Context, t DomainType, address string) err
 	i := slices.IndexFunc(h.connections, func(c *connection) bool { return c.kind == t && c.address == key })
 	if i < 0 {
 		h.mu.Unlock()
-		return nil
+		return true, nil
 	}
 	c := h.connections[i]
 	h.mu.Unlock()
 	sites, err := h.sitesOf(ctx, c)
 	if err != nil {
-		return err
+		return false, err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, p := range sites {
 		if id := h.usedLocked(p); id != uuid.Nil {
-			return errorf(CodeActive, "disconnect %s: domain %s there is active: deactivate it, or stop the SPM first", address, id)
+			return false, errorf(CodeActive, "disconnect %s: domain %s there is active: deactivate it, or stop the SPM first", address, id)
 		}
 	}
 	h.connections = slices.Delete(h.connections, i, i+1)
 	h.o.Log.Info("storage disconnected", "type", t, "address", key)
-	return c.close()
+	return false, c.close()
 }
 
 // usedLocked is the domain that is active there, or uuid.Nil.
@@ -291,7 +292,7 @@ func (h *Host) look(ctx context.Context) (all []found, errs []error) {
 // find looks a domain up among the places.
 func (h *Host) find(ctx context.Context, id uuid.UUID) (found, error) {
 	all, errs := h.look(ctx)
-	i := slices.IndexFunc(all, func(f found) bool { return f.id == id })
+	i := slices.IndexFunc(all, func(f found) bool { return id != uuid.Nil && f.id == id })
 	if i >= 0 {
 		return all[i], all[i].err
 	}

@@ -28,7 +28,10 @@
 //
 // One key of the domain's metadata is ours: TIDEMARK_CAPACITY; 0 is what the file
 // system has. A directory holds one domain. The name of a volume is the alias of its image,
-// DiskAlias in the JSON of DESCRIPTION, and unique in the pool.
+// DiskAlias in the JSON of DESCRIPTION. No image is given one that another image of the
+// pool's active domains has, whoever makes it: a volume, a copy, a template. Domains that
+// come together may have the same names, and so has an image that was copied with its
+// chain to another domain (moveImage): then the UUID tells them apart, or the domain.
 //
 // # Durability
 //
@@ -129,7 +132,9 @@
 // Whoever merges writes to the ancestor only what the volumes above it have
 // themselves, so that until the commit point the chain from the successor on shows
 // what it did. A merge that fails leaves an ILLEGAL ancestor below a leaf that is
-// whole and can be served: it is merged again. A generation (GEN) is counted up with
+// whole and can be served: it is merged again. The ancestor gives back what it was
+// granted, but for what has been written there; where it cannot, because a server has it
+// open, reduceVolume does that afterwards, and leaves it ILLEGAL. A generation (GEN) is counted up with
 // LEGAL by what changes the data of a volume: merging, moving, reducing. What a
 // task found is what it does: if the chain or the generation is another one when it
 // has its locks, it is refused as stale.
@@ -211,7 +216,8 @@
 //	             2 the master lists it, Attached  -> commit point
 //	activate:    1 the domain is opened           -> nothing
 //	             2 the master lists it as Active  -> commit point; the next SPM opens it
-//	deactivate:  1 nobody holds a volume of it, no task uses it
+//	deactivate:  1 nobody holds a volume of it, no task uses it: one that is blocked is
+//	               not waited for, and others for as long as a request waits for an image
 //	             2 the master lists it as Attached -> commit point
 //	detach:      1 the master does not list it    -> commit point; it claims, and is of none
 //	             2 the claim goes
@@ -302,7 +308,8 @@
 //	               held across I/O and the waits for tasks to end
 //	locks of tasks the table of package task: a domain, shared by who works in it, and
 //	               then an image, by its task or by a request that serves, tears down
-//	               or removes it ([Host.PrepareImage]); held across everything below.
+//	               or removes it ([Host.PrepareImage]), and then a name, by who makes an image that
+//	               is called so; held across everything below.
 //	               What the holder of a volume asks, more or less space, takes none: a
 //	               task may wait for just that
 //	Host.mu        what the host knows of them; never held across I/O

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
@@ -104,6 +105,41 @@ func TestTaskOnVanishedDomain(t *testing.T) {
 		return task.State(s.State).Ended()
 	})
 	require.Empty(t, volumeNames(t, h))
+}
+
+// A domain that is there, with a task that is blocked, is not taken out of use, and who
+// wants that is told so at once.
+func TestTaskBlocksDomain(t *testing.T) {
+	root := t.TempDir()
+	var armed atomic.Bool
+	h, pool, domains := managed(t, root, func(o *HostOptions) {
+		o.LockPatience = time.Hour
+		o.At = func(point string) {
+			if point == kindDeleteImage+":running:1:after" && armed.CompareAndSwap(true, false) {
+				require.NoError(t, os.Rename(filepath.Join(root, "b"), filepath.Join(root, "b.away")))
+			}
+		}
+	})
+	b := domains[1]
+	v, err := h.CreateVolume(t.Context(), VolumeCreateRequest{Name: "web1", Size: gib, DomainUUID: b.String()})
+	require.NoError(t, err)
+	armed.Store(true)
+	id, err := h.DeleteImage(t.Context(), DeleteImage{Pool: pool, Domain: b, Image: uuid.MustParse(v.ImageUUID)})
+	require.NoError(t, err)
+	eventually(t, func() bool {
+		i, err := h.pool.engine.Info(id)
+		require.NoError(t, err)
+		return i.Blocked != nil && !i.Active
+	})
+	require.NoError(t, os.Rename(filepath.Join(root, "b.away"), filepath.Join(root, "b")))
+	err = h.DeactivateDomain(t.Context(), pool, b, uuid.Nil, 0)
+	requireCode(t, CodeUnfinished, err)
+	require.ErrorContains(t, err, "is used by task "+id.String()+" (deleteImage), which is blocked: ")
+	require.NoError(t, h.DeactivateDomain(t.Context(), pool, domains[2], uuid.Nil, 0), "another domain")
+
+	require.NoError(t, h.RevertTask(t.Context(), id))
+	waitTask(t, h, id)
+	require.NoError(t, h.DeactivateDomain(t.Context(), pool, b, uuid.Nil, 0))
 }
 
 // What goes on is in the way, and so is what waits, unless it may have to for ever.

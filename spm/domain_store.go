@@ -24,7 +24,7 @@ func (h *Host) withStore(ctx context.Context, f found, do func(s store, edit edi
 	}
 	meta, err := s.readDomain(ctx)
 	if err == nil && meta[keySDUUID] != f.meta[keySDUUID] {
-		err = errorf(CodeStale, "%s is not there any more", at(f.id, f))
+		err = errorf(CodeUnknownDomain, "%s is not there any more", at(f.id, f))
 	}
 	if err == nil {
 		err = do(s, func(ctx context.Context, change func(domainMeta) error) error {

@@ -64,6 +64,7 @@ func (contentImages) Create(_ context.Context, f block.File, o CreateImage) erro
 type fakeJobs struct {
 	group *fakeGroup // nil: in directories
 	fail  map[string]error
+	end   int64            // of the data of every image, at least
 	die   func(job string) // called in the middle of a job that changes something
 }
 
@@ -158,8 +159,13 @@ func (j *fakeJobs) Use(_ context.Context, chain []Place) (ImageUse, error) {
 	if _, err := j.flat(chain); err != nil {
 		return ImageUse{}, err
 	}
-	i, err := j.load(chain[len(chain)-1])
-	return ImageUse{VirtualSize: i.Size, End: i.end()}, err
+	top := chain[len(chain)-1]
+	i, err := j.load(top)
+	end := max(i.end(), j.end)
+	if top.Format == FormatRaw {
+		end = i.Size
+	}
+	return ImageUse{VirtualSize: i.Size, End: end}, err
 }
 
 func (j *fakeJobs) Check(_ context.Context, chain []Place) error {

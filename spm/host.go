@@ -34,7 +34,8 @@ type HostOptions struct {
 	// refused.
 	Jobs    ImageJobs
 	Servers ImageServers
-	// LockPatience is how long a request that is no task waits for one on the same image.
+	// LockPatience is how long a request that is no task waits for one on the same image,
+	// or on the domain that it is to take out of use.
 	// Default: 5 s.
 	LockPatience time.Duration
 	// At is that of the tasks' engine (see task.Options). For tests.
@@ -66,7 +67,6 @@ type Host struct {
 	pool        *connectedPool // nil: none
 	starts      map[uuid.UUID]*spmStart
 	told        map[uuid.UUID]task.State // the states of tasks that were told to those who watch
-	naming      map[string]uuid.UUID     // names of volumes that are being made, with their domains
 	servers     []*http.Server
 }
 
@@ -116,11 +116,11 @@ func newHost(o HostOptions) (*Host, error) {
 	}
 	o.Roots = roots
 	h := &Host{o: o, changing: make(chan struct{}, 1), starts: map[uuid.UUID]*spmStart{},
-		told: map[uuid.UUID]task.State{}, naming: map[string]uuid.UUID{}}
+		told: map[uuid.UUID]task.State{}}
 	h.groups.open = map[string]VolumeGroup{}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.requests, h.hangUp = context.WithCancel(context.Background())
-	h.ops = newOperations(h.manager, o.Jobs, o.Servers)
+	h.ops = newOperations(h.manager, h.everyActive, o.Jobs, o.Servers)
 	return h, nil
 }
 

@@ -99,37 +99,12 @@ func (h *Host) CreateVolume(ctx context.Context, r VolumeCreateRequest) (VolumeR
 	if err != nil {
 		return VolumeReply{}, err
 	}
-	release, err := h.reserveName(m, r.Name)
+	release, err := h.reserveName(ctx, m, r.Name)
 	if err != nil {
 		return VolumeReply{}, err
 	}
 	defer release()
 	return m.CreateVolume(ctx, r)
-}
-
-// reserveName keeps a name for a volume of one domain, so that it is unique in the
-// pool. Within a domain its manager sees to that.
-func (h *Host) reserveName(m *Manager, name string) (release func(), err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	taken, busy := h.naming[name]
-	if busy && taken != m.ident.domain {
-		return nil, errorf(CodeExists, "create %s: a volume of that name is being made in domain %s: choose another", name, taken)
-	}
-	for _, other := range h.pool.managers {
-		if other != m && other.has(name) {
-			return nil, errorf(CodeExists, "create %s: a volume in domain %s has that name already: choose another", name, other.ident.domain)
-		}
-	}
-	if busy { // a repeated request, or one that its manager refuses
-		return func() {}, nil
-	}
-	h.naming[name] = m.ident.domain
-	return func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		delete(h.naming, name)
-	}, nil
 }
 
 // ListVolumes returns the volumes of all active domains.

@@ -16,10 +16,9 @@ const lockPatience = 5 * time.Second
 
 var errLockPatience = errors.New("a task has the image")
 
-// lockImage takes an image as a task does that only looks at it, or that changes it: so
-// nothing is served, torn down or removed in the middle of a task that changes the image,
-// and no domain goes out of use meanwhile.
-func (h *Host) lockImage(ctx context.Context, domain, image uuid.UUID, exclusive bool) (release func(), err error) {
+// lock takes resources as a task does, and waits for them no longer than a request that
+// is none should: then the error is errLockPatience.
+func (h *Host) lock(ctx context.Context, locks ...task.Lock) (release func(), err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, h.o.LockPatience, errLockPatience)
 	defer cancel()
 	for {
@@ -27,10 +26,7 @@ func (h *Host) lockImage(ctx context.Context, domain, image uuid.UUID, exclusive
 		if err != nil {
 			return nil, err
 		}
-		release, err := e.Locks().Acquire(ctx, []task.Lock{domainLock(domain), imageLock(domain, image, exclusive)})
-		if errors.Is(err, errLockPatience) {
-			return nil, errorf(CodeUnfinished, "a task that has not ended has image %s: wait for it, or stop it", image)
-		}
+		release, err := e.Locks().Acquire(ctx, locks)
 		if err != nil {
 			return nil, err
 		}
@@ -39,6 +35,17 @@ func (h *Host) lockImage(ctx context.Context, domain, image uuid.UUID, exclusive
 		}
 		release() // the tasks have moved to another domain, with new locks
 	}
+}
+
+// lockImage takes an image as a task does that only looks at it, or that changes it: so
+// nothing is served, torn down or removed in the middle of a task that changes the image,
+// and no domain goes out of use meanwhile.
+func (h *Host) lockImage(ctx context.Context, domain, image uuid.UUID, exclusive bool) (release func(), err error) {
+	release, err = h.lock(ctx, domainLock(domain), imageLock(domain, image, exclusive))
+	if errors.Is(err, errLockPatience) {
+		err = errorf(CodeUnfinished, "a task that has not ended has image %s: wait for it, or stop it", image)
+	}
+	return release, err
 }
 
 // PrepareImage serves a volume.

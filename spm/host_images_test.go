@@ -93,6 +93,34 @@ func TestServedImageIsFoundDuringATask(t *testing.T) {
 	requireCode(t, CodeUnfinished, h.TeardownImage(t.Context(), leaf))
 }
 
+// A domain that a task works in is not taken out of use, and nobody else waits for that:
+// who asked is told which task it is, and the next task begins.
+func TestTaskUsesDomain(t *testing.T) {
+	h, base, leaf, reached, goOn := storedImages(t, "commit")
+	id, err := h.MergeVolumes(t.Context(), MergeVolumes{
+		Pool: base.Pool, Domain: base.Domain, Image: base.Image, Ancestor: base.Volume, Successor: leaf.Volume,
+	})
+	require.NoError(t, err)
+	<-reached
+	var next uuid.UUID // the master to be
+	for d := range h.pool.meta.members {
+		if d != base.Domain {
+			next = d
+		}
+	}
+	err = h.DeactivateDomain(t.Context(), base.Pool, base.Domain, next, 0)
+	requireCode(t, CodeUnfinished, err)
+	require.ErrorContains(t, err, "is used by task "+id.String()+" (mergeSnapshots), which has not ended: wait for it, or stop it")
+	v := NewVolume{VolumeAt: VolumeAt{Pool: base.Pool, Domain: base.Domain, Image: uuid.New(), Volume: uuid.New()},
+		Size: gib, Format: Cow, Alloc: Sparse, Type: Leaf}
+	other, err := h.CreateImageVolume(t.Context(), v)
+	require.NoError(t, err)
+	waitTask(t, h, other)
+	goOn()
+	waitTask(t, h, id)
+	require.NoError(t, h.DeactivateDomain(t.Context(), base.Pool, base.Domain, next, 0))
+}
+
 // A request that names no domain is about none: it takes no lock of another name than
 // the tasks of the domain do.
 func TestNoDomainIsNotTheMaster(t *testing.T) {

@@ -202,3 +202,20 @@ func TestDisconnectServer(t *testing.T) {
 	require.NoError(t, h.ActivateDomain(t.Context(), pool, domains[2]))
 	require.NoError(t, second(h.manager(domains[2])))
 }
+
+// What is not connected, or no device of the host, is no error, and is told from what has
+// been disconnected.
+func TestDisconnectWhatIsNotConnected(t *testing.T) {
+	root := t.TempDir()
+	h := openHost(t, root)
+	for kind, address := range map[DomainType]string{DomainLocal: "/nowhere", DomainBlock: "/dev/nix"} {
+		r, err := h.DisconnectServer(t.Context(), kind, []Connection{{Address: address}})
+		require.NoError(t, err)
+		require.Equal(t, []ConnectionResult{{Was: true}}, r)
+	}
+	for _, was := range []bool{false, true} {
+		r, err := h.ConnectServer(t.Context(), DomainLocal, []Connection{{Address: root}})
+		require.NoError(t, err)
+		require.Equal(t, []ConnectionResult{{Was: was}}, r)
+	}
+}

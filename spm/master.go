@@ -3,6 +3,7 @@ package spm
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -61,14 +62,25 @@ func (h *Host) tasksOf(ctx context.Context, master uuid.UUID) ([]task.Record, er
 	return all, errors.Join(err, done())
 }
 
-// quiesce makes sure that nobody uses a domain, and that nobody begins to.
+// quiesce makes sure that nobody uses a domain, and that nobody begins to. It waits for
+// what goes on, but not for long, and not for a task that is blocked: that may be so for
+// ever, and everybody else would wait as well, who wants to change the pool.
 func (h *Host) quiesce(ctx context.Context, p *connectedPool, m *Manager) (release func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(h.ctx, cancel)()
 	lock := domainLock(m.ident.domain)
 	lock.Exclusive = true
-	unlock, err := p.engine.Locks().Acquire(ctx, []task.Lock{lock})
+	users := p.engine.Users(lock.Name)
+	if i := slices.IndexFunc(users, func(i task.Info) bool { return i.Blocked != nil }); i >= 0 {
+		return nil, usedBy(m.ident.domain, users[i:])
+	}
+	patient, stop := context.WithTimeoutCause(ctx, h.o.LockPatience, errLockPatience)
+	defer stop()
+	unlock, err := p.engine.Locks().Acquire(patient, []task.Lock{lock})
+	if errors.Is(err, errLockPatience) {
+		return nil, usedBy(m.ident.domain, p.engine.Users(lock.Name))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -81,4 +93,17 @@ func (h *Host) quiesce(ctx context.Context, p *connectedPool, m *Manager) (relea
 		return nil, err
 	}
 	return func() { unhold(); unlock() }, nil
+}
+
+// usedBy refuses to take a domain out of use that tasks use, and names the first of them.
+func usedBy(domain uuid.UUID, users []task.Info) error {
+	if len(users) == 0 { // a request that is no task, or a task that has just ended
+		return errorf(CodeUnfinished, "domain %s: an image of it is about to be served, torn down or removed: repeat the request", domain)
+	}
+	i := users[0]
+	if i.Blocked != nil {
+		return errorf(CodeUnfinished, "domain %s is used by task %s (%s), which is blocked: %s; mend that and revert the task, which goes on then, or stop the SPM",
+			domain, i.ID, i.Kind, i.Blocked.Message)
+	}
+	return errorf(CodeUnfinished, "domain %s is used by task %s (%s), which has not ended: wait for it, or stop it", domain, i.ID, i.Kind)
 }

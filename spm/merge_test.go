@@ -95,6 +95,32 @@ func TestMergeFailsAndIsRetried(t *testing.T) {
 	w.consistent()
 }
 
+// Who merges the ancestor of a merge that failed is told to repeat that one first: it can
+// neither be deleted nor merged.
+func TestMergeOfAnIllegalAncestor(t *testing.T) {
+	w := newWorld(t, 1, false)
+	image := uuid.New()
+	a := w.volume(image, uuid.Nil, "aaaa")
+	b := w.volume(image, a, " bb")
+	c := w.volume(image, b, "  c")
+	w.jobs.fail["commit"] = errors.New("I/O error")
+	kind, args, err := w.merge(image, b, c)
+	require.NoError(t, err)
+	require.ErrorContains(t, w.run(kind, args, -1), "I/O error")
+	delete(w.jobs.fail, "commit")
+	for _, successor := range []uuid.UUID{b, c} {
+		_, _, err = w.merge(image, a, successor)
+		requireCode(t, CodeIllegal, err)
+		require.ErrorContains(t, err, "volume "+b.String()+" is illegal: a merge into it was not completed; repeat that, of "+c.String()+" into it")
+	}
+	kind, args, err = w.merge(image, b, c)
+	w.must(kind, args, err)
+	kind, args, err = w.merge(image, a, b)
+	w.must(kind, args, err)
+	require.Equal(t, "abca", w.shows(w.m[0], a))
+	w.consistent()
+}
+
 // The leaf of a served image goes into its parent while the guest writes.
 func TestMergeLive(t *testing.T) {
 	both(t, 1, func(t *testing.T, w *world) {
@@ -190,6 +216,148 @@ func (j largeJobs) Commit(ctx context.Context, chain []Place, base int, p Progre
 		return block.ErrNoSpace
 	}
 	return j.fakeJobs.Commit(ctx, chain, base, p)
+}
+
+// brokenJobs find that a merge takes more than anybody has measured, and fail when they
+// have it.
+type brokenJobs struct{ largeJobs }
+
+func (j brokenJobs) Commit(ctx context.Context, chain []Place, base int, p Progress) error {
+	if err := j.largeJobs.Commit(ctx, chain, base, p); err != nil {
+		return err
+	}
+	return errors.New("I/O error")
+}
+
+// An ancestor gives back what it was granted for a merge that failed, but for what has
+// been written there.
+func TestMergeThatFailsGivesSpaceBack(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		image := uuid.New()
+		a := w.volume(image, uuid.Nil, "aaaa")
+		b := w.volume(image, a, " bb")
+		before, all := w.m[0].info(a).Granted, granted(w)
+		w.ops.jobs = brokenJobs{largeJobs{w.jobs, before + 5*fakeExtent}}
+		kind, args, err := w.merge(image, a, b)
+		require.NoError(t, err)
+		require.ErrorContains(t, w.run(kind, args, -1), "I/O error")
+		require.Equal(t, "INTERNAL! LEAF", w.types(w.m[0], image))
+		require.Equal(t, before, w.m[0].info(a).Granted)
+		require.Equal(t, all, granted(w))
+		require.Equal(t, "abba", w.shows(w.m[0], b))
+		w.consistent()
+
+		w.jobs.end = before + 3*fakeExtent // of the data that a merge has written
+		kind, args, err = w.merge(image, a, b)
+		require.NoError(t, err)
+		require.ErrorContains(t, w.run(kind, args, -1), "I/O error")
+		require.Equal(t, before+3*fakeExtent, w.m[0].info(a).Granted, "no data are cut off")
+
+		w.jobs.end, w.ops.jobs = 0, w.jobs
+		kind, args, err = w.merge(image, a, b)
+		w.must(kind, args, err)
+		require.Equal(t, "abba", w.shows(w.m[0], a))
+		w.consistent()
+	})
+}
+
+// granted is what all volumes of the first domain have.
+func granted(w *world) (sum int64) {
+	for id := range w.m[0].family().all {
+		sum += w.m[0].info(id).Granted
+	}
+	return sum
+}
+
+// Data beyond the bound of an ancestor's own size are not cut off.
+func TestMergeIntoSmallerThatFails(t *testing.T) {
+	w := newWorld(t, 1, false)
+	image := uuid.New()
+	r := w.newVolume(image, uuid.New())
+	r.Size = 100 * mib
+	kind, args, err := w.ops.createVolume(t.Context(), r)
+	w.must(kind, args, err)
+	up := w.newVolume(image, uuid.New())
+	up.Parent, up.Size = r.Volume, gib
+	kind, args, err = w.ops.createVolume(t.Context(), up)
+	w.must(kind, args, err)
+	w.ops.jobs, w.jobs.end = brokenJobs{largeJobs{w.jobs, 700 * mib}}, 600*mib
+	kind, args, err = w.merge(image, r.Volume, up.Volume)
+	require.NoError(t, err)
+	require.ErrorContains(t, w.run(kind, args, -1), "I/O error")
+	require.EqualValues(t, roundUp(600*mib, w.m[0].unit()), w.m[0].info(r.Volume).Granted)
+	w.consistent()
+}
+
+// heldJobs fail while somebody has the ancestor open.
+type heldJobs struct {
+	*fakeJobs
+	hold func()
+}
+
+func (j heldJobs) Commit(context.Context, []Place, int, Progress) error {
+	j.hold()
+	return errors.New("I/O error")
+}
+
+// An ancestor that somebody has open when a merge fails keeps its space until it is
+// reduced, and is illegal below a leaf that is whole before and after that.
+func TestMergeThatFailsIsReduced(t *testing.T) {
+	for _, format := range []string{Cow, Raw} {
+		t.Run(format, func(t *testing.T) {
+			both(t, 1, func(t *testing.T, w *world) {
+				image := uuid.New()
+				r := w.newVolume(image, uuid.New())
+				r.Size = 100 * mib
+				if r.Format = format; format == Raw {
+					r.Alloc = Preallocated
+				}
+				kind, args, err := w.ops.createVolume(t.Context(), r)
+				w.must(kind, args, err)
+				w.write(r.Volume, "aaaa")
+				up := w.newVolume(image, uuid.New())
+				up.Parent = r.Volume
+				kind, args, err = w.ops.createVolume(t.Context(), up)
+				w.must(kind, args, err)
+				before := w.m[0].info(r.Volume).Granted
+				var release func()
+				w.ops.jobs = heldJobs{w.jobs, func() {
+					require.NoError(t, w.m[0].grantAtLeast(t.Context(), image, r.Volume, 300*mib, false))
+					release = w.hold(r.Volume)
+				}}
+				kind, args, err = w.merge(image, r.Volume, up.Volume)
+				require.NoError(t, err)
+				require.ErrorContains(t, w.run(kind, args, -1), "I/O error")
+				require.GreaterOrEqual(t, w.m[0].info(r.Volume).Granted, int64(300*mib))
+				_, _, err = w.ops.reduceVolume(t.Context(), w.at(image, r.Volume))
+				requireCode(t, CodeInUse, err)
+				release()
+				w.ops.jobs = w.jobs
+				kind, args, err = w.ops.reduceVolume(t.Context(), w.at(image, r.Volume))
+				w.must(kind, args, err)
+				require.LessOrEqual(t, w.m[0].info(r.Volume).Granted, before)
+				require.Equal(t, "INTERNAL! LEAF", w.types(w.m[0], image))
+				require.Equal(t, "aaaa", w.shows(w.m[0], up.Volume))
+				w.consistent()
+				kind, args, err = w.merge(image, r.Volume, up.Volume)
+				w.must(kind, args, err)
+				require.Equal(t, "aaaa", w.shows(w.m[0], r.Volume))
+				w.consistent()
+			})
+		})
+	}
+}
+
+// hold holds a volume as who has it open does.
+func (w *world) hold(id uuid.UUID) (release func()) {
+	w.t.Helper()
+	m := w.m[0]
+	m.mu.Lock()
+	v := m.volumes[id]
+	m.mu.Unlock()
+	done, err := m.store.hold(v)
+	require.NoError(w.t, err)
+	return func() { require.NoError(w.t, done()) }
 }
 
 // The bound of an ancestor is that of its new size while it is merged into, also after

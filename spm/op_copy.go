@@ -67,6 +67,9 @@ func (o *operations) checkCopy(ctx context.Context, a copyArgs) error {
 	if err := absent(to, a.To.Image, a.To.Volume); err != nil {
 		return err
 	}
+	if err := o.mayName(a.To.Image, a.Meta.alias()); err != nil {
+		return err
+	}
 	return o.still(ctx, from, src)
 }
 
@@ -100,8 +103,9 @@ func (o *operations) still(ctx context.Context, m *Manager, k kin) error {
 
 // planCopy: the new volume is illegal until it is whole.
 func (o *operations) planCopy(a copyArgs) task.Plan {
+	locks := append(locksOf(a.To.Domain, a.To.Image), domainLock(a.From.Domain), imageLock(a.From.Domain, a.From.Image, false))
 	return task.Plan{
-		Locks: append(locksOf(a.To.Domain, a.To.Image), domainLock(a.From.Domain), imageLock(a.From.Domain, a.From.Image, false)),
+		Locks: append(locks, nameLocks(a.Meta)...),
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkCopy(ctx, a) }, nil),
 			step("make", func(ctx context.Context) error { return o.makeCopy(ctx, a) },

@@ -148,6 +148,11 @@ func (o *operations) checkCreate(ctx context.Context, a createArgs) error {
 	if other != nil {
 		return errorf(CodeExists, "volume %s exists already, in image %s", a.Volume, other.image)
 	}
+	if below := f.all[a.Meta.Parent]; below.image != a.Image || below.meta.alias() != a.Meta.alias() {
+		if err := o.mayName(a.Image, a.Meta.alias()); err != nil {
+			return err
+		}
+	}
 	if a.Meta.Parent == uuid.Nil {
 		if len(f.images[a.Image]) > 0 {
 			return errorf(CodeExists, "image %s has volumes already", a.Image)
@@ -174,7 +179,7 @@ func (o *operations) checkCreate(ctx context.Context, a createArgs) error {
 // goes over to it.
 func (o *operations) planCreate(a createArgs) task.Plan {
 	p := task.Plan{
-		Locks: locksOf(a.Domain, a.Image, a.ParentImage),
+		Locks: append(locksOf(a.Domain, a.Image, a.ParentImage), nameLocks(a.Meta)...),
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkCreate(ctx, a) }, nil),
 			step("make", func(ctx context.Context) error { return o.makeVolume(ctx, a) },

@@ -17,6 +17,7 @@ type mergeArgs struct {
 	Size                int64  // virtual
 	Type                string // LEAF or INTERNAL
 	Generation          int    // of the ancestor, before
+	Granted             int64  // to the ancestor, before; 0: it is not known
 	Zero                bool
 }
 
@@ -48,6 +49,7 @@ func (o *operations) mergeVolumes(ctx context.Context, r MergeVolumes) (kind str
 	a := mergeArgs{
 		Pool: r.Pool, Domain: r.Domain, Image: r.Image, Zero: r.PostZero,
 		Size: max(top.Capacity, run[0].meta.Capacity), Type: top.VolType, Generation: run[0].meta.Generation,
+		Granted: m.info(run[0].id).Granted,
 	}
 	for _, k := range run {
 		a.Run = append(a.Run, k.id)
@@ -93,7 +95,8 @@ func (o *operations) planMerge(a mergeArgs) task.Plan {
 		Locks: locksOf(a.Domain, a.Image),
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkMerge(ctx, a) }, nil),
-			step("space", func(ctx context.Context) error { return o.mergeSpace(ctx, a) }, nil),
+			step("space", func(ctx context.Context) error { return o.mergeSpace(ctx, a) },
+				func(ctx context.Context) error { return o.unspend(ctx, a) }),
 			step("mark", func(ctx context.Context) error {
 				return o.mark(ctx, a.Domain, a.Image, a.Run[:1], Illegal)
 			}, nil),
@@ -128,6 +131,43 @@ func (o *operations) mergeSpace(ctx context.Context, a mergeArgs) error {
 		need = min(need, m.info(a.ancestor()).Bound)
 	}
 	return m.grantAtLeast(ctx, a.Image, a.ancestor(), need, true)
+}
+
+// unspend takes back what the ancestor of a merge that is rolled back was granted for
+// it, but for what has been written there: its data are part of what the volumes above
+// show. Who serves the image may have it open, and of an image that cannot be read nobody
+// knows where its data end: then the space stays, and reduceVolume gives it back, or the
+// merge, which is tried again, takes it.
+func (o *operations) unspend(ctx context.Context, a mergeArgs) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	i := m.info(a.ancestor())
+	if a.Granted == 0 || i.Granted <= a.Granted {
+		return nil
+	}
+	to := a.Granted
+	if i.Format != Raw {
+		chain, err := m.places(a.ancestor())
+		if err == nil {
+			var use ImageUse
+			use, err = o.jobs.Use(ctx, chain)
+			to = max(to, use.End)
+		}
+		if err != nil {
+			m.o.Log.Warn("a merge is rolled back, and its ancestor keeps the space that it was granted", "volume", a.ancestor(),
+				"granted", i.Granted, "before", a.Granted, "error", err)
+			return nil
+		}
+	}
+	err = m.shrinkTo(ctx, a.Image, a.ancestor(), i.Granted, to)
+	if err != nil && CodeOf(err) == CodeInUse {
+		m.o.Log.Warn("a merge is rolled back, and its ancestor keeps the space that it was granted: it is in use", "volume", a.ancestor(),
+			"granted", i.Granted, "before", a.Granted)
+		return nil
+	}
+	return unlessMissing(err)
 }
 
 // mergedSize is what the ancestor will take at most: what a copy of the chain does,

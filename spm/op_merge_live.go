@@ -47,7 +47,8 @@ func (o *operations) planMergeLive(a mergeArgs) task.Plan {
 		Locks: locksOf(a.Domain, a.Image),
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkMergeLive(ctx, a) }, nil),
-			step("space", func(ctx context.Context) error { return o.mergeSpaceLive(ctx, a) }, nil),
+			step("space", func(ctx context.Context) error { return o.mergeSpaceLive(ctx, a) },
+				func(ctx context.Context) error { return o.unspend(ctx, a) }),
 			step("mark", func(ctx context.Context) error {
 				return o.mark(ctx, a.Domain, a.Image, a.Run[:1], Illegal)
 			}, nil),

@@ -1,6 +1,7 @@
 package spm
 
 import (
+	"cmp"
 	"context"
 
 	"github.com/google/uuid"
@@ -248,27 +249,34 @@ func (o *operations) reduceVolume(ctx context.Context, at VolumeAt) (kind string
 		return "", nil, err
 	}
 	at.Image, at.Volume = k.image, k.id
-	a := reduceArgs{VolumeAt: at, Generation: k.meta.Generation}
+	a := reduceArgs{VolumeAt: at, Generation: k.meta.Generation, Legality: k.meta.Legality}
 	return kindReduce, a, o.checkReduce(ctx, a)
 }
 
-// reduceArgs is a volume that gives space back, and had that generation.
+// reduceArgs is a volume that gives space back, and had that generation. It has the same
+// legality afterwards; "" is legal.
 type reduceArgs struct {
 	VolumeAt
 	Generation int
+	Legality   string
 }
 
-// mayReduce decides whether a volume may be made shorter.
+func (a reduceArgs) legality() string { return cmp.Or(a.Legality, Legal) }
+
+// mayReduce decides whether a volume may be made shorter. One that is illegal below a
+// volume that is whole was left so by a merge that failed, and may have been granted space
+// for that, also a raw one.
 func mayReduce(f *family, a reduceArgs) error {
 	k, err := f.member(a.Image, a.Volume)
+	unmerged := err == nil && !k.legal() && f.covered(k)
 	switch {
 	case err != nil:
 		return err
-	case k.meta.Format == Raw:
+	case k.meta.Format == Raw && !unmerged:
 		return errorf(CodeUnsupported, "volume %s is raw, and all of it is data", k.id)
-	case k.meta.Type == Preallocated:
+	case k.meta.Type == Preallocated && k.meta.Format != Raw:
 		return errorf(CodeWrongState, "volume %s is %s: its space is its own", k.id, Preallocated)
-	case !k.legal():
+	case !k.legal() && !unmerged:
 		return errorf(CodeIllegal, "volume %s is illegal: repeat what was begun with it, or delete it", k.id)
 	case k.meta.Generation != a.Generation:
 		return errorf(CodeStale, "volume %s has generation %d, expected %d: repeat the request", k.id, k.meta.Generation, a.Generation)
@@ -292,7 +300,7 @@ func (o *operations) checkReduce(ctx context.Context, a reduceArgs) error {
 // written between the look at its data and the cut.
 func (o *operations) planReduce(a reduceArgs) task.Plan {
 	legal := func(ctx context.Context) error {
-		return unlessMissing(o.mark(ctx, a.Domain, a.Image, []uuid.UUID{a.Volume}, Legal))
+		return unlessMissing(o.mark(ctx, a.Domain, a.Image, []uuid.UUID{a.Volume}, a.legality()))
 	}
 	return task.Plan{
 		Locks: locksOf(a.Domain, a.Image),
@@ -308,7 +316,7 @@ func (o *operations) planReduce(a reduceArgs) task.Plan {
 					return err
 				}
 				return unlessMissing(m.setMeta(ctx, a.Image, a.Volume, func(meta *volumeMeta) {
-					meta.Legality, meta.Generation = Legal, nextGeneration(a.Generation)
+					meta.Legality, meta.Generation = a.legality(), nextGeneration(a.Generation)
 				}))
 			}, nil),
 		},

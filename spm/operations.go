@@ -20,12 +20,13 @@ import (
 // same plan whoever makes it again.
 type operations struct {
 	domain  func(domain uuid.UUID) (*Manager, error) // of one that is active
+	active  func() []*Manager                        // all of these
 	jobs    ImageJobs
 	servers ImageServers
 }
 
-func newOperations(find func(domain uuid.UUID) (*Manager, error), jobs ImageJobs, servers ImageServers) *operations {
-	return &operations{domain: find, jobs: jobs, servers: servers}
+func newOperations(find func(domain uuid.UUID) (*Manager, error), active func() []*Manager, jobs ImageJobs, servers ImageServers) *operations {
+	return &operations{domain: find, active: active, jobs: jobs, servers: servers}
 }
 
 // The names of the kinds, which are VDSM's for the verbs.

@@ -182,7 +182,7 @@ func (h *Host) recall() {
 		return
 	}
 	for _, c := range m.Connections {
-		if err := h.connect(h.ctx, c.Type, c.Address); err != nil {
+		if _, err := h.connect(h.ctx, c.Type, c.Address); err != nil {
 			h.o.Log.Error("cannot be connected again", "type", c.Type, "address", c.Address, "error", err)
 		}
 	}

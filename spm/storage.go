@@ -95,6 +95,7 @@ type Connection struct {
 // A ConnectionResult says what became of a connection.
 type ConnectionResult struct {
 	ID  uuid.UUID
+	Was bool // it was so before: there was nothing to do
 	Err error
 }
 

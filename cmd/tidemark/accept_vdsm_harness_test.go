@@ -19,6 +19,7 @@ import (
 
 	"tidemark/internal/testenv"
 	"tidemark/spm"
+	"tidemark/spm/verbs"
 )
 
 // A vdsmHost is a manager whose domains come through the verbs that VDSM's users know.
@@ -75,7 +76,7 @@ func (h *vdsmHost) start() {
 // arguments are those of a verb, by name.
 type arguments map[string]any
 
-// ask asks a verb.
+// ask asks a verb. An error must be one of those that its reference names.
 func (h *vdsmHost) ask(verb string, a arguments, out any) error {
 	if a == nil {
 		a = arguments{}
@@ -83,7 +84,11 @@ func (h *vdsmHost) ask(verb string, a arguments, out any) error {
 	if out == nil {
 		out = &struct{}{}
 	}
-	return h.client.Call(h.t.Context(), verb, a, out)
+	err := h.client.Call(h.t.Context(), verb, a, out)
+	if v := verbs.Find(verb); err != nil && v != nil && !v.Lists(spm.CodeOf(err)) {
+		h.t.Errorf("%s answers a code that its reference does not name: %d: %v", verb, spm.CodeOf(err), err)
+	}
+	return err
 }
 
 // do asks a verb that must succeed.
@@ -127,7 +132,26 @@ func (h *vdsmHost) await(id string) (s taskState) {
 		require.NoError(h.t, err)
 		return s.State == "finished"
 	})
+	h.judge(id, s)
 	return s
+}
+
+// judge makes sure that a task has failed with an error that the reference of its verb
+// names, or because it was stopped.
+func (h *vdsmHost) judge(id string, s taskState) {
+	h.t.Helper()
+	if s.Code == 0 || s.Code == verbs.Number(spm.CodeAborted) {
+		return
+	}
+	kind, _, _ := strings.Cut(h.tasks()[id], ".")
+	v := verbs.Find(kind)
+	require.NotNil(h.t, v, "task %s is of kind %q", id, kind)
+	for c := spm.CodeInternal; c <= spm.CodeNotActive; c++ {
+		if v.Lists(c) && verbs.Number(c) == s.Code {
+			return
+		}
+	}
+	h.t.Errorf("a task of %s ends with a code that its reference does not name: %d: %s", kind, s.Code, s.Message)
 }
 
 // run runs a task that must succeed, and forgets it.

@@ -59,13 +59,16 @@ func (w *verbWorld) end() {
 // domains makes the domains, of no pool yet.
 func (w *verbWorld) domains(capacity int64) {
 	require.NoError(w.t, w.h.connect(dirPlace(w.fresh)))
-	for i, id := range []string{w.master, w.second, w.attached, w.spare} {
+	for i, id := range w.all() {
 		dir := w.h.newDir(fmt.Sprint(i))
 		require.NoError(w.t, w.h.connect(dir))
 		w.h.do("createStorageDomain", arguments{"storageType": "LOCALFS", "sdUUID": id, "domainName": fmt.Sprint(i), "typeSpecificArg": dir.where(),
 			"domClass": "Data", "capacity": fmt.Sprint(capacity)})
 	}
 }
+
+// all are the domains, which lie in the directories 0, 1, 2 and 3.
+func (w *verbWorld) all() []string { return []string{w.master, w.second, w.attached, w.spare} }
 
 // managed makes everything.
 func (w *verbWorld) managed(capacity int64) {
@@ -90,6 +93,27 @@ func (w *verbWorld) spoil() {
 	require.NoError(w.t, err)
 	require.NoError(w.t, os.WriteFile(path, []byte(strings.Replace(string(b), "LEGALITY=LEGAL", "LEGALITY=ILLEGAL", 1)), 0o600))
 	w.h.run("spmStart", arguments{"spUUID": w.h.pool})
+}
+
+// tear leaves of the metadata of every domain the first half.
+func (w *verbWorld) tear() {
+	for i, id := range w.all() {
+		path := filepath.Join(w.h.root, fmt.Sprint(i), id, "dom_md/metadata")
+		b, err := os.ReadFile(path)
+		require.NoError(w.t, err)
+		require.NoError(w.t, os.WriteFile(path, b[:len(b)/2], 0o600))
+	}
+}
+
+// hide moves every place away but the master's.
+func (w *verbWorld) hide() {
+	places := []string{w.fresh}
+	for i := range w.all()[1:] {
+		places = append(places, filepath.Join(w.h.root, fmt.Sprint(i+1)))
+	}
+	for _, p := range places {
+		require.NoError(w.t, os.Rename(p, p+".away"))
+	}
 }
 
 // serve serves both images.

@@ -26,8 +26,8 @@ use (Active) or not (Attached).
 DOMAIN is a domain's name, its UUID or how that begins, its directory, or its volume
 group.`, "connect, disconnect, create, attach, activate, deactivate, detach, format, list or info")
 	dial := storageFlag(c)
-	c.AddCommand(newDomainConnect(dial, "connect", "connectStorageServer", "Make storage known to the host; domains that lie there are found", "connected"),
-		newDomainConnect(dial, "disconnect", "disconnectStorageServer", "Make the host forget storage", "disconnected"),
+	c.AddCommand(newDomainConnect(dial, "connect", "connectStorageServer", "Make storage known to the host; domains that lie there are found", "connected", "was connected before"),
+		newDomainConnect(dial, "disconnect", "disconnectStorageServer", "Make the host forget storage", "disconnected", "was not connected"),
 		newDomainCreate(dial), newDomainAttach(dial), newDomainActivate(dial), newDomainDeactivate(dial), newDomainDetach(dial),
 		newDomainFormat(dial), newDomainList(dial), newDomainInfo(dial))
 	return c
@@ -51,8 +51,9 @@ func (f placeFlags) address(place string) string {
 	return absolute(place)
 }
 
-// connect asks one of the verbs of connections about places.
-func (s *storage) connect(ctx context.Context, verb string, t spm.DomainType, addresses ...string) error {
+// connect asks one of the verbs of connections about places, and says of which there was
+// something to do.
+func (s *storage) connect(ctx context.Context, verb string, t spm.DomainType, addresses ...string) (done []bool, err error) {
 	var list []named
 	for _, a := range addresses {
 		list = append(list, named{"id": uuid.NewString(), "connection": a})
@@ -64,15 +65,19 @@ func (s *storage) connect(ctx context.Context, verb string, t spm.DomainType, ad
 		} `json:"statuslist"`
 	}
 	if err := s.ask(ctx, verb, named{"domType": string(t), "spUUID": blank, "conList": list}, &r); err != nil {
-		return err
+		return nil, err
 	}
 	var errs []error
+	done = make([]bool, len(addresses))
 	for i, st := range r.Status {
+		if i < len(done) {
+			done[i] = st.Message == ""
+		}
 		if st.Status != 0 && i < len(addresses) {
 			errs = append(errs, fmt.Errorf("%s (code %d)", about(addresses[i], st.Message), st.Status))
 		}
 	}
-	return errors.Join(errs...)
+	return done, errors.Join(errs...)
 }
 
 // about is a message that says what it is about, once.
@@ -83,7 +88,7 @@ func about(what, message string) string {
 	return what + ": " + message
 }
 
-func newDomainConnect(dial storageDialer, use, verb, short, done string) *cobra.Command {
+func newDomainConnect(dial storageDialer, use, verb, short, done, was string) *cobra.Command {
 	c := &cobra.Command{Use: use + " DIR... | --block DEVICE,...", Short: short, Args: cobra.MinimumNArgs(1),
 		Example: "  tidemark domain " + use + " /srv/storage\n  tidemark domain " + use + " --block /dev/sdb,/dev/sdc"}
 	var f placeFlags
@@ -93,12 +98,21 @@ func newDomainConnect(dial storageDialer, use, verb, short, done string) *cobra.
 		for i := range args {
 			args[i] = f.address(args[i])
 		}
-		if err := s.connect(c.Context(), verb, f.domainType(), args...); err != nil {
+		changed, err := s.connect(c.Context(), verb, f.domainType(), args...)
+		if err != nil {
 			return err
 		}
 		return out.print(c.OutOrStdout(), args, func(w io.Writer) error {
-			_, err := fmt.Fprintf(w, "%s %s\n", done, strings.Join(args, ", "))
-			return err
+			var errs []error
+			for i, place := range args {
+				text := fmt.Sprintf("%s %s", done, place)
+				if !changed[i] {
+					text = fmt.Sprintf("%s %s", place, was)
+				}
+				_, err := fmt.Fprintln(w, text)
+				errs = append(errs, err)
+			}
+			return errors.Join(errs...)
 		})
 	})
 	return c
@@ -134,7 +148,7 @@ pool.`,
 			connect = place
 		}
 		if connect != "" {
-			if err := s.connect(c.Context(), "connectStorageServer", f.domainType(), connect); err != nil {
+			if _, err := s.connect(c.Context(), "connectStorageServer", f.domainType(), connect); err != nil {
 				return err
 			}
 		}

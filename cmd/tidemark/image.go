@@ -229,7 +229,7 @@ func newImageCopy(dial storageDialer) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		text, err := s.describe(c.Context(), *name, *description)
+		text, err := describe(*name, *description)
 		if err != nil {
 			return err
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark/internal/size"
+	"tidemark/spm"
 )
 
 // addChainVerbs adds the verbs about volumes that a manager of domains has: each is
@@ -82,6 +83,10 @@ func newVolumeMerge(dial storageDialer) *cobra.Command {
 			ancestor = a.UUID
 		}
 		if ancestor == blank || ancestor == "" {
+			if v.Legality == spm.Illegal && len(v.Children) == 1 {
+				return fmt.Errorf("volume %s is based on no other, and illegal: a merge into it was not completed; repeat that: %s volume merge %s",
+					v.called(), self(), v.Children[0])
+			}
 			return fmt.Errorf("volume %s is based on no other: there is nothing to merge it into", v.called())
 		}
 		return f.begin(c, s, "mergeSnapshots", named{"sdUUID": v.Domain, "spUUID": v.pool, "vmUUID": blank, "imgUUID": v.Image, "ancestor": ancestor, "successor": v.UUID},

@@ -101,7 +101,7 @@ func (f newVolumeFlags) derive(ctx context.Context, s *storage, name, domain str
 		return "", fmt.Errorf("template %s lies in domain %s, and what is based on it lies there too: leave --domain out, or copy the template: tidemark image copy --template --to %s %s",
 			f.template, of.Domain, shellQuote(f.domain), shellQuote(f.template))
 	}
-	text, err := s.describe(ctx, name, "")
+	text, err := describe(name, "")
 	if err != nil {
 		return "", err
 	}
@@ -120,25 +120,16 @@ func (f newVolumeFlags) derive(ctx context.Context, s *storage, name, domain str
 	return id, s.ask(ctx, "clearTask", named{"taskID": r.UUID}, nil)
 }
 
-// describe is the description of a new image of that name, which none in use may have.
-// Without a name it is the text alone.
-func (s *storage) describe(ctx context.Context, name, text string) (string, error) {
+// describe is the description of a new image of that name. Without one it is the text
+// alone.
+func describe(name, text string) (string, error) {
 	if name == "" {
 		return text, nil
-	}
-	all, err := s.volumes(ctx, "")
-	if err != nil {
-		return "", err
-	}
-	for _, v := range all {
-		if v.Name == name {
-			return "", fmt.Errorf("volume %s in domain %s has the name %s already: choose another", v.UUID, v.Domain, name)
-		}
 	}
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
-	err = e.Encode(struct {
+	err := e.Encode(struct {
 		DiskAlias       string `json:"DiskAlias"`
 		DiskDescription string `json:"DiskDescription"`
 	}{name, text})

@@ -83,28 +83,31 @@ func (f *Fake) lock() func() {
 // ConnectServer connects places beneath Root.
 func (f *Fake) ConnectServer(_ context.Context, _ spm.DomainType, c []spm.Connection) ([]spm.ConnectionResult, error) {
 	defer f.lock()()
-	return each(c, func(where string) error {
+	return each(c, func(where string) (bool, error) {
 		if f.Root != "" && !strings.HasPrefix(filepath.Clean(where)+"/", filepath.Clean(f.Root)+"/") {
-			return fail(spm.CodeOutsideRoots, "%s: expected a place beneath %s", where, f.Root)
+			return false, fail(spm.CodeOutsideRoots, "%s: expected a place beneath %s", where, f.Root)
 		}
+		was := f.connected[where]
 		f.connected[where] = true
-		return nil
+		return was, nil
 	}), nil
 }
 
 // DisconnectServer forgets places.
 func (f *Fake) DisconnectServer(_ context.Context, _ spm.DomainType, c []spm.Connection) ([]spm.ConnectionResult, error) {
 	defer f.lock()()
-	return each(c, func(where string) error {
+	return each(c, func(where string) (bool, error) {
+		was := !f.connected[where]
 		delete(f.connected, where)
-		return nil
+		return was, nil
 	}), nil
 }
 
-func each(c []spm.Connection, do func(where string) error) []spm.ConnectionResult {
+func each(c []spm.Connection, do func(where string) (was bool, err error)) []spm.ConnectionResult {
 	out := make([]spm.ConnectionResult, len(c))
 	for i, one := range c {
-		out[i] = spm.ConnectionResult{ID: one.ID, Err: do(one.Address)}
+		was, err := do(one.Address)
+		out[i] = spm.ConnectionResult{ID: one.ID, Was: was, Err: err}
 	}
 	return out
 }
@@ -137,7 +140,7 @@ func (f *Fake) find(pool, id uuid.UUID) (*domain, error) {
 	case d == nil:
 		return nil, fail(spm.CodeUnknownDomain, "there is no domain %s", id)
 	case pool != uuid.Nil && f.pools[pool] == nil:
-		return nil, fail(spm.CodeUnknownPool, "there is no pool %s", pool)
+		return nil, fail(spm.CodeNotConnected, "pool %s is not connected", pool)
 	case pool != uuid.Nil && d.Pool != pool:
 		return nil, fail(spm.CodeNotInPool, "domain %s is not one of pool %s", id, pool)
 	}

@@ -38,10 +38,7 @@ func (f *Fake) CreatePool(_ context.Context, r spm.CreatePool) error {
 // manages. The caller has the lock.
 func (f *Fake) attached(id uuid.UUID) (*pool, error) {
 	p := f.pools[id]
-	switch {
-	case p == nil:
-		return nil, fail(spm.CodeUnknownPool, "there is no pool %s", id)
-	case f.pool != p:
+	if p == nil || f.pool != p {
 		return nil, fail(spm.CodeNotConnected, "pool %s is not connected", id)
 	}
 	return p, nil
@@ -92,14 +89,14 @@ func (f *Fake) ConnectPool(_ context.Context, id, master uuid.UUID, version int6
 // DisconnectPool disconnects it.
 func (f *Fake) DisconnectPool(_ context.Context, id uuid.UUID) error {
 	defer f.lock()()
-	switch p := f.pools[id]; {
-	case p == nil:
-		return fail(spm.CodeUnknownPool, "there is no pool %s", id)
-	case p.spm:
-		return fail(spm.CodeActive, "this host manages pool %s", id)
-	case p == f.pool:
-		f.pool = nil
+	p := f.pool
+	if p == nil || p.id != id {
+		return nil
 	}
+	if p.spm {
+		return fail(spm.CodeActive, "this host manages pool %s", id)
+	}
+	f.pool = nil
 	return nil
 }
 
@@ -128,13 +125,14 @@ func (f *Fake) Pools(context.Context) ([]uuid.UUID, error) {
 func (f *Fake) StartSPM(_ context.Context, id uuid.UUID) (uuid.UUID, error) {
 	defer f.lock()()
 	p, err := f.attached(id)
-	switch {
-	case err != nil:
+	if err != nil {
 		return uuid.Nil, err
-	case p.spm:
-		return uuid.Nil, fail(spm.CodeActive, "this host manages pool %s", id)
 	}
-	return f.begin("spmStart", id, func() { p.spm, p.epoch = true, p.epoch+1 }), nil
+	return f.begin("spmStart", id, func() {
+		if !p.spm {
+			p.spm, p.epoch = true, p.epoch+1
+		}
+	}), nil
 }
 
 // StopSPM gives it up.

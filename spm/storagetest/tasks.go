@@ -116,7 +116,7 @@ func (f *Fake) ClearTask(_ context.Context, id uuid.UUID) error {
 	case err != nil:
 		return err
 	case t.Ended.IsZero():
-		return fail(spm.CodeUnfinished, "task %s has not ended", id)
+		return fail(spm.CodeWrongState, "task %s has not ended", id)
 	}
 	delete(f.tasks, id)
 	return nil

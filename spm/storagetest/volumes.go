@@ -341,10 +341,7 @@ func (f *Fake) TeardownImage(_ context.Context, at spm.VolumeAt) error {
 	if err != nil {
 		return err
 	}
-	p, ok := d.prepared[at.Image]
-	if !ok {
-		return fail(spm.CodeNotPrepared, "image %s is not served", at.Image)
-	}
+	p := d.prepared[at.Image]
 	delete(d.prepared, at.Image)
 	if v := d.volumes[p.Volume]; v != nil {
 		v.Served = false

@@ -71,6 +71,19 @@ func (e *Engine) All() []Info {
 	return all
 }
 
+// Users describes the tasks that have a resource, or wait for it, and have not ended, the
+// oldest first.
+func (e *Engine) Users(resource string) []Info {
+	return slices.DeleteFunc(e.All(), func(i Info) bool { return !e.uses(i.ID, resource) })
+}
+
+func (e *Engine) uses(id uuid.UUID, resource string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.tasks[id]
+	return t != nil && t.claim != nil && slices.ContainsFunc(t.claim.locks, func(l Lock) bool { return l.Name == resource })
+}
+
 func (e *Engine) findLocked(id uuid.UUID) (*task, error) {
 	t := e.tasks[id]
 	if t == nil || t.hidden {

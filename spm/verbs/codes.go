@@ -74,8 +74,9 @@ var numbersOfVerbs = []code{
 	{spm.CodeUnsupported, 394, "UnsupportedDomainVersion", "there are no domains of that version"},
 }
 
-// number is the number of a code in a reply, outside the verbs that have another.
-func number(c spm.Code) int {
+// Number is the number of a code in a reply, outside the verbs that have another, and in
+// what a task says of itself.
+func Number(c spm.Code) int {
 	for _, e := range codes {
 		if e.Code == c {
 			return e.Number

@@ -202,7 +202,7 @@ func TestStopAndRevert(t *testing.T) {
 	for _, verb := range []string{"stopTask", "revertTask"} {
 		task := e.xml(t, "reduceVolume", id(poolID), id(domainID), id(imageID), id(volumeID))["uuid"]
 		require.Equal(t, "running", e.xml(t, "getTaskStatus", task)["taskStatus"].(map[string]any)["taskState"])
-		require.Equal(t, int64(403), code(t, e.xml(t, "clearTask", task)))
+		require.Equal(t, int64(410), code(t, e.xml(t, "clearTask", task)))
 		require.Equal(t, int64(406), code(t, e.xml(t, "spmStop", id(poolID))))
 		require.Zero(t, code(t, e.xml(t, verb, task)))
 		status := e.xml(t, "getTaskStatus", task)["taskStatus"].(map[string]any)
@@ -238,7 +238,6 @@ func TestNumbersOfVerbs(t *testing.T) {
 		{309, "getStoragePoolInfo", []any{id(unknown)}},
 		{324, "connectStoragePool", []any{id(poolID), 1, "", id(otherID), 1}},
 		{324, "connectStoragePool", []any{id(poolID), 1, "", id(domainID), 2}},
-		{656, "spmStart", []any{id(poolID), 0, 0, 0, 0}},
 		{656, "disconnectStoragePool", []any{id(poolID), 1, ""}},
 		{212, "createVolume", []any{id(domainID), id(poolID), id(imageID), "1", 4, 2, 2, id(volumeID), ""}},
 		{229, "createVolume", []any{id(domainID), id(poolID), id(imageID), "0", 4, 2, 2, id(volumeID), ""}},
@@ -246,7 +245,6 @@ func TestNumbersOfVerbs(t *testing.T) {
 		{201, "deleteVolume", []any{id(domainID), id(poolID), id(imageID), id(unknown)}},
 		{358, "getVolumeInfo", []any{id(unknown), id(poolID), id(imageID), id(volumeID)}},
 		{922, "mergeSnapshots", []any{id(domainID), id(poolID), "", id(imageID), id(unknown), id(volumeID)}},
-		{230, "teardownImage", []any{id(poolID), id(domainID), id(imageID)}},
 		{401, "clearTask", []any{id(unknown)}},
 	} {
 		r := e.xml(t, c.verb, c.params...)

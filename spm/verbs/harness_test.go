@@ -112,6 +112,9 @@ func (e *endpoint) json(t *testing.T, method string, params any) (a jsonAnswer) 
 	require.Equal(t, http.StatusOK, status, answer)
 	d := json.NewDecoder(bytes.NewReader([]byte(answer)))
 	require.NoError(t, d.Decode(&a), answer)
+	if v := verbs.Find(method); v != nil && a.Error != nil {
+		require.True(t, v.Lists(a.Error.Data.Code), "%s answers a code that its reference does not name: %+v", method, a.Error)
+	}
 	return a
 }
 

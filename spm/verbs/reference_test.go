@@ -141,7 +141,8 @@ and ours in ` + "`data.code`" + `. A fault of XML-RPC, or a negative code, means
 was done. Sizes in replies are decimal strings of bytes.
 
 A verb that answers the UUID of a task has checked and persisted it; what becomes of it says getTaskStatus. It stays
-until clearTask.
+until clearTask. The errors of such a verb are also those that the task may end with, beside 411, which is that it was
+stopped.
 
 ## Events
 

@@ -33,9 +33,12 @@ func connections(results []spm.ConnectionResult, as map[spm.Code]int) Reply {
 	list := make([]any, len(results))
 	for i, r := range results {
 		m := map[string]any{"id": r.ID.String(), "status": 0}
+		if r.Was && r.Err == nil {
+			m["message"] = "it was so before"
+		}
 		if r.Err != nil {
 			code := spm.CodeOf(r.Err)
-			m["status"], m["message"] = cmp.Or(as[code], number(code)), r.Err.Error()
+			m["status"], m["message"] = cmp.Or(as[code], Number(code)), r.Err.Error()
 		}
 		list[i] = m
 	}
@@ -92,7 +95,7 @@ func volumeInfo(v spm.VolumeInfo) map[string]any {
 		status = spm.Illegal
 	}
 	m := map[string]any{
-		"uuid": v.Volume.String(), "image": v.Image.String(), "domain": v.Domain.String(), "pool": "",
+		"uuid": v.Volume.String(), "image": v.Image.String(), "domain": v.Domain.String(), "pool": v.Pool.String(),
 		"parent": v.Parent.String(), "parentImage": v.ParentImage.String(), "children": texts(v.Children),
 		"capacity": decimal(v.Capacity), "apparentsize": decimal(v.Granted), "truesize": decimal(v.Used), "bound": decimal(v.Bound),
 		"format": v.Format, "type": v.Alloc, "voltype": v.Type, "disktype": v.DiskType,
@@ -131,7 +134,7 @@ func taskStatus(t spm.TaskStatus) map[string]any {
 		"state": t.State, "step": t.Step, "done": decimal(t.Done), "total": decimal(t.Total), "result": decoded(t.Result),
 	}
 	if t.Code != 0 {
-		m["code"] = number(t.Code)
+		m["code"] = Number(t.Code)
 	}
 	return m
 }

@@ -15,15 +15,16 @@ var Table = slices.Concat(domainVerbs, poolVerbs, imageVerbs, volumeVerbs, taskV
 // everywhere are the errors that every verb can answer.
 var everywhere = []spm.Code{spm.CodeInvalid, spm.CodeInternal, spm.CodeStopping}
 
-// The errors that many verbs have in common: of those that look at a domain, that
-// change one of a pool, that list what is in one, that look at a volume, and that begin a
-// task about one.
+// The errors that many verbs have in common. A verb that begins a task has those of the
+// task as well.
 var (
-	domainCodes = []spm.Code{spm.CodeUnknownDomain, spm.CodeDamaged}
-	memberCodes = []spm.Code{spm.CodeUnknownDomain, spm.CodeUnknownPool, spm.CodeNotConnected, spm.CodeNotSPM, spm.CodeNotInPool, spm.CodeWrongState, spm.CodeDamaged}
-	listCodes   = with(domainCodes, spm.CodeNotConnected, spm.CodeNotSPM, spm.CodeNotActive)
-	volumeCodes = with(listCodes, spm.CodeUnknownPool, spm.CodeWrongPool, spm.CodeUnknownImage, spm.CodeNotFound)
-	changeCodes = with(volumeCodes, spm.CodeNotInPool, spm.CodeWrongState, spm.CodeInUse, spm.CodeIllegal, spm.CodePoolFull, spm.CodeTooManyTasks)
+	domainCodes = []spm.Code{spm.CodeUnknownDomain, spm.CodeDamaged, spm.CodeForeign, spm.CodeNewerVersion, spm.CodeUnsupported} // looks at a domain
+	editCodes   = with(domainCodes, spm.CodeNotFound, spm.CodeOutsideRoots, spm.CodeInUse)                                       // changes one: its place may have gone
+	poolCodes   = with(domainCodes, spm.CodeNotConnected, spm.CodeWrongMaster)                                                   // reads what the master says of its pool
+	memberCodes = with(editCodes, spm.CodeNotConnected, spm.CodeNotSPM, spm.CodeWrongState)                                      // changes a domain of a pool
+	activeCodes = []spm.Code{spm.CodeNotConnected, spm.CodeNotSPM, spm.CodeWrongState, spm.CodeUnknownDomain, spm.CodeNotActive} // looks at what is in a domain
+	imageCodes  = with(activeCodes, spm.CodeWrongPool, spm.CodeUnknownImage)
+	volumeCodes = with(imageCodes, spm.CodeNotFound)
 )
 
 // with adds codes to those that several verbs have.

@@ -9,16 +9,16 @@ import (
 )
 
 // transition are the numbers of the verbs that change a domain's state.
-var transition = map[spm.Code]int{spm.CodeWrongState: 381, spm.CodeDamaged: 753}
+var transition = map[spm.Code]int{spm.CodeWrongState: 381, spm.CodeDamaged: 753, spm.CodeNotFound: 453}
 
 var connectionArgs = argsOf(
 	Arg{Name: "domType", Kind: kindDomainType, Doc: "what lies there"}, Arg{Name: "spUUID", Kind: kindIgnored, Doc: "of VDSM"},
 	Arg{Name: "conList", Kind: kindConnections, Doc: "what to connect"}, argOptions)
 
 // connectionNumbers are those of what one connection may fail with.
-var connectionNumbers = map[spm.Code]int{spm.CodeNotFound: 453, spm.CodeDamaged: 753}
+var connectionNumbers = map[spm.Code]int{spm.CodeNotFound: 453}
 
-var connectionReply = []Member{{"statuslist", "array of {id, status}: the UUID of each connection, and 0 or the code of its error; message says why"}}
+var connectionReply = []Member{{"statuslist", "array of {id, status}: the UUID of each connection, and 0 or the code of its error; message says why, or that it was so before"}}
 
 var domainVerbs = []Verb{
 	{
@@ -27,7 +27,7 @@ var domainVerbs = []Verb{
 			"The verb succeeds if a connection does not: each has its own status.",
 		Methods: []Method{{"StoragePool.connectStorageServer", "storagepoolID domainType connectionParams", "statuslist"}},
 		Args:    connectionArgs, Reply: connectionReply,
-		Codes: []spm.Code{spm.CodeNotFound, spm.CodeOutsideRoots, spm.CodeForeign, spm.CodeDamaged, spm.CodeNewerVersion},
+		Codes: []spm.Code{spm.CodeOutsideRoots, spm.CodeNotFound, spm.CodeUnsupported},
 		As:    connectionNumbers,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			r, err := s.ConnectServer(ctx, get[spm.DomainType](a, "domType"), get[[]spm.Connection](a, "conList"))
@@ -39,7 +39,7 @@ var domainVerbs = []Verb{
 		Doc:     "Forget storage. Domains of it that a connected pool uses keep it.",
 		Methods: []Method{{"StoragePool.disconnectStorageServer", "storagepoolID domainType connectionParams", "statuslist"}},
 		Args:    connectionArgs, Reply: connectionReply,
-		Codes: []spm.Code{spm.CodeActive, spm.CodeUnknownDomain},
+		Codes: []spm.Code{spm.CodeActive, spm.CodeUnsupported},
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			r, err := s.DisconnectServer(ctx, get[spm.DomainType](a, "domType"), get[[]spm.Connection](a, "conList"))
 			return connections(r, nil), err
@@ -58,8 +58,9 @@ var domainVerbs = []Verb{
 			argOptions,
 			Arg{Name: "capacity", Kind: kindSize, Optional: true, Doc: "ours: what its volumes may be granted together, in a directory; 0: what its file system has"},
 		),
-		Codes: []spm.Code{spm.CodeExists, spm.CodeForeign, spm.CodeOutsideRoots, spm.CodeNotConnected, spm.CodeDomainTooSmall, spm.CodeUnsupported},
-		As:    map[spm.Code]int{spm.CodeExists: 365, spm.CodeNotConnected: 360},
+		Codes: []spm.Code{spm.CodeExists, spm.CodeNotConnected, spm.CodeNotFound, spm.CodeOutsideRoots, spm.CodeForeign, spm.CodeDamaged, spm.CodeNewerVersion,
+			spm.CodeInUse, spm.CodeDomainTooSmall, spm.CodeUnsupported},
+		As: map[spm.Code]int{spm.CodeExists: 365, spm.CodeNotConnected: 360, spm.CodeNotFound: 453, spm.CodeDamaged: 753},
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return nothing(s.CreateDomain(ctx, spm.CreateDomain{
 				Type: get[spm.DomainType](a, "storageType"), ID: get[uuid.UUID](a, "sdUUID"), Name: get[string](a, "domainName"),
@@ -71,8 +72,8 @@ var domainVerbs = []Verb{
 		Name: "formatStorageDomain", VDSM: true, Doc: "Remove a domain of no pool, with everything in it.",
 		Methods: []Method{{"StorageDomain.format", "storagedomainID autoDetach", ""}},
 		Args:    argsOf(argDomain, Arg{Name: "autoDetach", Kind: kindBool, Optional: true, Doc: "detach it from its pool first"}, argOptions),
-		Codes:   with(domainCodes, spm.CodeAttached, spm.CodeInUse),
-		As:      map[spm.Code]int{spm.CodeAttached: 391, spm.CodeDamaged: 753},
+		Codes:   with(memberCodes, spm.CodeAttached, spm.CodeIsMaster, spm.CodeActive),
+		As:      map[spm.Code]int{spm.CodeAttached: 391, spm.CodeWrongState: 381, spm.CodeDamaged: 753, spm.CodeNotFound: 453},
 		call:    formatDomain,
 	},
 	{
@@ -85,7 +86,7 @@ var domainVerbs = []Verb{
 	{
 		Name: "activateStorageDomain", VDSM: true, Doc: "Bring an attached domain into use.",
 		Methods: []Method{{"StorageDomain.activate", "storagedomainID storagepoolID", ""}},
-		Args:    argsOf(argDomain, argPool, argOptions), Codes: memberCodes, As: transition,
+		Args:    argsOf(argDomain, argPool, argOptions), Codes: with(memberCodes, spm.CodeNotInPool), As: transition,
 		call: member(spm.Storage.ActivateDomain),
 	},
 	{
@@ -95,8 +96,8 @@ var domainVerbs = []Verb{
 		Args: argsOf(argDomain, argPool,
 			Arg{Name: "msdUUID", Kind: kindUUID, Doc: "the new master, if the domain is the master; else blank"},
 			Arg{Name: "masterVersion", Kind: kindInt, Doc: "the version of the new master"}, argOptions),
-		Codes: with(memberCodes, spm.CodeIsMaster, spm.CodeWrongMaster, spm.CodeWrongVersion, spm.CodeInUse, spm.CodeUnfinished),
-		As:    map[spm.Code]int{spm.CodeWrongState: 381, spm.CodeDamaged: 753, spm.CodeIsMaster: 310, spm.CodeUnfinished: 406},
+		Codes: with(memberCodes, spm.CodeNotInPool, spm.CodeIsMaster, spm.CodeWrongVersion, spm.CodeUnfinished),
+		As:    map[spm.Code]int{spm.CodeWrongState: 381, spm.CodeDamaged: 753, spm.CodeNotFound: 453, spm.CodeIsMaster: 310, spm.CodeUnfinished: 406},
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return nothing(s.DeactivateDomain(ctx, get[uuid.UUID](a, "spUUID"), get[uuid.UUID](a, "sdUUID"),
 				get[uuid.UUID](a, "msdUUID"), get[int64](a, "masterVersion")))
@@ -106,7 +107,7 @@ var domainVerbs = []Verb{
 		Name: "detachStorageDomain", VDSM: true, Doc: "Make a domain that is not in use one of no pool, also one that has vanished.",
 		Methods: []Method{{"StorageDomain.detach", "storagedomainID storagepoolID masterSdUUID masterVersion force", ""}},
 		Args:    argsOf(argDomain, argPool, ignored("msdUUID"), ignored("masterVersion"), argOptions),
-		Codes:   with(memberCodes, spm.CodeIsMaster, spm.CodeActive), As: transition,
+		Codes:   with(memberCodes, spm.CodeNotInPool, spm.CodeIsMaster, spm.CodeActive), As: transition,
 		call: member(spm.Storage.DetachDomain),
 	},
 	{
@@ -140,7 +141,7 @@ var domainVerbs = []Verb{
 			Arg{Name: "domainClass", Kind: kindClass, Optional: true, Doc: "only those of this class"},
 			Arg{Name: "storageType", Kind: kindDomainType, Optional: true, Doc: "only those of this type"},
 			Arg{Name: "remotePath", Kind: kindString, Optional: true, Doc: "only the one that lies there"}, argOptions),
-		Reply: []Member{{"domlist", "array of UUIDs"}}, Codes: []spm.Code{spm.CodeUnknownPool, spm.CodeNotConnected},
+		Reply: []Member{{"domlist", "array of UUIDs"}}, Codes: []spm.Code{spm.CodeNotConnected},
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			infos, err := listDomains(ctx, s, a)
 			ids := make([]string, len(infos))
@@ -154,7 +155,7 @@ var domainVerbs = []Verb{
 		Name: "getStorageDomainsDetails", Doc: "The domains that the host has found, and what its pool lists beside them, or those of a pool, with all that is known of them.",
 		Args:  argsOf(Arg{Name: "spUUID", Kind: kindUUID, Optional: true, Doc: "the pool; blank: all domains"}),
 		Reply: []Member{{"domains", "array of objects: info as in getStorageDomainInfo, and stats as in getStorageDomainStats, missing where they are not known"}},
-		Codes: []spm.Code{spm.CodeUnknownPool, spm.CodeNotConnected},
+		Codes: []spm.Code{spm.CodeNotConnected},
 		call:  domainsDetails,
 	},
 }

@@ -16,15 +16,16 @@ var imageVerbs = []Verb{
 			Arg{Name: "srcVolUUID", Kind: kindUUID, Doc: "the volume; blank: the leaf"},
 			Arg{Name: "dstImgUUID", Kind: kindNewUUID, Doc: "the new image"},
 			Arg{Name: "dstVolUUID", Kind: kindNewUUID, Doc: "the new volume"},
-			Arg{Name: "description", Kind: kindString, Optional: true, Doc: "of the new volume"},
+			Arg{Name: "description", Kind: kindString, Optional: true, Doc: "of the new volume, as desc of createVolume"},
 			Arg{Name: "dstSdUUID", Kind: kindUUID, Optional: true, Doc: "the domain of the new image; blank: the same"},
 			Arg{Name: "volType", Kind: kindVolType, Optional: true, Default: spm.Shared, Doc: "SHARED if it is not given"},
 			Arg{Name: "volFormat", Kind: kindFormatOrSame, Optional: true, Doc: "of the new volume"},
 			Arg{Name: "preallocate", Kind: kindAllocOrSame, Optional: true, Doc: "of the new volume"}, argZero, argForce),
 		Methods: []Method{{"Volume.copy", "volumeID=srcVolUUID storagepoolID storagedomainID imageID=srcImgUUID dstSdUUID dstImgUUID dstVolUUID " +
 			"desc=description volType volFormat preallocate postZero force discard", "uuid"}},
-		Reply: taskReply, Codes: with(changeCodes, spm.CodeExists, spm.CodeUnsupported), As: volumeNumbers,
-		call: copyImage,
+		Reply: taskReply, As: volumeNumbers,
+		Codes: with(volumeCodes, spm.CodeDamaged, spm.CodeIllegal, spm.CodeInUse, spm.CodeExists, spm.CodePoolFull, spm.CodeUnsupported, spm.CodeTooManyTasks),
+		call:  copyImage,
 	},
 	{
 		Name: "moveImage", VDSM: true, Doc: "Move or copy an image with its chain to another domain of the pool.",
@@ -33,7 +34,9 @@ var imageVerbs = []Verb{
 			Arg{Name: "dstDomUUID", Kind: kindUUID, Doc: "the domain that gets it"}, argImage, argVM,
 			Arg{Name: "op", Kind: kindOperation, Doc: "what becomes of the original"}, argZero, argForce),
 		Methods: []Method{{"Image.move", "imageID storagepoolID storagedomainID=srcDomUUID dstSdUUID=dstDomUUID operation=op postZero force discard", "uuid"}},
-		Reply:   taskReply, Codes: with(changeCodes, spm.CodeExists, spm.CodeHasChildren), As: volumeNumbers,
+		Reply:   taskReply, As: volumeNumbers,
+		Codes: with(imageCodes, spm.CodeDamaged, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeExists, spm.CodePoolFull,
+			spm.CodeUnsupported, spm.CodeTooManyTasks),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return begun(s.MoveImage(ctx, spm.MoveImage{
 				Pool: get[uuid.UUID](a, "spUUID"), From: get[uuid.UUID](a, "srcDomUUID"), To: get[uuid.UUID](a, "dstDomUUID"),
@@ -45,7 +48,7 @@ var imageVerbs = []Verb{
 		Name: "deleteImage", VDSM: true, Doc: "Remove an image with all its volumes.",
 		Args:    argsOf(argDomain, argPool, argImage, argZero, argForce),
 		Methods: []Method{{"Image.delete", "imageID storagepoolID storagedomainID postZero force discard", "uuid"}},
-		Reply:   taskReply, Codes: with(changeCodes, spm.CodeHasChildren), As: volumeNumbers,
+		Reply:   taskReply, Codes: with(imageCodes, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeTooManyTasks), As: volumeNumbers,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return begun(s.DeleteImage(ctx, spm.DeleteImage{
 				Pool: get[uuid.UUID](a, "spUUID"), Domain: get[uuid.UUID](a, "sdUUID"), Image: get[uuid.UUID](a, "imgUUID"),
@@ -60,7 +63,9 @@ var imageVerbs = []Verb{
 		Args: argsOf(argDomain, argPool, argVM, argImage,
 			Arg{Name: "ancestor", Kind: kindNewUUID, Doc: "the volume that stays"},
 			Arg{Name: "successor", Kind: kindNewUUID, Doc: "the volume that goes"}, argZero),
-		Reply: taskReply, Codes: with(changeCodes, spm.CodeHasChildren), As: volumeNumbers,
+		Reply: taskReply, As: volumeNumbers,
+		Codes: with(volumeCodes, spm.CodeDamaged, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeStale, spm.CodeUnfinished, spm.CodePoolFull,
+			spm.CodeBound, spm.CodeUnsupported, spm.CodeTooManyTasks),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return begun(s.MergeVolumes(ctx, spm.MergeVolumes{
 				Pool: get[uuid.UUID](a, "spUUID"), Domain: get[uuid.UUID](a, "sdUUID"), Image: get[uuid.UUID](a, "imgUUID"),
@@ -72,7 +77,7 @@ var imageVerbs = []Verb{
 		Name: "getImagesList", VDSM: true, Doc: "The images of a domain.",
 		Args:    argsOf(argDomain, argOptions),
 		Methods: []Method{{"StorageDomain.getImages", "storagedomainID", "imageslist"}},
-		Reply:   []Member{{"imageslist", "array of UUIDs"}}, Codes: listCodes,
+		Reply:   []Member{{"imageslist", "array of UUIDs"}}, Codes: activeCodes,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			images, err := s.Images(ctx, get[uuid.UUID](a, "sdUUID"))
 			return Reply{"imageslist": texts(images)}, err
@@ -90,17 +95,17 @@ var imageVerbs = []Verb{
 			{"info", "object: type (network), protocol (nbd), path, socket, control, pid, domainID, imageID, volumeID"},
 			{"imgVolumesInfo", "array of objects, from the base to the leaf: domainID, imageID, volumeID, path"},
 		},
-		Codes: with(volumeCodes, spm.CodeHasChildren, spm.CodeIllegal, spm.CodeInUse, spm.CodeWrongState), As: volumeNumbers,
+		Codes: with(volumeCodes, spm.CodeDamaged, spm.CodeIllegal, spm.CodeHasChildren, spm.CodeInUse, spm.CodeUnfinished, spm.CodeUnsupported), As: volumeNumbers,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			p, err := s.PrepareImage(ctx, at(a), spm.PrepareOptions{ReadOnly: get[bool](a, "readOnly"), AllowIllegal: get[bool](a, "allowIllegal")})
 			return prepared(p), err
 		},
 	},
 	{
-		Name: "teardownImage", VDSM: true, Doc: "Serve an image no more.",
+		Name: "teardownImage", VDSM: true, Doc: "Serve an image no more. One that is not served is no error.",
 		Args:    argsOf(argPool, argDomain, argImage, Arg{Name: "volUUID", Kind: kindUUID, Optional: true, Doc: "the volume; blank: whichever is served"}),
 		Methods: []Method{{"Image.teardown", "storagepoolID storagedomainID imageID volumeID", ""}},
-		Codes:   with(volumeCodes, spm.CodeNotPrepared, spm.CodeInUse),
+		Codes:   with(imageCodes, spm.CodeInUse, spm.CodeUnfinished),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return nothing(s.TeardownImage(ctx, at(a)))
 		},

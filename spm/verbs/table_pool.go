@@ -11,7 +11,8 @@ import (
 var (
 	argHost    = Arg{Name: "hostID", Kind: kindInt, Doc: "of VDSM: the host that asks; there is one"}
 	argSCSIKey = Arg{Name: "scsiKey", Kind: kindIgnored, Doc: "of VDSM"}
-	poolCodes  = []spm.Code{spm.CodeUnknownPool, spm.CodeNotConnected}
+	// masterNumbers are the numbers of the verbs that read what a pool's master says.
+	masterNumbers = map[spm.Code]int{spm.CodeDamaged: 753}
 )
 
 const spmDoc = "object: spmStatus (Free, Contend or SPM), spmLver (the epoch), spmId (-1: nobody)"
@@ -29,8 +30,8 @@ var poolVerbs = []Verb{
 			Arg{Name: "domList", Kind: kindUUIDs, Doc: "its domains, the master among them"},
 			Arg{Name: "masterVersion", Kind: kindInt, Doc: "the master's version, above 0"},
 			ignored("lockPolicy"), ignored("lockRenewalIntervalSec"), ignored("leaseTimeSec"), ignored("ioOpTimeoutSec"), ignored("leaseRetries"), argOptions),
-		Codes: []spm.Code{spm.CodeExists, spm.CodeUnknownDomain, spm.CodeAttached, spm.CodeDamaged},
-		As:    map[spm.Code]int{spm.CodeExists: 316, spm.CodeDamaged: 753},
+		Codes: with(editCodes, spm.CodeExists, spm.CodeAttached),
+		As:    map[spm.Code]int{spm.CodeExists: 316, spm.CodeDamaged: 753, spm.CodeNotFound: 453},
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return nothing(s.CreatePool(ctx, spm.CreatePool{
 				ID: get[uuid.UUID](a, "spUUID"), Name: get[string](a, "poolName"), Master: get[uuid.UUID](a, "masterDom"),
@@ -39,11 +40,11 @@ var poolVerbs = []Verb{
 		},
 	},
 	{
-		Name: "destroyStoragePool", VDSM: true, Doc: "Detach all domains of a pool whose SPM this host is, the master last. Their images stay.",
+		Name: "destroyStoragePool", VDSM: true, Doc: "Detach all domains of a connected pool, the master last, with or without being its SPM. No other domain than the master may be active. Their images stay.",
 		Methods: []Method{{"StoragePool.destroy", "storagepoolID hostID scsiKey", ""}},
 		Args:    argsOf(argPool, argHost, argSCSIKey, argOptions),
-		Codes:   with(poolCodes, spm.CodeNotSPM, spm.CodeWrongState, spm.CodeActive, spm.CodeUnfinished, spm.CodeInUse),
-		As:      map[spm.Code]int{spm.CodeActive: 325, spm.CodeUnfinished: 406},
+		Codes:   with(editCodes, spm.CodeNotConnected, spm.CodeWrongState, spm.CodeWrongMaster, spm.CodeActive, spm.CodeUnfinished),
+		As:      map[spm.Code]int{spm.CodeActive: 325, spm.CodeUnfinished: 406, spm.CodeDamaged: 753, spm.CodeNotFound: 453},
 		call:    ofPool(spm.Storage.DestroyPool),
 	},
 	{
@@ -52,8 +53,8 @@ var poolVerbs = []Verb{
 		Args: argsOf(argPool, argHost, argSCSIKey,
 			Arg{Name: "msdUUID", Kind: kindUUID, Doc: "the master domain"},
 			Arg{Name: "masterVersion", Kind: kindInt, Doc: "its version"}, ignored("domainsMap"), argOptions),
-		Codes: []spm.Code{spm.CodeUnknownPool, spm.CodeUnknownDomain, spm.CodeWrongMaster, spm.CodeWrongVersion, spm.CodeOtherPool, spm.CodeDamaged},
-		As:    map[spm.Code]int{spm.CodeDamaged: 753},
+		Codes: []spm.Code{spm.CodeUnknownPool, spm.CodeWrongMaster, spm.CodeWrongVersion, spm.CodeOtherPool, spm.CodeDamaged},
+		As:    masterNumbers,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return nothing(s.ConnectPool(ctx, get[uuid.UUID](a, "spUUID"), get[uuid.UUID](a, "msdUUID"), get[int64](a, "masterVersion")))
 		},
@@ -62,7 +63,7 @@ var poolVerbs = []Verb{
 		Name: "disconnectStoragePool", VDSM: true, Doc: "Make the host none of the pool's. Again changes nothing.",
 		Methods: []Method{{"StoragePool.disconnect", "storagepoolID hostID scsiKey remove", ""}},
 		Args:    argsOf(argPool, argHost, argSCSIKey, ignored("remove"), argOptions),
-		Codes:   []spm.Code{spm.CodeUnknownPool, spm.CodeActive, spm.CodeInUse},
+		Codes:   []spm.Code{spm.CodeActive, spm.CodeWrongState},
 		As:      map[spm.Code]int{spm.CodeActive: 656},
 		call:    ofPool(spm.Storage.DisconnectPool),
 	},
@@ -74,8 +75,8 @@ var poolVerbs = []Verb{
 			{"info", "object: name, type, version, master_uuid, master_ver, lver, spm_id, pool_status, isoprefix, domains (as uuid:state, separated by commas)"},
 			{"dominfo", "object of each domain by its UUID: status, alerts, isoprefix, version, and of an active one disktotal and diskfree (bytes)"},
 		},
-		Codes: poolCodes,
-		call:  poolInfo,
+		Codes: poolCodes, As: masterNumbers,
+		call: poolInfo,
 	},
 	{
 		Name: "getConnectedStoragePoolsList", VDSM: true, Doc: "The pools that the host is connected to.",
@@ -88,7 +89,7 @@ var poolVerbs = []Verb{
 	},
 	{
 		Name: "getStoragePoolStats", Doc: "How the active domains of a pool are used, together.",
-		Args: argsOf(argPool), Reply: []Member{{"stats", "object as in getStorageDomainStats"}}, Codes: poolCodes,
+		Args: argsOf(argPool), Reply: []Member{{"stats", "object as in getStorageDomainStats"}}, Codes: poolCodes, As: masterNumbers,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			i, err := s.PoolInfo(ctx, get[uuid.UUID](a, "spUUID"))
 			return Reply{"stats": stats(i.Stats)}, err
@@ -99,8 +100,8 @@ var poolVerbs = []Verb{
 		Methods: []Method{{"StoragePool.spmStart", "storagepoolID prevID prevLver enableScsiFencing maxHostID domVersion", "uuid"}},
 		Args: argsOf(argPool, ignored("prevID"), ignored("prevLVER"), ignored("recoveryMode"), ignored("scsiFencing"),
 			ignored("maxHostID"), ignored("domVersion"), argOptions),
-		Reply: taskReply, Codes: with(poolCodes, spm.CodeActive, spm.CodeWrongMaster, spm.CodeDamaged),
-		As: map[spm.Code]int{spm.CodeActive: 656, spm.CodeDamaged: 753},
+		Reply: taskReply, Codes: with(editCodes, spm.CodeNotConnected, spm.CodeWrongMaster),
+		As: map[spm.Code]int{spm.CodeDamaged: 753, spm.CodeNotFound: 453},
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return begun(s.StartSPM(ctx, get[uuid.UUID](a, "spUUID")))
 		},
@@ -108,14 +109,14 @@ var poolVerbs = []Verb{
 	{
 		Name: "spmStop", VDSM: true, Doc: "Give up managing the pool. Volumes that are served go on with the space that they have.",
 		Methods: []Method{{"StoragePool.spmStop", "storagepoolID", ""}},
-		Args:    argsOf(argPool, argOptions), Codes: with(poolCodes, spm.CodeNotSPM, spm.CodeUnfinished),
+		Args:    argsOf(argPool, argOptions), Codes: []spm.Code{spm.CodeNotConnected, spm.CodeWrongState, spm.CodeUnfinished},
 		As:   map[spm.Code]int{spm.CodeUnfinished: 406},
 		call: ofPool(spm.Storage.StopSPM),
 	},
 	{
 		Name: "getSpmStatus", VDSM: true, Doc: "Who manages the pool.",
 		Methods: []Method{{"StoragePool.getSpmStatus", "storagepoolID", "spm_st"}},
-		Args:    argsOf(argPool, argOptions), Reply: []Member{{"spm_st", spmDoc}}, Codes: poolCodes,
+		Args:    argsOf(argPool, argOptions), Reply: []Member{{"spm_st", spmDoc}}, Codes: poolCodes, As: masterNumbers,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			st, err := s.SPMStatus(ctx, get[uuid.UUID](a, "spUUID"))
 			return Reply{"spm_st": map[string]any{"spmStatus": st.Role, "spmLver": st.Epoch, "spmId": st.ID}}, err

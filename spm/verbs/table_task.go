@@ -13,8 +13,12 @@ var argTask = Arg{Name: "taskID", Kind: kindUUID, Doc: "the task"}
 // taskNumbers are the numbers of the verbs about tasks.
 var taskNumbers = map[spm.Code]int{spm.CodeWrongState: 410}
 
-// endCodes are the errors of the verbs that end tasks, or forget them.
-var endCodes = []spm.Code{spm.CodeUnknownTask, spm.CodeNotConnected, spm.CodeNotSPM}
+// The errors of the verbs that look at a task, and of those that end tasks, or forget
+// them: one of a newer version is left alone.
+var (
+	taskCodes = []spm.Code{spm.CodeUnknownTask, spm.CodeWrongState}
+	endCodes  = with(taskCodes, spm.CodeNotConnected, spm.CodeNotSPM, spm.CodeUnsupported)
+)
 
 const (
 	statusDoc = "taskID, taskState (running, aborting, cleaning, finished), taskResult (success, cleanSuccess: it has failed and was rolled back, or empty), " +
@@ -26,7 +30,7 @@ var taskVerbs = []Verb{
 	{
 		Name: "getTaskStatus", VDSM: true, Doc: "How far a task is.",
 		Methods: []Method{{"Task.getStatus", "taskID", "taskStatus"}},
-		Args:    argsOf(argTask), Reply: []Member{{"taskStatus", "object: " + statusDoc}}, Codes: []spm.Code{spm.CodeUnknownTask},
+		Args:    argsOf(argTask), Reply: []Member{{"taskStatus", "object: " + statusDoc}}, Codes: taskCodes, As: taskNumbers,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			st, err := s.TaskStatus(ctx, get[uuid.UUID](a, "taskID"))
 			return Reply{"taskStatus": taskStatus(st)}, err
@@ -35,7 +39,7 @@ var taskVerbs = []Verb{
 	{
 		Name: "getTaskInfo", VDSM: true, Doc: "What a task is.",
 		Methods: []Method{{"Task.getInfo", "taskID", "TaskInfo"}},
-		Args:    argsOf(argTask), Reply: []Member{{"TaskInfo", taskDoc}}, Codes: []spm.Code{spm.CodeUnknownTask},
+		Args:    argsOf(argTask), Reply: []Member{{"TaskInfo", taskDoc}}, Codes: taskCodes, As: taskNumbers,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			i, err := s.TaskInfo(ctx, get[uuid.UUID](a, "taskID"))
 			return Reply{"TaskInfo": taskInfo(i)}, err
@@ -44,19 +48,19 @@ var taskVerbs = []Verb{
 	{
 		Name: "getAllTasksStatuses", VDSM: true, Doc: "How far all tasks are.",
 		Methods: []Method{{"Host.getAllTasksStatuses", "", "allTasksStatus"}},
-		Reply:   []Member{{"allTasksStatus", "object of each task by its UUID: as in getTaskStatus"}}, Codes: []spm.Code{spm.CodeNotSPM},
-		call: allTasks("allTasksStatus", func(i spm.TaskInfo) map[string]any { return taskStatus(i.TaskStatus) }),
+		Reply:   []Member{{"allTasksStatus", "object of each task by its UUID: as in getTaskStatus"}},
+		call:    allTasks("allTasksStatus", func(i spm.TaskInfo) map[string]any { return taskStatus(i.TaskStatus) }),
 	},
 	{
 		Name: "getAllTasksInfo", VDSM: true, Doc: "What all tasks are.",
 		Methods: []Method{{"Host.getAllTasksInfo", "", "allTasksInfo"}},
-		Reply:   []Member{{"allTasksInfo", "object of each task by its UUID: as in getTaskInfo"}}, Codes: []spm.Code{spm.CodeNotSPM},
-		call: allTasks("allTasksInfo", taskInfo),
+		Reply:   []Member{{"allTasksInfo", "object of each task by its UUID: as in getTaskInfo"}},
+		call:    allTasks("allTasksInfo", taskInfo),
 	},
 	{
 		Name: "getAllTasks", VDSM: true, Doc: "All that is known of all tasks.",
 		Methods: []Method{{"Host.getAllTasks", "", "tasks"}},
-		Args:    argsOf(argOptions), Codes: []spm.Code{spm.CodeNotSPM},
+		Args:    argsOf(argOptions),
 		Reply: []Member{{"tasks", "object of each task by its UUID: id, verb, state (ours: queued, running, aborting, recovering, finished, failed), code, message, " +
 			"result, tag; ours: step, done, total, pool, created, ended (seconds since 1970), args (a string with JSON)"}},
 		call: allTasks("tasks", taskDetails),
@@ -64,19 +68,19 @@ var taskVerbs = []Verb{
 	{
 		Name: "stopTask", VDSM: true, Doc: "Stop a task that has not ended: it is rolled back, unless it has gone too far for that.",
 		Methods: []Method{{"Task.stop", "taskID", ""}},
-		Args:    argsOf(argTask), Codes: with(endCodes, spm.CodeWrongState), As: taskNumbers,
+		Args:    argsOf(argTask), Codes: endCodes, As: taskNumbers,
 		call: ofTask(spm.Storage.StopTask),
 	},
 	{
 		Name: "revertTask", VDSM: true, Doc: "Undo a task that has not gone too far for that.",
 		Methods: []Method{{"Task.revert", "taskID", ""}},
-		Args:    argsOf(argTask), Codes: with(endCodes, spm.CodeWrongState), As: taskNumbers,
+		Args:    argsOf(argTask), Codes: endCodes, As: taskNumbers,
 		call: ofTask(spm.Storage.RevertTask),
 	},
 	{
 		Name: "clearTask", VDSM: true, Doc: "Forget a task that has ended.",
 		Methods: []Method{{"Task.clear", "taskID", ""}},
-		Args:    argsOf(argTask), Codes: with(endCodes, spm.CodeUnfinished, spm.CodeWrongState), As: taskNumbers,
+		Args:    argsOf(argTask), Codes: endCodes, As: taskNumbers,
 		call: ofTask(spm.Storage.ClearTask),
 	},
 }

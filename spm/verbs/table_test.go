@@ -59,6 +59,11 @@ func TestTable(t *testing.T) {
 				require.True(t, names[p.arg] || slices.Contains(unused, p.name), "%s: %s is no argument of %s", m.Name, p.name, v.Name)
 			}
 		}
+		listed := map[spm.Code]bool{}
+		for _, c := range slices.Concat(v.Codes, everywhere) {
+			require.False(t, listed[c], "%s lists %d twice", v.Name, c)
+			listed[c] = true
+		}
 		for c := range v.As {
 			require.Contains(t, v.Codes, c, "%s has a number for a code that it does not have", v.Name)
 		}

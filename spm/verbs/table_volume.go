@@ -16,7 +16,7 @@ var oneVolume = argsOf(argDomain, argPool, argImage, argVolume)
 
 const (
 	volumeDoc = "uuid, type (SPARSE, PREALLOCATED), format (COW, RAW), disktype, voltype (LEAF, INTERNAL, SHARED), capacity, apparentsize, truesize (bytes), " +
-		"parent, children (array of UUIDs), description, pool (empty), domain, image, ctime (seconds since 1970), mtime (0), legality (LEGAL, ILLEGAL), " +
+		"parent, children (array of UUIDs), description, pool, domain, image, ctime (seconds since 1970), mtime (0), legality (LEGAL, ILLEGAL), " +
 		"status (OK, ILLEGAL, INVALID), generation, sequence; ours: bound (bytes), priority, served, path, parentImage, and name and damaged if there is one"
 	sizesDoc = "bytes"
 )
@@ -32,7 +32,7 @@ var volumeVerbs = []Verb{
 			Arg{Name: "preallocate", Kind: kindAlloc, Doc: "SPARSE on a parent"},
 			Arg{Name: "diskType", Kind: kindDiskType, Doc: "what is in it"},
 			Arg{Name: "volUUID", Kind: kindNewUUID, Doc: "the new volume"},
-			Arg{Name: "desc", Kind: kindString, Doc: "a description"},
+			Arg{Name: "desc", Kind: kindString, Doc: "a description; DiskAlias, if it is JSON with that, is the name of the image, which no other image of the pool may have"},
 			Arg{Name: "srcImgUUID", Kind: kindUUID, Optional: true, Doc: "the parent's image; blank: the same"},
 			Arg{Name: "srcVolUUID", Kind: kindUUID, Optional: true, Doc: "the parent; blank: none"},
 			Arg{Name: "initialSize", Kind: kindSectors, Optional: true, Doc: "what it is granted at first; 0: the pool's choice"},
@@ -41,7 +41,9 @@ var volumeVerbs = []Verb{
 			ignored("sequence"),
 			Arg{Name: "bitmap", Kind: kindNone, Optional: true, Doc: "there are no bitmaps"},
 			Arg{Name: "priority", Kind: kindInt, Optional: true, Doc: "ours: who waits first in a full pool, the lower"}),
-		Reply: taskReply, Codes: with(changeCodes, spm.CodeExists, spm.CodeUnsupported),
+		Reply: taskReply,
+		Codes: with(volumeCodes, spm.CodeDamaged, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeExists, spm.CodeActive, spm.CodeUnfinished,
+			spm.CodePoolFull, spm.CodeUnsupported, spm.CodeTooManyTasks),
 		As:   map[spm.Code]int{spm.CodeWrongState: 922, spm.CodeIllegal: 226},
 		call: createVolume,
 	},
@@ -52,7 +54,8 @@ var volumeVerbs = []Verb{
 			{"Image.deleteVolumes", "imageID storagepoolID storagedomainID volumeList postZero force discard", "uuid"},
 			{"Volume.delete", "volumeID=volumes storagepoolID storagedomainID imageID postZero force discard", "uuid"},
 		},
-		Reply: taskReply, Codes: with(changeCodes, spm.CodeHasChildren), As: volumeNumbers,
+		Reply: taskReply, As: volumeNumbers,
+		Codes: with(volumeCodes, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeTooManyTasks),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return begun(s.DeleteVolumes(ctx, spm.DeleteVolumes{
 				Pool: get[uuid.UUID](a, "spUUID"), Domain: get[uuid.UUID](a, "sdUUID"), Image: get[uuid.UUID](a, "imgUUID"),
@@ -64,7 +67,9 @@ var volumeVerbs = []Verb{
 		Name: "extendVolumeSize", VDSM: true, Doc: "Make the virtual size of a leaf larger.",
 		Args:    argsOf(argPool, argDomain, argImage, argVolume, Arg{Name: "newSize", Kind: kindSize, Doc: "the new virtual size"}),
 		Methods: []Method{{"Volume.extendSize", "storagepoolID storagedomainID imageID volumeID newSize", "uuid"}},
-		Reply:   taskReply, Codes: with(changeCodes, spm.CodeHasChildren), As: volumeNumbers,
+		Reply:   taskReply, As: volumeNumbers,
+		Codes: with(volumeCodes, spm.CodeDamaged, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeStale, spm.CodeUnfinished, spm.CodePoolFull,
+			spm.CodeBound, spm.CodeUnsupported, spm.CodeTooManyTasks),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return begun(s.ExtendVolumeSize(ctx, at(a), get[int64](a, "newSize")))
 		},
@@ -73,7 +78,8 @@ var volumeVerbs = []Verb{
 		Name: "reduceVolume", VDSM: true, Doc: "Give back what a volume has been granted beyond its data.",
 		Args:    argsOf(argPool, argDomain, argImage, argVolume, ignored("allowActive")),
 		Methods: []Method{{"StoragePool.reduceVolume", "storagepoolID storagedomainID imageID volumeID allowActive", "uuid"}},
-		Reply:   taskReply, Codes: changeCodes, As: volumeNumbers,
+		Reply:   taskReply, As: volumeNumbers,
+		Codes: with(volumeCodes, spm.CodeDamaged, spm.CodeIllegal, spm.CodeInUse, spm.CodeStale, spm.CodeUnsupported, spm.CodeTooManyTasks),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return begun(s.ReduceImageVolume(ctx, at(a)))
 		},
@@ -103,7 +109,7 @@ var volumeVerbs = []Verb{
 			Arg{Name: "backing", Kind: kindTrue, Optional: true, Doc: "with everything below it"},
 			Arg{Name: "baseUUID", Kind: kindNone, Optional: true, Doc: "down to its base"}),
 		Methods: []Method{{"Volume.measure", "volumeID storagepoolID storagedomainID imageID dstVolFormat backing_chain baseID", "result"}},
-		Reply:   []Member{{"result", "object: required, fully-allocated, bitmaps (bytes)"}}, Codes: with(volumeCodes, spm.CodeIllegal, spm.CodeInUse),
+		Reply:   []Member{{"result", "object: required, fully-allocated, bitmaps (bytes)"}}, Codes: with(volumeCodes, spm.CodeDamaged, spm.CodeInUse, spm.CodeUnsupported),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			m, err := s.MeasureVolume(ctx, at(a), get[string](a, "volFormat"))
 			return Reply{"result": map[string]any{"required": decimal(m.Required), "fully-allocated": decimal(m.FullyAllocated), "bitmaps": decimal(m.Bitmaps)}}, err
@@ -116,7 +122,7 @@ var volumeVerbs = []Verb{
 			{"StorageDomain.getVolumes", "storagedomainID storagepoolID imageID", "uuidlist"},
 			{"Image.getVolumes", "imageID storagepoolID storagedomainID", "uuidlist"},
 		},
-		Reply: []Member{{"uuidlist", "array of UUIDs"}}, Codes: with(listCodes, spm.CodeUnknownImage),
+		Reply: []Member{{"uuidlist", "array of UUIDs"}}, Codes: with(activeCodes, spm.CodeUnknownImage),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			volumes, err := s.VolumesOf(ctx, get[uuid.UUID](a, "sdUUID"), get[uuid.UUID](a, "imgUUID"))
 			ids := make([]string, len(volumes))
@@ -129,7 +135,7 @@ var volumeVerbs = []Verb{
 	{
 		Name: "getVolumesDetails", Doc: "The volumes of a domain, or of an image, with all that is known of them.",
 		Args:  argsOf(argDomain, Arg{Name: "imgUUID", Kind: kindUUID, Optional: true, Doc: "the image; blank: all"}),
-		Reply: []Member{{"volumes", "array of objects as info in getVolumeInfo"}}, Codes: with(listCodes, spm.CodeUnknownImage),
+		Reply: []Member{{"volumes", "array of objects as info in getVolumeInfo"}}, Codes: with(activeCodes, spm.CodeUnknownImage),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			volumes, err := s.VolumesOf(ctx, get[uuid.UUID](a, "sdUUID"), get[uuid.UUID](a, "imgUUID"))
 			list := make([]any, len(volumes))
@@ -142,7 +148,7 @@ var volumeVerbs = []Verb{
 	{
 		Name: "setVolumePriority", Doc: "Say who waits first in a full pool: the lower.",
 		Args:  append(slices.Clone(oneVolume), Arg{Name: "priority", Kind: kindInt, Doc: "any integer; a new volume has 0"}),
-		Codes: volumeCodes,
+		Codes: with(volumeCodes, spm.CodeDamaged),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return nothing(s.SetPriority(ctx, at(a), int(get[int64](a, "priority"))))
 		},

@@ -25,6 +25,12 @@ type Verb struct {
 	call func(ctx context.Context, s spm.Storage, a args) (Reply, error)
 }
 
+// Lists reports whether a code is among the errors of the verb, or of those that every
+// verb has.
+func (v *Verb) Lists(c spm.Code) bool {
+	return slices.Contains(v.Codes, c) || slices.Contains(everywhere, c)
+}
+
 // A Method is a verb as VDSM's JSON-RPC has it: the names of its parameters, in its
 // order, and the member of the reply that is its result; "" is true, and "*" all.
 type Method struct {
@@ -159,7 +165,7 @@ func (v *Verb) failure(err error) *Failure {
 		return f
 	}
 	if f.Number = v.As[f.Code]; f.Number == 0 {
-		f.Number = number(f.Code)
+		f.Number = Number(f.Code)
 	}
 	return f
 }
