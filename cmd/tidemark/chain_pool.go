@@ -63,7 +63,7 @@ func (d *disk) openBelow(ctx context.Context, volume string) (*layer, error) {
 func (d *disk) volumeLayer(h *spm.VolumeHandle) *layer {
 	l := &layer{path: h.Path(), format: h.Info().Format, volume: h, size: h.Info().Size, exchanged: d.spec.Exchanged}
 	l.again = func(ctx context.Context, readOnly bool) (block.File, *hostfile.File, error) {
-		return openVolumeFile(ctx, h, volumeAccess{readOnly: readOnly, noDM: d.spec.NoDM, log: d.spec.Log})
+		return d.spec.opener()(ctx, h, volumeAccess{readOnly: readOnly, noDM: d.spec.NoDM, log: d.spec.Log})
 	}
 	return l
 }
@@ -91,8 +91,18 @@ type volumeAccess struct {
 	log        *slog.Logger
 }
 
-// openVolumeFile opens the file or the logical volume of a volume. host is the
-// file, nil for a logical volume.
+// A volumeOpener opens the file or the logical volume of a volume. host is the file, nil
+// for a logical volume.
+type volumeOpener func(ctx context.Context, h *spm.VolumeHandle, a volumeAccess) (file block.File, host *hostfile.File, err error)
+
+func (s diskSpec) opener() volumeOpener {
+	if s.Opener != nil {
+		return s.Opener
+	}
+	return openVolumeFile
+}
+
+// openVolumeFile opens what a volume is, as volumeOpener says.
 func openVolumeFile(ctx context.Context, h *spm.VolumeHandle, a volumeAccess) (file block.File, host *hostfile.File, err error) {
 	if h.Mapping() != nil {
 		f, err := openVolumeLV(ctx, h, a.readOnly, a.noDM, a.log)
