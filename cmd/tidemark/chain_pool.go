@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
 	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
@@ -123,6 +124,11 @@ func openVolumeFile(ctx context.Context, h *spm.VolumeHandle, a volumeAccess) (f
 	return f, f, nil
 }
 
+// settleLimit bounds how long a chain is not opened because what a writer of one of its
+// volumes had reserved is given back. What is left then stays in that volume, and does no
+// harm.
+const settleLimit = 5 * time.Second
+
 // replay lets what a process that died had completed in a volume become part of its
 // file: who opens it for reading only would not see that. Only the volume's writer
 // leaves such a thing behind; without it nothing is done.
@@ -139,6 +145,12 @@ func (l *layer) replay(ctx context.Context, below block.Device, log *slog.Logger
 		var image *qcow2.Image
 		image, err = openDistrusted(ctx, l.file, l.host, l.path, qcow2.Options{RedoDir: dir, Backing: below, Logger: log})
 		if err == nil {
+			settled, cancel := context.WithTimeout(ctx, settleLimit)
+			select { // a volume that others are based on may not be opened for writing again
+			case <-image.Settled():
+			case <-settled.Done():
+			}
+			cancel()
 			err = image.Close()
 		}
 		err = errors.Join(err, l.file.Close())
