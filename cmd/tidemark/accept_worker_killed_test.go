@@ -33,11 +33,19 @@ func TestVDSMWorkerKilled(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			w := newWorkWorld(t, rng, s)
 			before := w.shows()
-			for _, written := range []int64{0, 2 * mib, 20 * mib} {
-				w.interrupt(written)
-				w.requireBefore(before, written)
+			killed := 0
+			for _, done := range []int64{0, 10 * mib, 30 * mib} {
+				if !w.interrupt(done) {
+					break
+				}
+				killed++
+				w.requireBefore(before, done)
 			}
-			w.complete()
+			require.Positive(t, killed)
+			if !s.served {
+				require.Equal(t, 3, killed)
+			}
+			w.complete(killed == 3)
 		})
 	}
 }
@@ -45,14 +53,15 @@ func TestVDSMWorkerKilled(t *testing.T) {
 // workData is how much a story's job copies: enough to be caught in the middle.
 const workData = 40 * mib
 
-// A workStory is a task, and the volume that its job writes to.
+// A workStory is a task, and where its result is.
 type workStory struct {
 	name, verb string
 	args       func(w *world) arguments
-	to         func(w *world) (domain int, volume string)
 	served     bool   // image i, by the process that does the job
 	leaves     string // what may be different when it was taken back
-	after      string // of which QEMU reads the content
+	domain     int    // where the result is
+	image      string
+	volume     string
 }
 
 var workStories = []workStory{
@@ -61,16 +70,16 @@ var workStories = []workStory{
 			return arguments{"sdUUID": w.domains[0], "spUUID": w.pool, "vmUUID": "", "srcImgUUID": w.id("i"), "srcVolUUID": w.id("b"),
 				"dstImgUUID": w.id("j"), "dstVolUUID": w.id("d"), "volType": "LEAF", "dstSdUUID": w.domains[1]}
 		},
-		to: func(w *world) (int, string) { return 1, w.id("d") }, after: "d",
+		domain: 1, image: "j", volume: "d",
 	},
-	{name: "move", verb: "moveImage", args: (*world).move, to: func(w *world) (int, string) { return 1, w.id("b") }, after: "b"},
+	{name: "move", verb: "moveImage", args: (*world).move, domain: 1, image: "i", volume: "b"},
 	{
 		name: "merge", verb: "mergeSnapshots", args: func(w *world) arguments { return w.merge("a", "b") },
-		to: func(w *world) (int, string) { return 0, w.id("a") }, leaves: "!", after: "a",
+		leaves: "!", image: "i", volume: "a",
 	},
 	{
 		name: "merge of a served image", verb: "mergeSnapshots", args: func(w *world) arguments { return w.merge("a", "b") },
-		to: func(w *world) (int, string) { return 0, w.id("a") }, leaves: "!", after: "a", served: true,
+		leaves: "!", image: "i", volume: "a", served: true,
 	},
 }
 
@@ -107,40 +116,37 @@ func (w *workWorld) dial(socket string) *nbd.Client {
 	return c
 }
 
-// interrupt begins the task, and stops who does its job when the volume has grown by so
-// many bytes: the manager answers and knows that the task is running, and image k is
-// served. Then it is killed.
-func (w *workWorld) interrupt(written int64) {
+// interrupt begins the task, and lets who does its job stop when so many bytes are done:
+// the manager answers and knows that the task is running, and image k is served. Then it
+// is killed. A server that was too fast is not.
+func (w *workWorld) interrupt(done int64) bool {
 	t := w.t
 	t.Helper()
 	goOn := w.load()
 	defer goOn.end()
-	worker := 0
+	stop := w.planStop
 	if w.s.served {
-		w.prepare(w.domains[0], w.id("i"))
-		worker, _ = w.server()
+		stop = w.stopServer
 	}
-	was := w.allocated()
+	stopped := stop(done)
 	task := w.begin(w.s.verb, w.s.args(w.world))
-	testenv.Eventually(t, startLimit, "the job is in the middle", func() bool {
-		for w.allocated()-was < written {
-			if end, err := w.task(task); err != nil || end.State == "finished" {
-				return true
-			}
-		}
-		if !w.s.served {
-			worker = w.worker()
-		}
-		return worker != 0
-	})
-	require.NotZero(t, worker, "the job was over before it was stopped")
-	require.NoError(t, syscall.Kill(worker, syscall.SIGSTOP))
+	pid := stopped(task)
 	state, err := w.task(task)
 	require.NoError(t, err)
-	require.Equal(t, "running", state.State, "%d bytes: %+v", written, state)
+	if w.s.served && state.State == "finished" {
+		require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
+		w.do("clearTask", arguments{"taskID": task})
+		w.teardown(w.domains[0], w.id("i"))
+		return false
+	}
+	require.Equal(t, "running", state.State, "%d bytes: %+v", done, state)
 	goOn.some(t)
-	require.NoError(t, syscall.Kill(worker, syscall.SIGKILL))
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 	end := w.await(task)
+	if w.s.served && end.Result == "success" { // it was stopped when all was decided
+		w.do("clearTask", arguments{"taskID": task})
+		return false
+	}
 	require.Equal(t, "cleanSuccess", end.Result, "%+v", end)
 	require.NotZero(t, end.Code, "%+v", end)
 	require.NotEmpty(t, end.Message)
@@ -149,21 +155,54 @@ func (w *workWorld) interrupt(written int64) {
 	require.Zero(t, w.worker(), "a worker is left")
 	w.prepare(w.domains[0], w.id("i")) // who opens it next gives back what was reserved
 	w.teardown(w.domains[0], w.id("i"))
+	return true
 }
 
-// allocated is what the file system has for the volume that the job writes to.
-func (w *workWorld) allocated() int64 {
-	domain, volume := w.s.to(w.world)
-	all, err := filepath.Glob(filepath.Join(w.places[domain].where(), w.domains[domain], "images", "*", volume))
-	require.NoError(w.t, err)
-	var n int64
-	for _, path := range all {
-		var st syscall.Stat_t
-		if syscall.Stat(path, &st) == nil {
-			n += st.Blocks * 512
-		}
+// planStop lets the next worker stop when it is so far, and returns who waits for it.
+func (w *workWorld) planStop(done int64) func(task string) int {
+	w.t.Helper()
+	file := filepath.Join(w.deaths(), "stop")
+	require.NoError(w.t, os.WriteFile(file+".new", []byte(fmt.Sprint(done)), 0o600))
+	require.NoError(w.t, os.Rename(file+".new", file))
+	return func(string) (pid int) {
+		w.t.Helper()
+		testenv.Eventually(w.t, startLimit, "the worker stops", func() bool {
+			text, err := os.ReadFile(filepath.Join(w.deaths(), "stopped"))
+			if err != nil {
+				return false
+			}
+			_, err = fmt.Sscan(string(text), &pid)
+			return err == nil && w.worker() == pid
+		})
+		require.NoError(w.t, os.Remove(filepath.Join(w.deaths(), "stopped")))
+		return pid
 	}
-	return n
+}
+
+// stopServer stops the server of image i when the volume below its leaf has grown by so
+// much.
+func (w *workWorld) stopServer(done int64) func(task string) int {
+	w.t.Helper()
+	w.prepare(w.domains[0], w.id("i"))
+	pid, _ := w.server()
+	was := w.allocated()
+	return func(task string) int {
+		w.t.Helper()
+		for w.allocated()-was < min(done, 1)+done/2 {
+			if end, err := w.task(task); err != nil || end.State == "finished" {
+				break
+			}
+		}
+		require.NoError(w.t, syscall.Kill(pid, syscall.SIGSTOP))
+		return pid
+	}
+}
+
+// allocated is what the file system has for volume a.
+func (w *workWorld) allocated() int64 {
+	var st syscall.Stat_t
+	require.NoError(w.t, syscall.Stat(filepath.Join(w.places[0].where(), w.domains[0], "images", w.id("i"), w.id("a")), &st))
+	return st.Blocks * 512
 }
 
 // worker is the manager's child that does a job, 0 if there is none.
@@ -190,39 +229,36 @@ func (w *workWorld) worker() int {
 }
 
 // requireBefore requires that nothing has come of the task.
-func (w *workWorld) requireBefore(before string, written int64) {
+func (w *workWorld) requireBefore(before string, done int64) {
 	w.t.Helper()
 	now := w.shows()
 	if w.s.leaves != "" {
 		before, now = strings.ReplaceAll(before, w.s.leaves, ""), strings.ReplaceAll(now, w.s.leaves, "")
 	}
-	require.Equal(w.t, before, now, "killed after %d bytes", written)
+	require.Equal(w.t, before, now, "killed after %d bytes", done)
 	w.consistent()
 }
 
-// complete lets the task be done at last, and compares the content.
-func (w *workWorld) complete() {
+// complete lets the task be done at last, unless it is, and compares the content.
+func (w *workWorld) complete(run bool) {
 	w.t.Helper()
-	w.run(w.s.verb, w.s.args(w.world))
+	if run {
+		w.run(w.s.verb, w.s.args(w.world))
+	}
 	w.shows() // every image is clean
 	w.consistent()
-	domain, _ := w.s.to(w.world)
-	image := "i"
-	if w.s.after == "d" {
-		image = "j"
-	}
 	var r struct {
 		Info struct {
 			Socket string `json:"socket"`
 		} `json:"info"`
 	}
-	require.NoError(w.t, w.ask("prepareImage", w.at(w.domains[domain], w.id(image), w.id(w.s.after)), &r))
+	require.NoError(w.t, w.ask("prepareImage", w.at(w.domains[w.s.domain], w.id(w.s.image), w.id(w.s.volume)), &r))
 	c := w.dial(r.Info.Socket)
 	got := make([]byte, workData)
 	require.NoError(w.t, c.ReadAt(w.t.Context(), got, 8*mib, 0))
 	require.True(w.t, bytes.Equal(w.content, got))
 	require.NoError(w.t, c.Close())
-	w.teardown(w.domains[domain], w.id(image))
+	w.teardown(w.domains[w.s.domain], w.id(w.s.image))
 }
 
 // A workLoad uses image k.

@@ -53,3 +53,37 @@ func plannedDeath() func(point string) {
 		}
 	}
 }
+
+// plannedStop is told by a worker how far its job is, in bytes. While the directory of
+// deathVar has a file stop with so many bytes in it, the worker leaves its number in the
+// file stopped, and stops: whoever has planned that looks around and kills it.
+func plannedStop() func(done int64) {
+	if deathVar == "" || os.Getenv(deathVar) == "" {
+		return nil
+	}
+	dir := os.Getenv(deathVar)
+	plan := filepath.Join(dir, "stop")
+	var mu sync.Mutex // one at a time
+	return func(done int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		text, err := os.ReadFile(plan)
+		if err != nil {
+			return
+		}
+		at := int64(0)
+		if _, err := fmt.Sscan(string(text), &at); err != nil {
+			panic(err)
+		}
+		if done < at {
+			return
+		}
+		if err := os.WriteFile(plan, fmt.Append(nil, os.Getpid()), 0o600); err != nil {
+			panic(err)
+		}
+		if err := os.Rename(plan, filepath.Join(dir, "stopped")); err != nil {
+			panic(err)
+		}
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+	}
+}
