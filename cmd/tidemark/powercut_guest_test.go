@@ -19,6 +19,7 @@ type cutGuest struct {
 	wg    sync.WaitGroup
 	part  int64       // sectors
 	quiet atomic.Bool // it makes nothing durable any more
+	small atomic.Bool // it changes little at a time, so that what was there before stays
 
 	mu      sync.Mutex     // guards what follows
 	sectors [][]cutVersion // what it was at the last flush, and everything after that
@@ -68,7 +69,11 @@ const guestPause = 300 * time.Microsecond
 // request does one of them, and notes before what it may leave, and afterwards what is
 // certain.
 func (g *cutGuest) request(ctx context.Context, d block.Device, rng *rand.Rand, from int64, flushOdds int) error {
-	n := 1 + rng.Int64N(min(1+rng.Int64N(300), g.part))
+	longest := int64(300)
+	if g.small.Load() {
+		longest = 24
+	}
+	n := 1 + rng.Int64N(min(1+rng.Int64N(longest), g.part))
 	first := from + rng.Int64N(g.part-n+1)
 	off, size := first*sectorBytes, n*sectorBytes
 	quiet := g.quiet.Load()

@@ -226,6 +226,7 @@ func (p *cutPool) run(record, step int64) (records, steps int64) {
 	for _, task := range tasks {
 		p.known[task.ID] = true
 	}
+	guest.small.Store(true)
 	guest.quiet.Store(p.rng.IntN(2) == 0)
 	p.guest = guest // from here on, what is recorded is the story's
 	task, err := p.story.begin(p)
