@@ -81,8 +81,14 @@ func (g *Group) extendLocked(ctx context.Context, name, uuid string, s Size) (Ma
 		if refused, err = g.growLocked(ctx, l, pieces); err != nil {
 			return Map{}, err
 		}
-		if refused == nil {
+		now, err := g.findLocked(name, l.UUID)
+		switch {
+		case err != nil:
+			return Map{}, noted(err, refused)
+		case refused == nil && now.Size >= s.Need:
 			return g.vg.Map(name)
+		case refused == nil:
+			refused = fmt.Errorf("lvm says that it is done, and there are %d bytes, expected %d: %w", now.Size, s.Need, ErrStale)
 		}
 		if ctx.Err() != nil {
 			break

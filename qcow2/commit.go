@@ -84,7 +84,7 @@ func (im *Image) commitOnce() error {
 	// What is unlinked before the dirty tables are taken is unlinked in them.
 	im.mu.Lock()
 	gone := im.gone
-	im.gone = nil
+	im.gone, im.going = nil, len(im.gone) > 0
 	im.mu.Unlock()
 	upTo := im.completed.Load()
 	steps.At("C1")

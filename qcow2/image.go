@@ -161,6 +161,7 @@ type Image struct {
 	header *format.Header
 	alloc  allocator
 	gone   []run // clusters that no entry in memory names any more; see reap.go
+	going  bool  // the commit in progress has some that are neither in gone nor parted
 	parted []parted
 	reaped chan struct{} // closed when the reaper has ended, nil if there is none
 	// listed is what the last list of reserved clusters had, without owed: that is

@@ -32,7 +32,7 @@ func (im *Image) part(runs []run) {
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	im.parted = append(im.parted, parted{runs, im.grace.epoch.Load()})
+	im.parted, im.going = append(im.parted, parted{runs, im.grace.epoch.Load()}), false
 	if im.reaped == nil && im.startTask() {
 		im.reaped = make(chan struct{})
 		go func() {

@@ -156,7 +156,7 @@ func (im *Image) freeGone() error {
 func (im *Image) hasGone() bool {
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	return len(im.gone) > 0 || len(im.parted) > 0
+	return len(im.gone) > 0 || im.going || len(im.parted) > 0
 }
 
 // nearBound reports whether the next reservation at the image's end may pass

@@ -120,12 +120,13 @@ func requireOneTurn(t testing.TB, all []outcome) {
 	require.Contains(t, []string{" nothing success cleanSuccess success"}, turns, "%v", all)
 }
 
-// plan lets the manager die at the nth point of tasks from now on.
-func (w *world) plan(n int) {
+// plan lets the manager die at the nth point of tasks from now on, or kill a process
+// then.
+func (w *world) plan(n int, victim ...any) {
 	w.t.Helper()
 	_ = os.Remove(filepath.Join(w.deaths(), "died"))
 	file := filepath.Join(w.deaths(), "plan")
-	require.NoError(w.t, os.WriteFile(file+".new", []byte(fmt.Sprint(n)), 0o600))
+	require.NoError(w.t, os.WriteFile(file+".new", []byte(fmt.Sprintln(append([]any{n}, victim...)...)), 0o600))
 	require.NoError(w.t, os.Rename(file+".new", file))
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
 	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
@@ -63,7 +64,7 @@ func (d *disk) openBelow(ctx context.Context, volume string) (*layer, error) {
 func (d *disk) volumeLayer(h *spm.VolumeHandle) *layer {
 	l := &layer{path: h.Path(), format: h.Info().Format, volume: h, size: h.Info().Size, exchanged: d.spec.Exchanged}
 	l.again = func(ctx context.Context, readOnly bool) (block.File, *hostfile.File, error) {
-		return openVolumeFile(ctx, h, volumeAccess{readOnly: readOnly, noDM: d.spec.NoDM, log: d.spec.Log})
+		return d.spec.opener()(ctx, h, volumeAccess{readOnly: readOnly, noDM: d.spec.NoDM, log: d.spec.Log})
 	}
 	return l
 }
@@ -91,8 +92,18 @@ type volumeAccess struct {
 	log        *slog.Logger
 }
 
-// openVolumeFile opens the file or the logical volume of a volume. host is the
-// file, nil for a logical volume.
+// A volumeOpener opens the file or the logical volume of a volume. host is the file, nil
+// for a logical volume.
+type volumeOpener func(ctx context.Context, h *spm.VolumeHandle, a volumeAccess) (file block.File, host *hostfile.File, err error)
+
+func (s diskSpec) opener() volumeOpener {
+	if s.Opener != nil {
+		return s.Opener
+	}
+	return openVolumeFile
+}
+
+// openVolumeFile opens what a volume is, as volumeOpener says.
 func openVolumeFile(ctx context.Context, h *spm.VolumeHandle, a volumeAccess) (file block.File, host *hostfile.File, err error) {
 	if h.Mapping() != nil {
 		f, err := openVolumeLV(ctx, h, a.readOnly, a.noDM, a.log)
@@ -113,6 +124,11 @@ func openVolumeFile(ctx context.Context, h *spm.VolumeHandle, a volumeAccess) (f
 	return f, f, nil
 }
 
+// settleLimit bounds how long a chain is not opened because what a writer of one of its
+// volumes had reserved is given back. What is left then stays in that volume, and does no
+// harm.
+const settleLimit = 5 * time.Second
+
 // replay lets what a process that died had completed in a volume become part of its
 // file: who opens it for reading only would not see that. Only the volume's writer
 // leaves such a thing behind; without it nothing is done.
@@ -129,6 +145,12 @@ func (l *layer) replay(ctx context.Context, below block.Device, log *slog.Logger
 		var image *qcow2.Image
 		image, err = openDistrusted(ctx, l.file, l.host, l.path, qcow2.Options{RedoDir: dir, Backing: below, Logger: log})
 		if err == nil {
+			settled, cancel := context.WithTimeout(ctx, settleLimit)
+			select { // a volume that others are based on may not be opened for writing again
+			case <-image.Settled():
+			case <-settled.Done():
+			}
+			cancel()
 			err = image.Close()
 		}
 		err = errors.Join(err, l.file.Close())

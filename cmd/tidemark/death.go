@@ -1,10 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 )
@@ -16,7 +15,8 @@ var deathVar string
 
 // plannedDeath is told of the points of tasks (see task.Options). While the directory
 // has a file plan, with a number in it, that is counted down; at 0 the point's name is
-// left in the file died, and the process kills itself.
+// left in the file died, and the process kills itself, or another one whose number the
+// plan has behind the first.
 func plannedDeath() func(point string) {
 	if deathVar == "" || os.Getenv(deathVar) == "" {
 		return nil
@@ -31,12 +31,12 @@ func plannedDeath() func(point string) {
 		if err != nil {
 			return
 		}
-		left, err := strconv.Atoi(strings.TrimSpace(string(text)))
-		if err != nil {
+		left, victim := 0, os.Getpid()
+		if n, err := fmt.Sscan(string(text), &left, &victim); n == 0 {
 			panic(err)
 		}
 		if left > 0 {
-			if err := os.WriteFile(plan, []byte(strconv.Itoa(left-1)), 0o600); err != nil {
+			if err := os.WriteFile(plan, fmt.Append(nil, left-1, victim), 0o600); err != nil {
 				panic(err)
 			}
 			return
@@ -47,7 +47,43 @@ func plannedDeath() func(point string) {
 		if err := os.Rename(plan, filepath.Join(dir, "died")); err != nil {
 			panic(err)
 		}
-		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {}
+		_ = syscall.Kill(victim, syscall.SIGKILL)
+		if victim == os.Getpid() {
+			select {}
+		}
+	}
+}
+
+// plannedStop is told by a worker how far its job is, in bytes. While the directory of
+// deathVar has a file stop with so many bytes in it, the worker leaves its number in the
+// file stopped, and stops: whoever has planned that looks around and kills it.
+func plannedStop() func(done int64) {
+	if deathVar == "" || os.Getenv(deathVar) == "" {
+		return nil
+	}
+	dir := os.Getenv(deathVar)
+	plan := filepath.Join(dir, "stop")
+	var mu sync.Mutex // one at a time
+	return func(done int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		text, err := os.ReadFile(plan)
+		if err != nil {
+			return
+		}
+		at := int64(0)
+		if _, err := fmt.Sscan(string(text), &at); err != nil {
+			panic(err)
+		}
+		if done < at {
+			return
+		}
+		if err := os.WriteFile(plan, fmt.Append(nil, os.Getpid()), 0o600); err != nil {
+			panic(err)
+		}
+		if err := os.Rename(plan, filepath.Join(dir, "stopped")); err != nil {
+			panic(err)
+		}
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 	}
 }

@@ -52,6 +52,8 @@ type diskSpec struct {
 	CacheBytes int64
 	// Policy of a volume's headroom; the zero value is the default one.
 	Policy thin.Policy
+	// Opener opens the file of a volume; nil: openVolumeFile. For tests.
+	Opener volumeOpener
 	// Log gets one line per change of state; nil discards them.
 	Log *slog.Logger
 }
@@ -226,7 +228,7 @@ func (d *disk) openFile(ctx context.Context) error {
 	}
 	d.volume, d.path, d.patience = h, h.Path(), h.Patience()
 	d.spec.Raw = h.Info().Format == spm.FormatRaw
-	d.file, d.host, err = openVolumeFile(ctx, h, volumeAccess{
+	d.file, d.host, err = d.spec.opener()(ctx, h, volumeAccess{
 		readOnly: d.spec.ReadOnly, forceShare: d.spec.ForceShare, noDM: d.spec.NoDM, log: d.spec.Log,
 	})
 	if err != nil {

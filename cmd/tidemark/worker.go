@@ -74,7 +74,7 @@ func newWorker(g *global) *cobra.Command {
 			return err
 		}
 		respectMemory(log)
-		w := &worker{out: json.NewEncoder(c.OutOrStdout()), log: log}
+		w := &worker{out: json.NewEncoder(c.OutOrStdout()), log: log, stop: plannedStop()}
 		d := json.NewDecoder(c.InOrStdin())
 		d.DisallowUnknownFields()
 		if err := d.Decode(&w.job); err != nil {
@@ -87,8 +87,9 @@ func newWorker(g *global) *cobra.Command {
 
 // A worker is the process's one job.
 type worker struct {
-	job workerJob
-	log *slog.Logger
+	job  workerJob
+	log  *slog.Logger
+	stop func(done int64) // told of all progress; nil but in tests
 
 	mu  sync.Mutex // guards all below
 	out *json.Encoder
@@ -97,6 +98,9 @@ type worker struct {
 
 // progress tells how far the job is, now and then.
 func (w *worker) progress(done, total int64) {
+	if w.stop != nil {
+		w.stop(done)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if now := time.Now(); done >= total || now.Sub(w.was) >= progressEvery {

@@ -2,6 +2,7 @@ package swap
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -186,14 +187,19 @@ func (s *Device) WriteZeroes(ctx context.Context, off, n int64, f block.Flags) e
 	return s.Shown().WriteZeroes(ctx, off, n, f)
 }
 
-// Discard discards a range of the device that is shown.
+// Discard discards a range of the device that is shown. One that cannot does nothing,
+// which a discard allows: who asks has been told what one that was shown before can.
 func (s *Device) Discard(ctx context.Context, off, n int64, f block.Flags) error {
 	g, err := s.enter(ctx, off, f)
 	if err != nil {
 		return err
 	}
 	defer s.leave(g)
-	return s.Shown().Discard(ctx, off, n, f)
+	d := s.Shown()
+	if err = d.Discard(ctx, off, n, f); errors.Is(err, block.ErrUnsupported) && !d.Info().CanDiscard {
+		return nil
+	}
+	return err
 }
 
 // AppendExtents asks the device that is shown.

@@ -343,6 +343,34 @@ func TestBaseFailsWhileCopying(t *testing.T) {
 	}
 }
 
+// Who was told that a disk can discard, and goes on with one that cannot, as a raw volume
+// of a group is, is told no error.
+func TestDiscardOfWhatCannot(t *testing.T) {
+	front := swap.New(blocktest.NewMemDevice(1 << 20))
+	require.True(t, front.Info().CanDiscard)
+	require.NoError(t, front.WriteAt(t.Context(), []byte{7}, 0, 0))
+	require.NoError(t, front.Switch(t.Context(), func(old block.Device) (block.Device, error) { return keeping{old}, nil }))
+	require.NoError(t, front.Discard(t.Context(), 0, 4096, 0))
+	require.EqualValues(t, 7, contentOf(t, front)[0])
+	require.ErrorIs(t, front.Discard(t.Context(), 1<<20, 1, 0), block.ErrRange)
+}
+
+// A keeping cannot discard.
+type keeping struct{ block.Device }
+
+func (k keeping) Info() block.DeviceInfo {
+	i := k.Device.Info()
+	i.CanDiscard = false
+	return i
+}
+
+func (k keeping) Discard(_ context.Context, off, n int64, _ block.Flags) error {
+	if err := block.CheckRange(off, n, k.Info().Size); err != nil {
+		return err
+	}
+	return block.ErrUnsupported
+}
+
 // Once it is ready, what does not reach the base is not acknowledged.
 func TestBaseFailsWhenReady(t *testing.T) {
 	base := &failing{Device: blocktest.NewMemDevice(1 << 20)}
