@@ -245,6 +245,10 @@ func (im *Image) boundCache() {
 	im.boundCacheLocked()
 }
 
+// otherShare: of the memory for metadata one part in so many is for what is in use for
+// a while: counts that are dirty, lists of clusters, buffers.
+const otherShare = 12
+
 // boundCacheLocked sets what slices and directory may take: what the other metadata
 // leaves of Options.CacheBytes, and half of it at least.
 func (im *Image) boundCacheLocked() {
@@ -253,6 +257,7 @@ func (im *Image) boundCacheLocked() {
 	words := len(im.tab.l1) + len(im.refs.metadata) + len(im.refs.table)
 	im.refs.mu.Unlock()
 	rest := im.opts.CacheBytes/countShare + int64(words)*8 + slices/8 // one bit each in seen
+	rest += im.opts.CacheBytes / otherShare
 	im.tab.max = max(im.opts.CacheBytes-rest, im.opts.CacheBytes/2)
 }
 
