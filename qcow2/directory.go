@@ -37,7 +37,7 @@ func (d *directory) bytes() int64 {
 	return n
 }
 
-// get returns slice n, nil if it is not there.
+// get returns slice n, nil if it is not there. n may be any number.
 func (d *directory) get(n int64) *slice {
 	top := d.top.Load()
 	if top == nil || uint64(n>>directoryPageBits) >= uint64(len(*top)) {

@@ -43,13 +43,11 @@ const (
 	narrowMask   = narrowZero - 1 // host clusters
 )
 
-// make makes n empty entries.
-func (w *entryWords) make(n int, g format.Geometry, wide bool) {
-	w.n, w.clusterBits, w.pair = uint16(n), uint8(g.ClusterBits), g.ExtendedL2
-	if wide || g.ExtendedL2 {
+// use makes n empty entries of narrow words, or of wide ones if there are none.
+func (w *entryWords) use(narrow []atomic.Uint32, n int, g format.Geometry) {
+	w.narrow, w.n, w.clusterBits, w.pair = narrow, uint16(n), uint8(g.ClusterBits), g.ExtendedL2
+	if narrow == nil {
 		w.wide.Store(new(wideWords))
-	} else {
-		w.narrow = make([]atomic.Uint32, n)
 	}
 }
 

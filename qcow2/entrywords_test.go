@@ -52,18 +52,18 @@ func TestWordsWiden(t *testing.T) {
 	for name, c := range map[string]struct {
 		g         format.Geometry
 		n         int
-		wide      bool
+		narrow    []atomic.Uint32
 		bytes     int64
 		wideBytes int64
 	}{
-		"narrow":   {g, 512, false, 2048, 2048 + 4096},
-		"small":    {format.Geometry{Version: 3, ClusterBits: 9}, 64, false, 256, 256 + 4096},
-		"wide":     {g, 512, true, 4096, 4096},
-		"extended": {extended, 256, false, 4096, 4096},
+		"narrow":   {g, 512, make([]atomic.Uint32, 512), 2048, 2048 + 4096},
+		"small":    {format.Geometry{Version: 3, ClusterBits: 9}, 64, make([]atomic.Uint32, 64), 256, 256 + 4096},
+		"wide":     {g, 512, nil, 4096, 4096},
+		"extended": {extended, 256, nil, 4096, 4096},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var w entryWords
-			w.make(c.n, c.g, c.wide)
+			w.use(c.narrow, c.n, c.g)
 			require.Equal(t, c.n, w.entries())
 			require.Equal(t, c.bytes, w.bytes())
 			want := make([]format.L2Pair, c.n)

@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"sync/atomic"
+	"unsafe"
 
 	"tidemark/internal/lockorder"
 	"tidemark/qcow2/format"
@@ -50,13 +51,39 @@ const badEntry format.L2Entry = 3 << 62
 // sliceHeadBytes is about what a slice takes besides its entries.
 const sliceHeadBytes = 256
 
+// A narrowSlice is a slice with the most narrow words that there can be right behind it:
+// the place of an entry is known before the slice is in the processor's caches.
+type narrowSlice struct {
+	slice
+	words [maxSliceBytes / 8]atomic.Uint32
+}
+
 // newSlice makes slice n, which is at off in the file and has no entries yet. wide
 // says that there will be some that do not fit into a narrow word.
 func (im *Image) newSlice(n, off int64, wide bool) *slice {
-	s := &slice{n: n, off: off}
-	s.make(1<<im.sliceBits(), im.geo, wide)
+	var s *slice
+	switch entries := 1 << im.sliceBits(); {
+	case wide || im.geo.ExtendedL2:
+		s = &slice{}
+		s.use(nil, entries, im.geo)
+	case entries < maxSliceBytes/8:
+		s = &slice{}
+		s.use(make([]atomic.Uint32, entries), entries, im.geo)
+	default:
+		with := &narrowSlice{}
+		s = &with.slice
+		s.use(with.words[:], entries, im.geo)
+	}
+	s.n, s.off = n, off
 	s.mu.SetRank(rankSlice)
 	return s
+}
+
+// prefetch has the processor load what a lookup of entry i reads into its caches, and
+// does not wait for that. For words that are elsewhere it is of no use and does no harm.
+func (s *slice) prefetch(i int) {
+	at := uintptr(unsafe.Pointer(s))
+	prefetch(at, at+unsafe.Offsetof(narrowSlice{}.words)+uintptr(i)*4)
 }
 
 // bytes is about how much memory s takes.

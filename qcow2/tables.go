@@ -136,6 +136,16 @@ func (im *Image) sliceNow(gc int64) *slice {
 	return s
 }
 
+// warm has the processor load the entry of the guest cluster at off, which may lie
+// outside of the disk, if its slice is in memory. On a large disk no cache of a core has
+// the entry, and a request has other things to do before it looks at it.
+func (im *Image) warm(off int64) {
+	n, i := im.sliceOf(off >> im.geo.ClusterBits)
+	if s := im.tab.dir.get(n); s != nil {
+		s.prefetch(i)
+	}
+}
+
 // loadSlice gets slice n into the cache, and pins it there if asked to.
 func (im *Image) loadSlice(n int64, pin bool) (*slice, error) {
 	t := &im.tab
