@@ -168,7 +168,7 @@ func (im *Image) stopCommits() {
 // until they are written; that begins long before.
 func (im *Image) throttled() bool {
 	n := im.dirty.count.Load()
-	most := int64(im.tab.max) / 2
+	most := im.tab.mostDirty
 	if n >= most/2 {
 		im.pushSoon()
 	}

@@ -26,18 +26,34 @@ func newCountCache(maxBytes int64) *countCache {
 
 func (c *countCache) get(n int64) *countSlice { return c.m[n] }
 
-// put adds a slice and, when the cache is full, drops some that are clean. Which
-// ones is left to the map's order: random replacement.
+// put adds a slice and, when the cache is full, drops some that are clean.
 func (c *countCache) put(n int64, s *countSlice) {
+	c.shrink(int64(len(s.data)))
+	c.m[n] = s
+}
+
+// shrink drops slices that are clean until there is room for so many bytes. Which ones
+// is left to the map's order: random replacement.
+func (c *countCache) shrink(room int64) {
 	for k, old := range c.m {
-		if int64(len(c.m)+1)*int64(len(s.data)) <= c.max {
+		if int64(len(c.m))*int64(len(old.data))+room <= c.max {
 			break
 		}
 		if !old.dirty && !old.writing {
 			delete(c.m, k)
 		}
 	}
-	c.m[n] = s
+}
+
+// minDirtyCounts may be dirty whatever they take.
+const minDirtyCounts = 64
+
+// over reports whether more is dirty than there should be in the cache.
+func (c *countCache) over() bool {
+	for s := range c.dirty {
+		return len(c.dirty) > minDirtyCounts && int64(len(c.dirty))*int64(len(s.data)) > c.max
+	}
+	return false
 }
 
 func (c *countCache) markDirty(s *countSlice) {
@@ -63,5 +79,6 @@ func (c *countCache) stage() (writes []staged, finish func(error)) {
 				c.markDirty(s)
 			}
 		}
+		c.shrink(0)
 	}
 }

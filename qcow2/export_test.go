@@ -35,6 +35,10 @@ func (im *Image) Evict() {
 	t := &im.tab
 	t.mu.Lock()
 	t.cache = slices.DeleteFunc(t.cache, func(s *slice) bool { return s.pins == 0 && im.evict(s) })
+	t.bytes = 0
+	for _, s := range t.cache {
+		t.bytes += s.counted
+	}
 	t.hand = 0
 	t.mu.Unlock()
 	im.refs.mu.Lock()

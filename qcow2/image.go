@@ -38,9 +38,9 @@ type Options struct {
 	RedoSlots int
 	// IgnoreDiscard makes Discard do nothing; zeroing may still unmap.
 	IgnoreDiscard bool
-	// CacheBytes bounds the memory for L2 tables and reference counts together;
-	// 0 means 64 MiB, which is what 504 GiB of a disk need with clusters of
-	// 64 KiB.
+	// CacheBytes bounds the memory for all metadata together, whatever the size of
+	// the disk; 0 means 64 MiB, in which 768 GiB of a disk are mapped with clusters
+	// of 64 KiB.
 	CacheBytes int64
 	// ReserveBytes bounds how much is reserved at a time, ahead of use; 0 means
 	// 64 MiB. The next reservation is made while the last one is used, so that less
@@ -205,7 +205,6 @@ func newImage(f block.File, o Options) *Image {
 	im.ctx, im.cancel = context.WithCancel(context.Background())
 	im.tab.l1Dirty = map[int]struct{}{}
 	im.tab.loading = map[int64]*sliceLoad{}
-	im.tab.seen = map[int64]struct{}{}
 	if o.Backing != nil {
 		im.backingEnd.Store(o.Backing.Info().Size)
 	}
@@ -226,8 +225,9 @@ func (im *Image) open2(ctx context.Context) error {
 	if err := im.loadL1(); err != nil {
 		return err
 	}
-	im.tab.max = int(max((im.opts.CacheBytes-im.opts.CacheBytes/countShare)/im.sliceBytes(), 16))
+	im.tab.mostDirty = max((im.opts.CacheBytes-im.opts.CacheBytes/countShare)/im.sliceBytes(), minSlices) / 2
 	if im.opts.ReadOnly {
+		im.boundCache()
 		return nil
 	}
 	if err := im.loadRefcountTable(); err != nil {
@@ -236,6 +236,7 @@ func (im *Image) open2(ctx context.Context) error {
 	if err := im.listMetadata(); err != nil {
 		return err
 	}
+	im.boundCache()
 	if err := im.startAllocator(ctx); err != nil {
 		return err
 	}

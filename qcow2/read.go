@@ -15,6 +15,7 @@ import (
 // say, from the host's cache; where either does not have it, or there is something to
 // decompress, it answers ErrWouldBlock.
 func (im *Image) ReadAt(ctx context.Context, p []byte, off int64, f block.Flags) error {
+	im.warm(off)
 	t, err := im.begin(false, "read", off, int64(len(p)))
 	if err != nil {
 		return err

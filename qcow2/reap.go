@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"slices"
 	"time"
 
 	"tidemark/internal/lockorder"
@@ -120,10 +121,34 @@ func (im *Image) reapNow() error {
 	}
 }
 
+// What is freed at a time, so that the counts which that makes dirty, at most one slice
+// for each run and for each so many clusters, stay few.
+const (
+	freeRuns     = 256
+	freeClusters = 1 << 18
+)
+
 // free lowers the counts of clusters that are durably unlinked and that nobody
-// knows any more. One that is counted once loses its bytes first (F1): when its
-// count is 0 it may be chosen again.
+// knows any more.
 func (im *Image) free(runs []run) error {
+	for some := range slices.Chunk(runs, freeRuns) {
+		for len(some) > 0 {
+			first, rest := splitRuns(some, freeClusters)
+			if err := im.freeSome(first); err != nil {
+				return err
+			}
+			if err := im.spillCounts(); err != nil {
+				return err
+			}
+			some = rest
+		}
+	}
+	return nil
+}
+
+// freeSome frees a part of them. One that is counted once loses its bytes first (F1):
+// when its count is 0 it may be chosen again.
+func (im *Image) freeSome(runs []run) error {
 	last, err := im.countedOnce(runs)
 	if err != nil {
 		return err
@@ -135,6 +160,20 @@ func (im *Image) free(runs []run) error {
 	}
 	steps.At("F2")
 	return nil
+}
+
+// spillCounts writes the reference counts if so many are dirty that they would not stay
+// within the memory for metadata. They may reach the disk at any time. Where somebody
+// else writes counts, nothing needs to be done.
+func (im *Image) spillCounts() error {
+	im.refs.mu.Lock()
+	over := im.refs.slices.over()
+	im.refs.mu.Unlock()
+	if !over || im.poisoned.Load() != nil || !im.refcountIO.TryLock() {
+		return nil
+	}
+	defer im.refcountIO.Unlock()
+	return im.writeRefcountsLocked(false)
 }
 
 func (im *Image) discard(runs []run) {

@@ -182,7 +182,7 @@ func (im *Image) replayTable(i, c int64) error {
 	im.setL1Locked(i, c)
 	// What the process had written into it may be there; the rest reads zero.
 	for _, n := range im.slicesOfTable(i) {
-		im.tab.seen[n] = struct{}{}
+		im.tab.seen.add(n)
 	}
 	return nil
 }

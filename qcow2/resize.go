@@ -150,6 +150,7 @@ func (im *Image) switchL1(at, entries, size int64) error {
 	copy(table, im.tab.l1)
 	im.tab.toCome.Add(int64(len(table) - len(im.tab.l1)))
 	im.tab.l1 = table
+	im.boundCacheLocked()
 	im.tab.mu.Unlock()
 	err := im.switchHeader(func(h *format.Header) {
 		h.Size, h.L1Offset, h.L1Size = size, at*cs, uint32(entries)

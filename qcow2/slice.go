@@ -2,22 +2,17 @@ package qcow2
 
 import (
 	"sync/atomic"
+	"unsafe"
 
 	"tidemark/internal/lockorder"
 	"tidemark/qcow2/format"
 )
 
 // A slice is a part of an L2 table in memory: maxSliceBytes of it, or all of it
-// where a cluster is smaller. Entries are decoded and were validated when the
-// slice was loaded.
-//
-// Without extended L2, entries are read with no lock; with it, an entry is two
-// words that belong together, and reading takes mu too. Changing takes mu.
+// where a cluster is smaller. Entries were validated when the slice was loaded.
 type slice struct {
-	n    int64 // number: the first guest cluster >> Image.sliceBits
-	pair bool  // extended L2: two words an entry
-	// words are the entries. A bad one is badEntry; its own words are in bad.
-	words []atomic.Uint64
+	// What a lookup reads comes first, and so lies in one cache line.
+	entryWords
 	// used is the mark of the replacement clock.
 	used atomic.Bool
 	// shared: the table belongs to a snapshot too and must be copied before it
@@ -27,9 +22,12 @@ type slice struct {
 	// last, or the slice loaded: a later commit makes it durable.
 	epoch atomic.Uint64
 
-	mu lockorder.Mutex // guards what follows
+	n int64 // number: the first guest cluster >> Image.sliceBits
+
+	mu lockorder.Mutex // guards what follows, and changes of the entries
 	// off is where the slice is in the file, bytes.
 	off int64
+	// bad has what the file says where badEntry stands in memory.
 	bad map[int]format.L2Pair
 	// dirty: changed since it was last copied for writing. writing: copied, and
 	// not written yet. Only a slice that is neither may leave the cache: reading
@@ -41,62 +39,75 @@ type slice struct {
 	// dead: it has left the cache. Who finds that looks it up again.
 	dead bool
 
-	pins int // who needs it in the cache; Image.tab.mu guards it
+	// Image.tab.mu guards these: who needs it in the cache, and what it counts for there.
+	pins    int
+	counted int64
 }
 
 // badEntry stands in memory for an L2 entry that must not be used. It is itself
 // invalid.
 const badEntry format.L2Entry = 3 << 62
 
-func newSlice(n int64, entries int, pair bool, off int64) *slice {
-	words := entries
-	if pair {
-		words *= 2
+// sliceHeadBytes is about what a slice takes besides its entries.
+const sliceHeadBytes = 256
+
+// A narrowSlice is a slice with the most narrow words that there can be right behind it:
+// the place of an entry is known before the slice is in the processor's caches.
+type narrowSlice struct {
+	slice
+	words [maxSliceBytes / 8]atomic.Uint32
+}
+
+// newSlice makes slice n, which is at off in the file and has no entries yet. wide
+// says that there will be some that do not fit into a narrow word.
+func (im *Image) newSlice(n, off int64, wide bool) *slice {
+	var s *slice
+	switch entries := 1 << im.sliceBits(); {
+	case wide || im.geo.ExtendedL2:
+		s = &slice{}
+		s.use(nil, entries, im.geo)
+	case entries < maxSliceBytes/8:
+		s = &slice{}
+		s.use(make([]atomic.Uint32, entries), entries, im.geo)
+	default:
+		with := &narrowSlice{}
+		s = &with.slice
+		s.use(with.words[:], entries, im.geo)
 	}
-	s := &slice{n: n, pair: pair, words: make([]atomic.Uint64, words), off: off}
+	s.n, s.off = n, off
 	s.mu.SetRank(rankSlice)
 	return s
 }
 
-// entries is how many entries there are.
-func (s *slice) entries() int {
-	if s.pair {
-		return len(s.words) / 2
-	}
-	return len(s.words)
+// prefetch has the processor load what a lookup of entry i reads into its caches, and
+// does not wait for that. For words that are elsewhere it is of no use and does no harm.
+func (s *slice) prefetch(i int) {
+	at := uintptr(unsafe.Pointer(s))
+	prefetch(at, at+unsafe.Offsetof(narrowSlice{}.words)+uintptr(i)*4)
 }
+
+// bytes is about how much memory s takes.
+func (s *slice) bytes() int64 { return sliceHeadBytes + s.entryWords.bytes() }
 
 // load returns entry i.
 func (s *slice) load(i int) format.L2Pair {
-	if !s.pair {
-		return format.L2Pair{Entry: format.L2Entry(s.words[i].Load())}
+	if s.wide.Load() == nil {
+		return format.L2Pair{Entry: s.narrowEntry(i)}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	return s.loadWide(i)
+}
+
+func (s *slice) loadWide(i int) format.L2Pair {
+	if s.pair {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+	}
 	return s.loadLocked(i)
-}
-
-// loadLocked is load for who holds mu.
-func (s *slice) loadLocked(i int) format.L2Pair {
-	if !s.pair {
-		return format.L2Pair{Entry: format.L2Entry(s.words[i].Load())}
-	}
-	return format.L2Pair{Entry: format.L2Entry(s.words[2*i].Load()), Sub: format.Subclusters(s.words[2*i+1].Load())}
-}
-
-// storeLocked changes entry i. Who calls it marks the slice dirty.
-func (s *slice) storeLocked(i int, p format.L2Pair) {
-	if !s.pair {
-		s.words[i].Store(uint64(p.Entry))
-		return
-	}
-	s.words[2*i].Store(uint64(p.Entry))
-	s.words[2*i+1].Store(uint64(p.Sub))
 }
 
 // encodeLocked is the slice as it is to be in the file.
 func (s *slice) encodeLocked(g format.Geometry) []byte {
-	b := make([]byte, len(s.words)*8)
+	b := make([]byte, s.entries()*g.L2EntryBytes())
 	for i := range s.entries() {
 		p, bad := s.bad[i]
 		if !bad {
@@ -105,49 +116,6 @@ func (s *slice) encodeLocked(g format.Geometry) []byte {
 		g.EncodeL2(b[i*g.L2EntryBytes():], []format.L2Pair{p})
 	}
 	return b
-}
-
-// A directory finds the slices in memory by their numbers, without a lock. It
-// grows with the disk; Image.tab.mu guards changes.
-type directory struct {
-	top atomic.Pointer[[]atomic.Pointer[directoryPage]]
-}
-
-const directoryPageBits = 9
-
-type directoryPage [1 << directoryPageBits]atomic.Pointer[slice]
-
-func (d *directory) get(n int64) *slice {
-	top := d.top.Load()
-	if top == nil || n>>directoryPageBits >= int64(len(*top)) {
-		return nil
-	}
-	page := (*top)[n>>directoryPageBits].Load()
-	if page == nil {
-		return nil
-	}
-	return page[n&(1<<directoryPageBits-1)].Load()
-}
-
-func (d *directory) set(n int64, s *slice) {
-	i := int(n >> directoryPageBits)
-	top := d.top.Load()
-	if top == nil || i >= len(*top) {
-		grown := make([]atomic.Pointer[directoryPage], i+1+i/4)
-		if top != nil {
-			for k := range *top {
-				grown[k].Store((*top)[k].Load())
-			}
-		}
-		top = &grown
-		d.top.Store(top)
-	}
-	page := (*top)[i].Load()
-	if page == nil {
-		page = new(directoryPage)
-		(*top)[i].Store(page)
-	}
-	page[n&(1<<directoryPageBits-1)].Store(s)
 }
 
 // A dirtyList is the slices that are to be written.

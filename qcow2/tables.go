@@ -27,11 +27,26 @@ type tables struct {
 	l1Dirty map[int]struct{}     // numbers of 512-byte sectors of the L1 table
 	cache   []*slice             // all slices of dir, in no order
 	hand    int                  // of the replacement clock
-	max     int                  // slices
+	max     int64                // bytes of slices and of dir
+	bytes   int64                // of the slices in cache
 	loading map[int64]*sliceLoad // by number
-	seen    map[int64]struct{}   // slices that were validated when they were loaded
+	seen    sliceSet             // slices that were validated when they were loaded
 	bad     int                  // slices with bad entries
+	// mostDirty is how many slices may be dirty before writers wait. It does not change.
+	mostDirty int64
 }
+
+// A sliceSet is a set of numbers of slices.
+type sliceSet []uint64
+
+func (s *sliceSet) add(n int64) {
+	for int64(len(*s)) <= n/64 {
+		*s = append(*s, 0)
+	}
+	(*s)[n/64] |= 1 << (n % 64)
+}
+
+func (s sliceSet) has(n int64) bool { return n/64 < int64(len(s)) && s[n/64]>>(n%64)&1 != 0 }
 
 // A sliceLoad is one read of a slice, for all who want it.
 type sliceLoad struct {
@@ -121,6 +136,16 @@ func (im *Image) sliceNow(gc int64) *slice {
 	return s
 }
 
+// warm has the processor load the entry of the guest cluster at off, which may lie
+// outside of the disk, if its slice is in memory. On a large disk no cache of a core has
+// the entry, and a request has other things to do before it looks at it.
+func (im *Image) warm(off int64) {
+	n, i := im.sliceOf(off >> im.geo.ClusterBits)
+	if s := im.tab.dir.get(n); s != nil {
+		s.prefetch(i)
+	}
+}
+
 // loadSlice gets slice n into the cache, and pins it there if asked to.
 func (im *Image) loadSlice(n int64, pin bool) (*slice, error) {
 	t := &im.tab
@@ -157,19 +182,21 @@ func (im *Image) loadSlice(n int64, pin bool) (*slice, error) {
 
 // readSlice does one load and tells who waits for it.
 func (im *Image) readSlice(n int64, e format.L1Entry, l *sliceLoad) {
-	s := newSlice(n, 1<<im.sliceBits(), im.geo.ExtendedL2, e.Offset()+im.inTable(n))
-	s.shared.Store(!e.Copied())
+	off := e.Offset() + im.inTable(n)
 	bits := min(im.geo.ClusterBits, 12)
 	buf := getBuffer(bits)
 	defer putBuffer(bits, buf)
-	b := *buf
-	_, err := readFull(im.file, b, s.off)
+	_, err := readFull(im.file, *buf, off)
+	pairs := make([]format.L2Pair, 1<<im.sliceBits())
+	im.geo.DecodeL2(pairs, *buf)
+	s := im.newSlice(n, off, !allNarrow(pairs, im.geo))
+	s.shared.Store(!e.Copied())
 	t := &im.tab
 	t.mu.Lock()
 	if err != nil {
 		err = fmt.Errorf("read L2 table: %w", err)
 	} else {
-		err = im.fillSliceLocked(s, b)
+		err = im.fillSliceLocked(s, pairs)
 	}
 	if err == nil {
 		im.addSliceLocked(s)
@@ -186,12 +213,14 @@ func (im *Image) readSlice(n int64, e format.L1Entry, l *sliceLoad) {
 // grows.
 func (im *Image) addSliceLocked(s *slice) {
 	t := &im.tab
-	for tries := 2 * len(t.cache); len(t.cache) >= t.max && tries > 0; tries-- {
+	for tries := 2 * len(t.cache); t.fullLocked(s) && tries > 0; tries-- {
 		t.hand = (t.hand + 1) % len(t.cache)
 		old := t.cache[t.hand]
+		t.countLocked(old) // it may have become wide
 		if old.used.Swap(false) || old.pins > 0 || !im.evict(old) {
 			continue
 		}
+		t.bytes -= old.counted
 		last := len(t.cache) - 1
 		t.cache[t.hand], t.cache[last] = t.cache[last], nil
 		t.cache = t.cache[:last]
@@ -202,6 +231,44 @@ func (im *Image) addSliceLocked(s *slice) {
 	s.epoch.Store(im.dirty.commits.Load())
 	t.cache = append(t.cache, s)
 	t.dir.set(s.n, s)
+	t.countLocked(s)
+}
+
+// minSlices are in the cache whatever they take.
+const minSlices = 16
+
+// fullLocked reports whether one has to leave the cache for s.
+func (t *tables) fullLocked(s *slice) bool {
+	return len(t.cache) >= minSlices && t.bytes+t.dir.bytes()+s.bytes() > t.max
+}
+
+// countLocked counts what s takes now instead of what it took when that was done last.
+func (t *tables) countLocked(s *slice) {
+	now := s.bytes()
+	t.bytes += now - s.counted
+	s.counted = now
+}
+
+func (im *Image) boundCache() {
+	im.tab.mu.Lock()
+	defer im.tab.mu.Unlock()
+	im.boundCacheLocked()
+}
+
+// otherShare: of the memory for metadata one part in so many is for what is in use for
+// a while: counts that are dirty, lists of clusters, buffers.
+const otherShare = 12
+
+// boundCacheLocked sets what slices and directory may take: what the other metadata
+// leaves of Options.CacheBytes, and half of it at least.
+func (im *Image) boundCacheLocked() {
+	slices := int64(len(im.tab.l1)) << (im.geo.ClusterBits - min(im.geo.ClusterBits, 12))
+	im.refs.mu.Lock()
+	words := len(im.tab.l1) + len(im.refs.metadata) + len(im.refs.table)
+	im.refs.mu.Unlock()
+	rest := im.opts.CacheBytes/countShare + int64(words)*8 + slices/8 // one bit each in seen
+	rest += im.opts.CacheBytes / otherShare
+	im.tab.max = max(im.opts.CacheBytes-rest, im.opts.CacheBytes/2)
 }
 
 // evict takes s out of the directory unless it is needed.
@@ -215,7 +282,7 @@ func (im *Image) evict(s *slice) bool {
 		return false
 	}
 	s.dead = true
-	im.tab.dir.set(s.n, nil)
+	im.tab.dir.remove(s.n)
 	return true
 }
 
@@ -261,11 +328,11 @@ func (im *Image) addTable(gc int64, ch *change) bool {
 	ch.table(i, c)
 	im.setL1Locked(i, c)
 	for _, n := range im.slicesOfTable(i) {
-		t.seen[n] = struct{}{}
+		t.seen.add(n)
 	}
 	// It reads zero on disk, so its slices need not be read.
 	n, _ = im.sliceOf(gc)
-	im.addSliceLocked(newSlice(n, 1<<im.sliceBits(), im.geo.ExtendedL2, c<<im.geo.ClusterBits+im.inTable(n)))
+	im.addSliceLocked(im.newSlice(n, c<<im.geo.ClusterBits+im.inTable(n), false))
 	steps.At("W2")
 	return true
 }

@@ -8,14 +8,12 @@ import (
 	"tidemark/qcow2/format"
 )
 
-// fillSliceLocked decodes a slice that came from the file and marks the entries
+// fillSliceLocked fills a slice with what came from the file and marks the entries
 // that must not be used: only their clusters are out of reach then. The first
 // time, host offsets must lie below the image's end at open, so that no entry
 // becomes valid because the file grows; later, what this process allocated is
 // allowed too (rule 17).
-func (im *Image) fillSliceLocked(s *slice, b []byte) error {
-	pairs := make([]format.L2Pair, s.entries())
-	im.geo.DecodeL2(pairs, b)
+func (im *Image) fillSliceLocked(s *slice, pairs []format.L2Pair) error {
 	end := im.referable(s.n)
 	plain := im.plainPairs(pairs, end)
 	s.mu.Lock()
@@ -36,7 +34,7 @@ func (im *Image) fillSliceLocked(s *slice, b []byte) error {
 			return &format.CorruptError{What: "L2 table", Off: s.off, Want: "entries that name data clusters inside the image", Got: "too many tables with others"}
 		}
 	}
-	t.seen[s.n] = struct{}{}
+	t.seen.add(s.n)
 	return nil
 }
 
@@ -46,7 +44,7 @@ func (im *Image) referable(n int64) int64 {
 	if im.opts.ReadOnly {
 		return im.geo.Clusters(im.file.Size())
 	}
-	if _, again := im.tab.seen[n]; !again {
+	if !im.tab.seen.has(n) {
 		return im.alloc.openEnd
 	}
 	im.mu.Lock()

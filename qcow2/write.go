@@ -17,6 +17,7 @@ import (
 // WriteAt writes p at off. It waits for space as long as ctx allows. With NoWait
 // it is done in the page cache and in memory, or not at all.
 func (im *Image) WriteAt(ctx context.Context, p []byte, off int64, f block.Flags) error {
+	im.warm(off)
 	if f.Has(block.NoWait) {
 		return im.writeNow(p, off, f)
 	}
