@@ -61,7 +61,7 @@ func (h *Host) managerOf(volume string) (*Manager, error) {
 		switch {
 		case !m.has(volume):
 		case of != nil:
-			return nil, errorf(CodeInvalid, "volume %q is in domains %s and %s: name it by its UUID", volume, of.ident.domain, m.ident.domain)
+			return nil, ambiguous(volume, of, m)
 		default:
 			of = m
 		}
@@ -72,12 +72,28 @@ func (h *Host) managerOf(volume string) (*Manager, error) {
 	return of, nil
 }
 
-// has reports whether a volume is known by that name, image UUID or volume UUID.
-func (m *Manager) has(volume string) bool {
+// ambiguous refuses a name that two domains know. An image may be in both, with the same
+// UUIDs.
+func ambiguous(volume string, one, other *Manager) error {
+	do := "name it by its UUID"
+	if one.uuidOf(volume) == other.uuidOf(volume) {
+		do = "both have its UUID; delete the image in one of them, or deactivate that domain"
+	}
+	return errorf(CodeInvalid, "volume %q is in domains %s and %s: %s", volume, one.ident.domain, other.ident.domain, do)
+}
+
+// uuidOf is the UUID of a volume that is known by that name, image UUID or volume UUID.
+func (m *Manager) uuidOf(volume string) uuid.UUID {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.lookLocked(volume) != nil
+	if v := m.lookLocked(volume); v != nil {
+		return v.id
+	}
+	return uuid.Nil
 }
+
+// has reports whether a volume is known by that name, image UUID or volume UUID.
+func (m *Manager) has(volume string) bool { return m.uuidOf(volume) != uuid.Nil }
 
 // CreateVolume makes an image with one volume, in the master unless the request names
 // a domain.

@@ -79,3 +79,22 @@ func TestNameIsTakenByWhoMakesIt(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, h.ops.planCreate(args.(createArgs)).Locks, nameLock("db"), kind)
 }
+
+// Of a name that two domains know the UUID tells which is meant, unless it is one image
+// that is in both.
+func TestAmbiguousName(t *testing.T) {
+	h, base, leaf, _, _ := storedImages(t, "")
+	var elsewhere uuid.UUID
+	for d := range h.pool.meta.members {
+		if d != base.Domain {
+			elsewhere = d
+		}
+	}
+	id, err := h.MoveImage(t.Context(), MoveImage{Pool: base.Pool, From: base.Domain, To: elsewhere, Image: base.Image, Copy: true})
+	require.NoError(t, err)
+	waitTask(t, h, id)
+	_, err = h.GetVolumeInfo(t.Context(), VolumeInfoRequest{VolumeRef: VolumeRef{Volume: leaf.Volume.String()}})
+	requireCode(t, CodeInvalid, err)
+	require.ErrorContains(t, err, "both have its UUID; delete the image in one of them, or deactivate that domain")
+	require.NotContains(t, err.Error(), "name it by its UUID")
+}

@@ -17,7 +17,8 @@ func newImageGroup() *cobra.Command {
 	c := group("image", "List, serve, copy, move and delete images with their chains", `List, serve, copy, move and delete images. An image is a disk: a chain of volumes, of
 which the leaf is written and the others are its snapshots, perhaps on a template.
 
-IMAGE is an image's UUID or how that begins, or its leaf's name.`, "list, info, prepare, teardown, copy, move or delete")
+IMAGE is an image's UUID or how that begins, or its leaf's name; DOMAIN/IMAGE is the one
+in that domain, where several have it.`, "list, info, prepare, teardown, copy, move or delete")
 	dial := storageFlag(c)
 	c.AddCommand(newImageList(dial), newImageInfo(dial), newImagePrepare(dial), newImageTeardown(dial),
 		newImageCopy(dial), newImageMove(dial), newImageDelete(dial))
@@ -35,6 +36,7 @@ type imageView struct {
 
 func (i imageView) id() string     { return i.UUID }
 func (i imageView) keys() []string { return []string{i.Name} }
+func (i imageView) domain() string { return i.Domain }
 
 // leaf is the volume that is written.
 func (i imageView) leaf() volumeView { return i.Volumes[len(i.Volumes)-1] }
@@ -91,11 +93,12 @@ func (s *storage) images(ctx context.Context, domain string) ([]imageView, error
 }
 
 func (s *storage) image(ctx context.Context, name string) (imageView, error) {
-	all, err := s.images(ctx, "")
+	domain, rest := inDomain(name)
+	all, err := s.images(ctx, domain)
 	if err != nil {
 		return imageView{}, err
 	}
-	return match("image", name, all)
+	return match("image", rest, all)
 }
 
 // oneImage is what a verb does with the image of its operand.

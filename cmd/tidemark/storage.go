@@ -129,7 +129,8 @@ type volumeView struct {
 	pool string // the domain's
 }
 
-func (v volumeView) id() string { return v.UUID }
+func (v volumeView) id() string     { return v.UUID }
+func (v volumeView) domain() string { return v.Domain }
 
 // keys are a volume's name, and if it is a leaf its image.
 func (v volumeView) keys() []string {
@@ -220,13 +221,15 @@ func (s *storage) volumesOf(ctx context.Context, d domainView) ([]volumeView, er
 	return r.Volumes, err
 }
 
-// volume is the one with that name or UUID, or the leaf of the image.
+// volume is the one with that name or UUID, or the leaf of the image, in the domain if
+// name says one: DOMAIN/NAME.
 func (s *storage) volume(ctx context.Context, name string) (volumeView, error) {
-	all, err := s.volumes(ctx, "")
+	domain, rest := inDomain(name)
+	all, err := s.volumes(ctx, domain)
 	if err != nil {
 		return volumeView{}, err
 	}
-	return match("volume", name, all)
+	return match("volume", rest, all)
 }
 
 // What is stored has a UUID, and keys by which it is found as well.
@@ -260,6 +263,8 @@ func match[T stored](what, name string, all []T) (T, error) {
 	switch {
 	case len(found) == 1:
 		return found[0], nil
+	case len(found) > 1 && oneID(found):
+		return none, fmt.Errorf("there are %d %ss %q of one UUID: say of which domain, as DOMAIN/%s: %s", len(found), what, name, name, list(found))
 	case len(found) > 1:
 		return none, fmt.Errorf("there are %d %ss %q: name one by its UUID: %s", len(found), what, name, list(found))
 	case len(all) == 0:
@@ -268,10 +273,23 @@ func match[T stored](what, name string, all []T) (T, error) {
 	return none, fmt.Errorf("there is no %s %q; there are %s", what, name, list(all))
 }
 
-// list names objects, not more than fit.
+// oneID reports whether objects have the same UUID: of an image, and of its volumes,
+// there may be one in each domain.
+func oneID[T stored](all []T) bool {
+	return !slices.ContainsFunc(all, func(o T) bool { return o.id() != all[0].id() })
+}
+
+// inDomain splits DOMAIN/NAME. Without a domain that is "".
+func inDomain(name string) (domain, rest string) {
+	i := strings.LastIndexByte(name, '/')
+	return name[:max(i, 0)], name[i+1:]
+}
+
+// list names objects, not more than fit, and the domains of those that have the same UUID.
 func list[T stored](all []T) string {
 	const most = 8
 	var names []string
+	same := len(all) > 1 && oneID(all)
 	for i, o := range all {
 		if i == most {
 			names = append(names, fmt.Sprintf("and %d more", len(all)-most))
@@ -280,6 +298,9 @@ func list[T stored](all []T) string {
 		name := o.id()
 		if key := o.keys()[0]; key != "" {
 			name = key + " (" + name + ")"
+		}
+		if l, lies := any(o).(interface{ domain() string }); lies && same {
+			name += " in domain " + l.domain()
 		}
 		names = append(names, name)
 	}

@@ -291,6 +291,17 @@ func TestStorageMistakes(t *testing.T) {
 	require.Contains(t, cli(t, "task", "list", "--spm", "/nowhere/spm.sock").stderr, "there is no such socket: start the manager with: ")
 }
 
+// An image may be in two domains, with the same UUIDs: then the domain tells which is meant.
+func TestOneImageInTwoDomains(t *testing.T) {
+	all := []imageView{{UUID: "aaaa1111", Name: "x", Domain: "d1"}, {UUID: "aaaa1111", Name: "x", Domain: "d2"}}
+	_, err := match("image", "x", all)
+	require.EqualError(t, err, `there are 2 images "x" of one UUID: say of which domain, as DOMAIN/x: x (aaaa1111) in domain d1, x (aaaa1111) in domain d2`)
+	for name, want := range map[string][2]string{"x": {"", "x"}, "first/x": {"first", "x"}, "/srv/a/x": {"/srv/a", "x"}} {
+		domain, rest := inDomain(name)
+		require.Equal(t, want, [2]string{domain, rest})
+	}
+}
+
 // Names that several objects have, or that several begin with, are not guessed.
 func TestMatch(t *testing.T) {
 	all := []domainView{{UUID: "aaaa1111", Name: "x"}, {UUID: "aaaa2222", Name: "x"}, {UUID: "bbbb", Name: "aaaa"}}
