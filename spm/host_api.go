@@ -185,9 +185,13 @@ func (h *Host) GetPoolInfo(ctx context.Context, r PoolInfoRequest) (PoolReply, e
 		}
 		if i == 0 {
 			sum, last = p, m.lastExtension()
+			if len(all) > 1 {
+				sum.Domains = []DomainUse{p.use()}
+			}
 			continue
 		}
 		sum.add(p)
+		sum.Domains = append(sum.Domains, p.use())
 		if at := m.lastExtension(); at > last {
 			last, sum.LastExtension, sum.LastExtended = at, p.LastExtension, p.LastExtended
 		}

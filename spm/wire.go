@@ -170,6 +170,9 @@ type PoolReply struct {
 	Granted    int64       `json:"granted"`
 	Free       int64       `json:"free"`      // Capacity - Granted, not below 0
 	HostFree   int64       `json:"host_free"` // what the host's file system could carry beyond Granted
+	// Domains are the active domains of a pool of several, the master first, of which the
+	// sizes above are the sums. Dir and Group are the master's.
+	Domains []DomainUse `json:"domains,omitempty"`
 
 	Waiting []Waiting `json:"waiting"`
 	// Tight says that headroom is recalled: idle volumes should give theirs back.
@@ -180,6 +183,23 @@ type PoolReply struct {
 	LastExtended  string  `json:"last_extended"`  // the name of its volume
 	SPMStarted    string  `json:"spm_started"`    // RFC 3339, UTC
 	SPMPID        int     `json:"spm_process_id"`
+}
+
+// A DomainUse is how one domain of several is used, as the members of the same names in a
+// PoolReply say of all.
+type DomainUse struct {
+	DomainUUID string      `json:"domain_uuid"`
+	Dir        string      `json:"dir,omitempty"`
+	Group      *GroupReply `json:"group,omitempty"`
+	Capacity   int64       `json:"capacity"`
+	Granted    int64       `json:"granted"`
+	Free       int64       `json:"free"`
+	HostFree   int64       `json:"host_free"`
+}
+
+// use is a pool's as that of its only domain.
+func (p PoolReply) use() DomainUse {
+	return DomainUse{DomainUUID: p.DomainUUID, Dir: p.Dir, Group: p.Group, Capacity: p.Capacity, Granted: p.Granted, Free: p.Free, HostFree: p.HostFree}
 }
 
 // A GroupReply is the volume group of a pool.

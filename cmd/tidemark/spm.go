@@ -370,7 +370,7 @@ func adviseFull(ctx context.Context, api spm.API, err error) error {
 		return err
 	}
 	p, perr := api.GetPoolInfo(ctx, spm.PoolInfoRequest{})
-	if perr != nil || p.HostFree >= p.Free {
+	if perr != nil || p.HostFree >= p.Free || len(p.Domains) > 0 { // of several it is not known which was meant
 		return err
 	}
 	return fmt.Errorf("%w; of what the pool has free (%s), the file system of %s can carry only %s: free some space there",

@@ -98,16 +98,11 @@ func writeVolumes(w io.Writer, volumes []spm.Volume, p spm.PoolReply) error {
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(w, "pool %s: %s, %s granted, %s free\n", poolPlace(p), size.Format(p.Capacity), size.Format(p.Granted),
-		size.Format(min(p.Free, p.HostFree)))
+	err := writeUse(w, p)
 	for _, v := range volumes {
 		if v.Damaged != "" {
 			fmt.Fprintf(w, "damaged: %s: %s\n", v.Name, v.Damaged)
 		}
-	}
-	if g := p.Group; g != nil {
-		_, err = fmt.Fprintf(w, "metadata: %s of %s used; %d segments, about %d are possible\n",
-			size.Format(g.MetadataUsed), size.Format(g.MetadataLimit), g.Segments, g.SegmentsLimit)
 	}
 	for _, q := range p.Waiting {
 		_, err = fmt.Fprintf(w, "waiting: %s for %s since %s\n", q.Name, size.Format(q.Bytes), q.Since.Local().Format(time.TimeOnly))
@@ -115,12 +110,36 @@ func writeVolumes(w io.Writer, volumes []spm.Volume, p spm.PoolReply) error {
 	return err
 }
 
-// poolPlace says where a pool is.
-func poolPlace(p spm.PoolReply) string {
-	if p.Group != nil {
-		return "on volume group " + p.Group.Name
+// writeUse writes how a pool is used: of several domains each for itself, for what is free
+// in one is of no use to the volumes of another.
+func writeUse(w io.Writer, p spm.PoolReply) error {
+	used := func(what string, d spm.DomainUse) error {
+		_, err := fmt.Fprintf(w, "%s %s: %s, %s granted, %s free\n", what, place(d.Dir, d.Group), size.Format(d.Capacity), size.Format(d.Granted),
+			size.Format(min(d.Free, d.HostFree)))
+		if g := d.Group; g != nil && err == nil {
+			_, err = fmt.Fprintf(w, "metadata: %s of %s used; %d segments, about %d are possible\n",
+				size.Format(g.MetadataUsed), size.Format(g.MetadataLimit), g.Segments, g.SegmentsLimit)
+		}
+		return err
 	}
-	return p.Dir
+	if len(p.Domains) == 0 {
+		return used("pool", spm.DomainUse{Dir: p.Dir, Group: p.Group, Capacity: p.Capacity, Granted: p.Granted, Free: p.Free, HostFree: p.HostFree})
+	}
+	var errs []error
+	for _, d := range p.Domains {
+		errs = append(errs, used("domain", d))
+	}
+	return errors.Join(errs...)
+}
+
+// poolPlace says where a pool is, or its master.
+func poolPlace(p spm.PoolReply) string { return place(p.Dir, p.Group) }
+
+func place(dir string, group *spm.GroupReply) string {
+	if group != nil {
+		return "on volume group " + group.Name
+	}
+	return dir
 }
 
 func newVolumeInfo(dial dialer) *cobra.Command {
