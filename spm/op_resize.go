@@ -69,8 +69,8 @@ func (o *operations) checkResize(ctx context.Context, a resizeArgs, live bool) e
 		return err
 	case live && (!served || s.Leaf != a.Volume.String()):
 		return errorf(CodeStale, "image %s is not served as it was any more: repeat the request", a.Image)
-	case live && s.Merge != "" && s.Merge != mergeFailed:
-		return errorf(CodeUnfinished, "image %s is being merged (%s): extend it afterwards", a.Image, s.Merge)
+	case live && s.Merge != "":
+		return errorf(CodeUnfinished, "image %s is being merged (%s): wait for its task, or stop it, and repeat the request", a.Image, s.Merge)
 	case live:
 		return nil
 	}

@@ -66,6 +66,25 @@ func TestResizeServed(t *testing.T) {
 	})
 }
 
+// A served image is not extended while its server has a merge, in whatever state: the
+// server would refuse it when the task cannot go back any more.
+func TestResizeDuringAMerge(t *testing.T) {
+	w := newWorld(t, 1, false)
+	image := uuid.New()
+	a := w.volume(image, uuid.Nil, "a")
+	_, err := w.ops.prepare(t.Context(), w.at(image, a), PrepareOptions{})
+	require.NoError(t, err)
+	for _, state := range []string{mergeReady, mergeFailed} {
+		w.servers.byKey[image.String()].Merge = state
+		_, _, err = w.ops.extendVolumeSize(t.Context(), w.at(image, a), 2*gib)
+		requireCode(t, CodeUnfinished, err)
+		require.ErrorContains(t, err, "is being merged ("+state+"): wait for its task, or stop it, and repeat the request")
+	}
+	w.servers.byKey[image.String()].Merge = ""
+	kind, args, err := w.ops.extendVolumeSize(t.Context(), w.at(image, a), 2*gib)
+	w.must(kind, args, err)
+}
+
 // A volume that has given back all that it does not need is granted the room for a
 // larger disk.
 func TestResizeReduced(t *testing.T) {

@@ -267,7 +267,7 @@ func TestLiveSnapshotAndMerge(t *testing.T) {
 			s.do(t, "merge", p.id(leaf))
 			s.do(t, "merge", p.id(leaf))
 			s.awaitReady(t)
-			s.refused(t, http.StatusConflict, "resize", controlRequest{Size: 64 << 20}, "is being merged")
+			s.refused(t, http.StatusConflict, "resize", controlRequest{Size: 64 << 20}, "is being merged (ready): repeat the request when that is over")
 			s.do(t, "pivot", p.id(leaf))
 			x = s.do(t, "pivot", p.id(leaf))
 			dropped, err := openDisk(t.Context(), diskSpec{Image: p.id(leaf), Pool: p, ReadOnly: true})

@@ -127,7 +127,7 @@ func (s *served) Snapshot(ctx context.Context, leaf string) error {
 	case old.volume.Info().VolumeUUID == leaf:
 		return nil
 	case s.merging() != nil:
-		return fmt.Errorf("%w: volume %s is being merged: end that first", errConflict, s.merging().leaf)
+		return s.merging().inTheWay()
 	}
 	spec := old.spec
 	spec.Image = leaf
@@ -216,7 +216,7 @@ func (s *served) Resize(ctx context.Context, size int64) error {
 	d := s.disk.Load()
 	switch have := d.device.Info().Size; {
 	case s.merging() != nil:
-		return fmt.Errorf("%w: volume %s is being merged: end that first", errConflict, s.merging().leaf)
+		return s.merging().inTheWay()
 	case size < have:
 		return fmt.Errorf("%w: the disk has %d bytes, and does not become smaller", errConflict, have)
 	case d.spec.ReadOnly:

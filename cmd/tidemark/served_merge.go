@@ -166,6 +166,15 @@ func (s *served) toRead(ctx context.Context, d *disk, m *merge) error {
 	})
 }
 
+// inTheWay refuses what is not done during a merge, and says what there is to do.
+func (m *merge) inTheWay() error {
+	do := "repeat the request when that is over, or stop its task first; without a task, end it with pivot or cancel"
+	if m.mirror.Progress().State == swap.Failed {
+		do = "it goes no further: stop or revert its task; without a task, end it with cancel; then repeat the request"
+	}
+	return fmt.Errorf("%w: volume %s is being merged (%s): %s", errConflict, m.leaf, m.mirror.Progress().State, do)
+}
+
 // MergePivot drops the leaf of a merge that is ready: what is below it is written to
 // alone. The leaf is not written to any more when it returns, and is not open. If it
 // was dropped before, nothing happens.
