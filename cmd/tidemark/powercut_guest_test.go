@@ -19,7 +19,7 @@ type cutGuest struct {
 	wg    sync.WaitGroup
 	part  int64       // sectors
 	quiet atomic.Bool // it makes nothing durable any more
-	small atomic.Bool // it changes little at a time, so that what was there before stays
+	small atomic.Bool // it changes little at a time, and half of its part, so that the rest stays as it is
 
 	mu      sync.Mutex     // guards what follows
 	sectors [][]cutVersion // what it was at the last flush, and everything after that
@@ -72,13 +72,13 @@ const guestPause = 300 * time.Microsecond
 // request does one of them, and notes before what it may leave, and afterwards what is
 // certain.
 func (g *cutGuest) request(ctx context.Context, d block.Device, rng *rand.Rand, from int64, flushOdds int) error {
-	dice, longest := rng.IntN(9), int64(300)
-	if g.small.Load() {
-		longest = 24
+	dice, longest, part, small := rng.IntN(9), int64(300), g.part, g.small.Load()
+	if small {
+		longest, part = 24, g.part/2
 	}
-	n := 1 + rng.Int64N(min(1+rng.Int64N(longest), g.part))
-	first := from + rng.Int64N(g.part-n+1)
-	if dice < 2 && !g.small.Load() { // whole clusters, which become zero without data
+	n := 1 + rng.Int64N(min(1+rng.Int64N(longest), part))
+	first := from + rng.Int64N(part-n+1)
+	if dice < 2 && !small { // whole clusters, which become zero without data
 		n = 2 * clusterSectors
 		first = from + rng.Int64N((g.part-n)/clusterSectors+1)*clusterSectors
 	}
