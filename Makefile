@@ -70,9 +70,9 @@ test: need deps $(GOTESTSUM) ## all tests; what had to be skipped is named at th
 	tools/skips .cache/test-*.json || rc=1
 	exit $$rc
 
-soak: need ## the crash lab, and a crowd of clients in each kind of pool, for as long as SOAK says each (10m)
+soak: need ## the crash lab, a crowd of clients in each kind of pool, and power cuts, for as long as SOAK says each (10m)
 	TIDEMARK_SOAK=$(SOAK) $(GO) test -tags crashlab -count=1 -timeout 0 -v -run '^TestSoak$$' $(LAB)
-	TIDEMARK_SOAK=$(SOAK) $(GO) test -count=1 -timeout 0 -v -run '^(TestCrowd|TestSnapshotsComeAndGo)' ./cmd/tidemark
+	TIDEMARK_SOAK=$(SOAK) $(GO) test -count=1 -timeout 0 -v -run '^(TestCrowd|TestSnapshotsComeAndGo|TestPowerCutOfLive|TestVDSMServerKilledAtSteps)' ./cmd/tidemark
 
 mutants: need ## engines with a mistake each: every test and the crash lab; writes docs/reliability.md
 	TIDEMARK_MUTANTS=all $(GO) test -count=1 -timeout 2h -v -run '^TestMutants$$' $(LAB) -update

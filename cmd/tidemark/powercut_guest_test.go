@@ -19,7 +19,7 @@ type cutGuest struct {
 	wg    sync.WaitGroup
 	part  int64       // sectors
 	quiet atomic.Bool // it makes nothing durable any more
-	small atomic.Bool // it changes little at a time, so that what was there before stays
+	small atomic.Bool // it changes little at a time, and half of its part, so that the rest stays as it is
 
 	mu      sync.Mutex     // guards what follows
 	sectors [][]cutVersion // what it was at the last flush, and everything after that
@@ -44,7 +44,10 @@ func newCutGuest(size int64, writers int) *cutGuest {
 	return g
 }
 
-const sectorBytes = 512
+const (
+	sectorBytes    = 512
+	clusterSectors = 128
+)
 
 // start lets writer i write until something fails, which is wrong while there is power.
 func (g *cutGuest) start(ctx context.Context, d block.Device, power func() bool, rng *rand.Rand, i int) {
@@ -69,12 +72,16 @@ const guestPause = 300 * time.Microsecond
 // request does one of them, and notes before what it may leave, and afterwards what is
 // certain.
 func (g *cutGuest) request(ctx context.Context, d block.Device, rng *rand.Rand, from int64, flushOdds int) error {
-	longest := int64(300)
-	if g.small.Load() {
-		longest = 24
+	dice, longest, part, small := rng.IntN(9), int64(300), g.part, g.small.Load()
+	if small {
+		longest, part = 24, g.part/2
 	}
-	n := 1 + rng.Int64N(min(1+rng.Int64N(longest), g.part))
-	first := from + rng.Int64N(g.part-n+1)
+	n := 1 + rng.Int64N(min(1+rng.Int64N(longest), part))
+	first := from + rng.Int64N(part-n+1)
+	if dice < 2 && !small { // whole clusters, which become zero without data
+		n = 2 * clusterSectors
+		first = from + rng.Int64N((g.part-n)/clusterSectors+1)*clusterSectors
+	}
 	off, size := first*sectorBytes, n*sectorBytes
 	quiet := g.quiet.Load()
 	if rng.IntN(flushOdds) == 0 && !quiet {
@@ -89,7 +96,7 @@ func (g *cutGuest) request(ctx context.Context, d block.Device, rng *rand.Rand, 
 		f = block.FUA
 	}
 	var err error
-	switch rng.IntN(9) {
+	switch dice {
 	case 0:
 		g.begin(first, n, 0, true)
 		err = d.WriteZeroes(ctx, off, size, f|block.MayUnmap)
