@@ -66,6 +66,8 @@ func (f *hollowFile) below(p []byte, off int64) {
 	}
 }
 
+func (f *hollowFile) WriteLater([]byte, int64, block.Later) bool { return false }
+
 func (f *hollowFile) ReadNow(p []byte, off int64) bool {
 	n, _ := f.ReadAt(p, off)
 	return n == len(p)

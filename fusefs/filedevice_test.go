@@ -94,6 +94,8 @@ func (d *fileDevice) ReadAt(_ context.Context, p []byte, off int64, f block.Flag
 }
 
 // WriteAt is described at block.Device.
+func (d *fileDevice) WriteLater([]byte, int64, block.Later) bool { return false }
+
 func (d *fileDevice) WriteAt(_ context.Context, p []byte, off int64, f block.Flags) error {
 	if err := d.enter("write", off, int64(len(p)), f); err != nil {
 		return err

@@ -45,6 +45,29 @@ func (l *blockLocks) lock(from, to int64, exclusive bool) blockRange {
 	return r
 }
 
+// tryLock takes a shared range unless another holder is in the way.
+func (l *blockLocks) tryLock(from, to int64) (blockRange, bool) {
+	r := blockRange{from, to, false}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.blockedLocked(r) {
+		return r, false
+	}
+	l.held = append(l.held, r)
+	return r, true
+}
+
+// drain waits until nothing is held. Nobody who comes from now on may stay.
+func (l *blockLocks) drain() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.held) > 0 {
+		l.waiting++
+		l.left.Wait()
+		l.waiting--
+	}
+}
+
 func (l *blockLocks) blockedLocked(r blockRange) bool {
 	if !r.exclusive && l.exclusive == 0 {
 		return false // as nearly always

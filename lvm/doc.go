@@ -70,7 +70,10 @@
 // sector remains what a power cut tears.
 //
 // Many transfers at a time go through the kernel's queue for direct I/O, one for the
-// process (queue.go); one that is alone does not.
+// process (queue.go); one that is alone does not. A write of whole blocks from aligned
+// memory can be begun without waiting for it ([File.WriteLater]). It holds its blocks
+// until it has ended, and Close waits for that, so its descriptor is the File's until
+// then.
 //
 // Space that is granted does not read zero (FreshZero is false): the engine
 // zeroes what it reserves. Zeroing is cheap where the devices do it themselves.

@@ -324,11 +324,12 @@ func (f *File) Freeze(why error) {
 	}
 }
 
-// Close closes the devices. It does not sync.
+// Close closes the devices, when the writes in progress have ended. It does not sync.
 func (f *File) Close() error {
 	if f.closed.Swap(true) {
 		return fmt.Errorf("close %s: %w", f.name, block.ErrClosed)
 	}
+	f.blocks.drain()
 	f.growMu.Lock()
 	defer f.growMu.Unlock()
 	var errs []error

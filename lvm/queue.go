@@ -17,6 +17,9 @@ import (
 // comes at the same time, and one thread of the process waits for all of them. A
 // transfer that is alone is faster without.
 //
+// A write may also be begun, and be nobody's who waits (later.go): then the thread that
+// waits for all of them tells that it has ended, and what is told must not wait for it.
+//
 // Where the kernel has no such queue, or it is full, everything is as without it.
 
 // queueDepth is how many transfers may be in a queue. More of them wait in pwrite.
@@ -32,6 +35,7 @@ type queue struct {
 	free    []*transfer
 	waiting []*transfer // for the one who submits
 	leading bool        // there is one
+	lead    func()      // submit, for a goroutine
 
 	// Of the one who submits.
 	taken  []*transfer
@@ -46,6 +50,8 @@ type transfer struct {
 	alone bool          // it was not submitted: do it without the queue
 	run   func(uintptr) // with a descriptor: waits until the transfer is done
 	done  chan struct{}
+	begin func(uintptr) // with a descriptor: does not wait, for later is told
+	later *laterWrite   // nil: who runs it waits for done
 }
 
 // An ioBlock is the kernel's struct iocb, without what is always zero.
@@ -80,6 +86,7 @@ const (
 // theQueue is made when it is needed first; nil: the kernel has none.
 var theQueue = sync.OnceValue(func() *queue {
 	q := &queue{}
+	q.lead = q.submit
 	if _, _, errno := unix.Syscall(unix.SYS_IO_SETUP, queueDepth, uintptr(unsafe.Pointer(&q.context)), 0); errno != 0 {
 		return nil
 	}
@@ -89,6 +96,11 @@ var theQueue = sync.OnceValue(func() *queue {
 		t.block.data = uint64(i)
 		t.done = make(chan struct{}, 1)
 		t.run = func(fd uintptr) { q.run(t, fd) }
+		t.begin = func(fd uintptr) {
+			if q.enter(t, fd) {
+				go q.lead()
+			}
+		}
 		q.free = append(q.free, t)
 	}
 	go q.reap()
@@ -113,19 +125,42 @@ func (q *queue) take(opcode uint16, p []byte, off int64) *transfer {
 // run lets a transfer be done. Whoever comes first submits what the others bring as
 // well.
 func (q *queue) run(t *transfer, fd uintptr) {
-	q.inFlight.Add(1)
-	t.block.fd = uint32(fd)
-	q.mu.Lock()
-	q.waiting = append(q.waiting, t)
-	lead := !q.leading
-	q.leading = true
-	q.mu.Unlock()
-	if lead {
+	if q.enter(t, fd) {
 		runtime.Gosched() // whoever is about to ask comes along
 		q.submit()
 	}
 	<-t.done
 	q.inFlight.Add(-1)
+}
+
+// begin lets p be written, and tells w when that has ended. It reports whether it has
+// begun. Those that are begun one after the other are submitted together, by somebody
+// who has his turn when the caller waits.
+func (q *queue) begin(d *device, p []byte, off int64, w *laterWrite) bool {
+	t := q.take(opWrite, p, off)
+	if t == nil {
+		return false
+	}
+	t.later = w
+	if d.raw.Control(t.begin) == nil {
+		return true
+	}
+	t.later = nil
+	_, _ = q.giveBack(t)
+	return false
+}
+
+// enter adds a transfer to those that are to be submitted, and reports whether the
+// caller has to see to that.
+func (q *queue) enter(t *transfer, fd uintptr) (lead bool) {
+	q.inFlight.Add(1)
+	t.block.fd = uint32(fd)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.waiting = append(q.waiting, t)
+	lead = !q.leading
+	q.leading = true
+	return lead
 }
 
 // giveBack ends the use of a place, and returns what became of the transfer: how many
@@ -145,7 +180,7 @@ func (q *queue) giveBack(t *transfer) (n int, err error) {
 
 // submit gives the kernel what is waiting, until nothing is. A transfer that it does
 // not take is done without the queue, and so is one that nothing else is in flight
-// beside.
+// beside, if somebody waits for it.
 func (q *queue) submit() {
 	for {
 		q.mu.Lock()
@@ -155,14 +190,15 @@ func (q *queue) submit() {
 			return
 		}
 		q.taken, q.waiting = q.waiting, q.taken[:0]
-		q.mu.Unlock()
 		rest := q.taken
-		if len(rest) > 1 || q.inFlight.Load() > 1 {
+		alone := len(rest) == 1 && q.inFlight.Load() == 1 && rest[0].later == nil
+		q.mu.Unlock()
+		if !alone {
 			rest = q.give(rest)
 		}
 		for _, t := range rest {
 			t.alone = true
-			t.done <- struct{}{}
+			q.over(t)
 		}
 	}
 }
@@ -213,6 +249,20 @@ func (q *queue) end(events []ioEvent) {
 	}
 	q.mu.Unlock()
 	for _, e := range events {
-		q.all[e.data].done <- struct{}{}
+		q.over(&q.all[e.data])
 	}
+}
+
+// over tells who waits for a transfer, or was promised to be told.
+func (q *queue) over(t *transfer) {
+	w := t.later
+	if w == nil {
+		t.done <- struct{}{}
+		return
+	}
+	ok := !t.alone && t.n == int64(len(t.p)) // otherwise the caller finds out
+	t.later = nil
+	q.inFlight.Add(-1)
+	_, _ = q.giveBack(t)
+	w.ended(ok)
 }

@@ -15,6 +15,8 @@ type (
 	ExtentState = block.ExtentState
 	// Flags modify a request to a Device.
 	Flags = block.Flags
+	// Later is told what became of a write that was begun.
+	Later = block.Later
 )
 
 // The flags of a request.

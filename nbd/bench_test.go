@@ -85,9 +85,21 @@ func (d *benchMemory) ReadAt(_ context.Context, p []byte, off int64, f Flags) er
 	return nil
 }
 
-func (d *benchMemory) WriteAt(_ context.Context, p []byte, off int64, _ Flags) error {
+func (d *benchMemory) WriteAt(_ context.Context, p []byte, off int64, f Flags) error {
+	if d.late && f.Has(NoWait) {
+		return ErrWouldBlock
+	}
 	copy(d.data[off:], p)
 	return nil
+}
+
+func (d *benchMemory) WriteLater(p []byte, off int64, to Later) bool {
+	if !d.late {
+		return false
+	}
+	copy(d.data[off:], p)
+	to.Ended(true)
+	return true
 }
 
 func (d *benchMemory) WriteZeroes(_ context.Context, off, n int64, _ Flags) error {
@@ -115,6 +127,8 @@ func (d *benchFile) WriteAt(_ context.Context, p []byte, off int64, _ Flags) err
 	_, err := syscall.Pwrite(d.fd, p, off)
 	return err
 }
+
+func (d *benchFile) WriteLater([]byte, int64, Later) bool { return false }
 
 func (d *benchFile) Flush(context.Context) error { return nil }
 func (d *benchFile) Info() DeviceInfo            { return d.info }

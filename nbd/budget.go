@@ -86,6 +86,13 @@ func (b *budget) tryOwn(n int) (shared int, ok bool) {
 	return b.addLocked(1, n), true
 }
 
+// one reports whether one request is in progress.
+func (b *budget) one() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.requests == 1
+}
+
 func (b *budget) fitsLocked(n int) bool { return b.requests < inFlightMax && b.bytes+n <= b.bytesMax }
 
 // wait waits for the connection's own limits, and returns what remains to be

@@ -28,6 +28,9 @@ func (c *Client) ReadAt(ctx context.Context, p []byte, off int64, f Flags) error
 	return nil
 }
 
+// WriteLater begins nothing.
+func (c *Client) WriteLater([]byte, int64, block.Later) bool { return false }
+
 // WriteAt writes p.
 func (c *Client) WriteAt(ctx context.Context, p []byte, off int64, f Flags) error {
 	if err := c.checkWrite(int64(len(p)), off, f); err != nil {

@@ -12,8 +12,12 @@
 //	                   (pure)    (Device, NoWait)            (one write for a batch)
 //	                               | ErrWouldBlock, or large
 //	                               v
-//	                             budget -> goroutine -> Device -------> outbox
-//	                             (waits)   (bounded)
+//	                             budget -> begin --------> Device ----> outbox
+//	                             (waits)   (WriteLater)
+//	                                        | not begun, or to be done again
+//	                                        v
+//	                                       goroutine ----> Device ----> outbox
+//	                                       (bounded)
 //
 // A request is validated once, by the pure function decide, which yields an
 // action or an [Errno]; it is executed; its error is translated once (errno).
@@ -33,6 +37,14 @@
 // copied, or received into a buffer of its own. The place is given back when the
 // reply has been written: who has executed a request leaves it, with its reply, in
 // the outbox, and whoever is writing there takes all that has come in one write.
+//
+// A write that would only have to wait for the storage is begun by the reader
+// (block.Device.WriteLater, later.go): no goroutine waits for it, and whoever notices its
+// end leaves the reply in the outbox. It is in the budget, and in progress for a drain and
+// for the connection, until then. It never waits for space: what has not worked, for
+// whatever reason, is done again by a goroutine, which may be held, and has the error. A
+// write that is alone is left to a goroutine at once: there is nothing to do meanwhile, and
+// who waits in the system call is told sooner.
 //
 // # Who may wait
 //

@@ -38,6 +38,8 @@ func (r *ram) WriteAt(_ context.Context, p []byte, off int64, _ nbd.Flags) error
 	return nil
 }
 
+func (r *ram) WriteLater([]byte, int64, nbd.Later) bool { return false }
+
 func (r *ram) WriteZeroes(context.Context, int64, int64, nbd.Flags) error {
 	return nbd.ErrUnsupported
 }

@@ -256,7 +256,7 @@ func TestDeadSessionExecutesNothing(t *testing.T) {
 	s := newSession(srv, x, a, srv.opts.Logger, terms{size: 4096, minBlock: 1})
 	s.kill(errGone)
 	for _, c := range []command{cmdRead, cmdWrite, cmdFlush} {
-		rq := srv.takeRequest(c)
+		rq := srv.takeRequest()
 		rq.s, rq.header, rq.buf = s, requestHeader{cmd: c}, srv.buffers.get(512)
 		s.serve(rq)
 	}

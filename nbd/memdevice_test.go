@@ -23,6 +23,8 @@ type memDevice struct {
 	inline func(op string, off, n int64) error
 	// late is called in every request without NoWait. It may wait.
 	late func(op string, off int64)
+	// begins is WriteLater; nil: nothing is begun.
+	begins func(p []byte, off int64, to block.Later) bool
 
 	mu        sync.Mutex // guards what follows
 	data      []byte
@@ -156,6 +158,10 @@ func (d *memDevice) ReadAt(ctx context.Context, p []byte, off int64, f block.Fla
 	defer d.mu.Unlock()
 	copy(p, d.data[off:])
 	return nil
+}
+
+func (d *memDevice) WriteLater(p []byte, off int64, to block.Later) bool {
+	return d.begins != nil && d.begins(p, off, to)
 }
 
 func (d *memDevice) WriteAt(ctx context.Context, p []byte, off int64, f block.Flags) error {

@@ -10,13 +10,10 @@ func (s *session) offload(rq *request) {
 	go rq.run()
 }
 
-// takeRequest returns a request without content. One that will be given to the
-// Device as a Hold is new: the Device may be late with its End.
-func (srv *Server) takeRequest(c command) *request {
-	if !mayWait(c) {
-		if rq, ok := srv.requests.Get().(*request); ok {
-			return rq
-		}
+// takeRequest returns a request without content.
+func (srv *Server) takeRequest() *request {
+	if rq, ok := srv.requests.Get().(*request); ok {
+		return rq
 	}
 	rq := &request{}
 	rq.run = rq.work
@@ -71,7 +68,9 @@ func (s *session) try(rq *request) bool {
 	return false
 }
 
-// release gives back everything that a request has, when its reply has left.
+// release gives back everything that a request has, when its reply has left. One that
+// was given to the Device as a Hold is not used again: the Device may be late with its
+// End.
 func (s *session) release(rq *request) {
 	if rq.space != nil {
 		rq.space.free()
@@ -87,7 +86,7 @@ func (s *session) release(rq *request) {
 	if rq.working {
 		s.finished()
 	}
-	if !mayWait(rq.header.cmd) {
+	if rq.space == nil {
 		*rq = request{run: rq.run, extents: rq.extents}
 		s.srv.requests.Put(rq)
 	}

@@ -13,6 +13,7 @@ import (
 //
 //	reader    offer  a batch of replies; does not write if that has to wait
 //	off-load  put    a request with its reply, which is done when that has left
+//	Device    add    the same, of a write that it had begun
 //
 // A failure ends the connection, so neither of them returns one. What is in an
 // outbox is bounded by who fills it: the reader offers nothing while it is full,
@@ -71,27 +72,37 @@ func (o *outbox) offer(r replies) {
 
 // put takes a request that has been executed. It is not the caller's any more.
 func (o *outbox) put(rq *request) {
+	if o.add(rq) {
+		runtime.Gosched() // requests that end together are answered together
+		o.answer()
+	}
+}
+
+// add is put for who may not wait, nor write. It reports whether the caller has the turn
+// now, and has to see to it that somebody answers.
+func (o *outbox) add(rq *request) (mine bool) {
 	o.mu.Lock()
 	if o.ending {
 		o.mu.Unlock()
 		o.done(rq)
-		return
+		return false
 	}
+	defer o.mu.Unlock()
 	if rq.next = nil; o.first == nil {
 		o.first = rq
 	} else {
 		o.last.next = rq
 	}
 	o.last = rq
-	mine := !o.busy
+	mine = !o.busy
 	o.busy = true
-	o.mu.Unlock()
-	if !mine {
-		return
-	}
-	runtime.Gosched() // requests that end together are answered together
+	return mine
+}
+
+// answer writes what is there. Its caller has the turn.
+func (o *outbox) answer() {
 	o.mu.Lock()
-	mine = o.takeLocked()
+	mine := o.takeLocked()
 	o.mu.Unlock()
 	if mine && !o.writeNow() {
 		o.writeRest()

@@ -247,16 +247,18 @@ func (s *session) newRequest(h requestHeader, a action, failure *Error) (*reques
 			return nil, errGone
 		}
 	}
-	rq := s.srv.takeRequest(h.cmd)
+	rq := s.srv.takeRequest()
 	rq.s, rq.header, rq.action, rq.failure, rq.cost, rq.received = s, h, a, failure, n, time.Now()
 	return rq, nil
 }
 
-// handOver gives a request to the off-load.
+// handOver gives a request to the Device, if it begins it at once, or to the off-load.
 func (s *session) handOver(rq *request) {
 	s.admit(rq)
 	s.publish() // before its reply
-	s.offload(rq)
+	if !s.begin(rq) {
+		s.offload(rq)
+	}
 }
 
 // admit makes a request one that a drain waits for, unless the drain came first.

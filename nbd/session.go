@@ -25,7 +25,8 @@ type session struct {
 	budget  *budget
 	out     outbox
 	payload transfer       // of a write that is being received
-	wg      sync.WaitGroup // goroutines that run may not leave behind; only the reader adds
+	wg      sync.WaitGroup // goroutines and writes that run may not leave behind; only the reader, and they, add
+	answer  func()         // answerNow, made once
 	dead    atomic.Bool    // the connection has ended or will at once
 	done    chan struct{}  // closed when no request is left
 
@@ -61,6 +62,7 @@ func newSession(srv *Server, e *export, conn net.Conn, log *slog.Logger, t terms
 		late: func() { s.kill(errSlow) }, broken: s.brokenBy, later: s.goLater,
 	}
 	s.out.changed.L = &s.out.mu
+	s.answer = s.answerNow
 	return s
 }
 

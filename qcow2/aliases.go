@@ -18,6 +18,8 @@ type (
 	DeviceInfo = block.DeviceInfo
 	// Flags modify a request.
 	Flags = block.Flags
+	// Later is told what became of a write that was begun.
+	Later = block.Later
 	// Extent is a run of a disk's bytes in one state.
 	Extent = block.Extent
 	// UnsupportedError names a feature that is missing here.

@@ -53,6 +53,9 @@
 //	W3  write the guest's bytes; the rest of the cluster reads zero already
 //	W4  the request is complete
 //
+// W3 may be left to the file (write_later.go): who notices its end does W4. The request
+// is in progress until then.
+//
 // A crash after any of them shows the old content (zeroes) or the new; so the
 // entry may be written before the bytes, or after them, or together with them.
 //

@@ -162,6 +162,8 @@ func (c *cable) ReadAt(p []byte, off int64) (n int, err error) {
 
 func (c *cable) ReadNow([]byte, int64) bool { return false }
 
+func (c *cable) WriteLater([]byte, int64, block.Later) bool { return false }
+
 func (c *cable) WriteAt(p []byte, off int64) (n int, err error) {
 	err = c.change(func() error { n, err = c.d.WriteAt(p, off); return err })
 	return n, err

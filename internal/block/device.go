@@ -33,6 +33,11 @@ type Device interface {
 	ReadAt(ctx context.Context, p []byte, off int64, f Flags) error
 	WriteAt(ctx context.Context, p []byte, off int64, f Flags) error
 
+	// WriteLater begins to write p, and tells to when that has ended; p is the Device's
+	// until then. It does not wait. It reports whether it has begun; if not, for whatever
+	// reason, nothing was done that shows. A Device may always answer so.
+	WriteLater(p []byte, off int64, to Later) bool
+
 	// WriteZeroes makes n bytes at off read zero.
 	WriteZeroes(ctx context.Context, off, n int64, f Flags) error
 

@@ -22,6 +22,11 @@ type File interface {
 	// always answer so.
 	ReadNow(p []byte, off int64) bool
 
+	// WriteLater begins to write p, and tells to when that has ended; p is the File's
+	// until then. It does not wait. It reports whether it has begun; if not, for whatever
+	// reason, nothing was done. A File may always answer so.
+	WriteLater(p []byte, off int64, to Later) bool
+
 	// WriteAtSync writes p and returns when it is durable (FUA). Its error
 	// counts as a failed Sync, but for ErrNoSpace: then a part of p may be
 	// written, and nothing else is in doubt.

@@ -52,6 +52,8 @@ func (g *gate) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
+func (g *gate) WriteLater([]byte, int64, block.Later) bool { return false }
+
 func (g *gate) ReadNow(p []byte, off int64) (done bool) {
 	err := g.pass(func() error { done = g.File.ReadNow(p, off); return nil })
 	return done && err == nil

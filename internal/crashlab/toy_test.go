@@ -136,6 +136,8 @@ func (t toy) check(ctx context.Context, f block.File, mend bool) (Finding, error
 	return res, nil
 }
 
+func (d *toyDisk) WriteLater([]byte, int64, block.Later) bool { return false }
+
 func (d *toyDisk) ReadAt(_ context.Context, p []byte, off int64, _ block.Flags) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

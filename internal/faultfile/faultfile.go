@@ -207,6 +207,9 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	return f.transfer(Read, p, off, f.below.ReadAt)
 }
 
+// WriteLater is described at block.File: every write is one of WriteAt.
+func (f *File) WriteLater([]byte, int64, block.Later) bool { return false }
+
 // ReadNow is described at block.File. It is a Read.
 func (f *File) ReadNow(p []byte, off int64) bool {
 	_, err := f.transfer(Read, p, off, func(p []byte, off int64) (int, error) {

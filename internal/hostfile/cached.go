@@ -11,6 +11,9 @@ import (
 	"tidemark/internal/block"
 )
 
+// WriteLater is described at block.File: the page cache takes a write at once.
+func (f *File) WriteLater([]byte, int64, block.Later) bool { return false }
+
 // ReadNow is described at block.File. The kernel reads from the page cache, and says
 // so where the bytes are not there.
 func (f *File) ReadNow(p []byte, off int64) bool {

@@ -132,6 +132,9 @@ func shortRead(err error) error {
 	return err
 }
 
+// WriteLater is described at block.Device: nothing is begun.
+func (im *Image) WriteLater([]byte, int64, block.Later) bool { return false }
+
 // WriteAt is described at block.Device. With NoWait it writes whole pages into the
 // host's cache, and answers ErrWouldBlock for the rest.
 func (im *Image) WriteAt(_ context.Context, p []byte, off int64, f block.Flags) error {

@@ -134,6 +134,9 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
+// WriteLater is described at block.File: every write is recorded by WriteAt.
+func (f *File) WriteLater([]byte, int64, block.Later) bool { return false }
+
 // ReadNow is described at block.File. Where reads are recorded it is always left to
 // ReadAt.
 func (f *File) ReadNow(p []byte, off int64) bool { return !f.reads && f.below.ReadNow(p, off) }

@@ -73,6 +73,9 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return int(n), nil
 }
 
+// WriteLater is described at block.File: nothing is begun.
+func (d *Disk) WriteLater([]byte, int64, block.Later) bool { return false }
+
 // ReadNow is described at block.File.
 func (d *Disk) ReadNow(p []byte, off int64) bool {
 	n, err := d.ReadAt(p, off)

@@ -203,6 +203,9 @@ func (m *Mirror) WriteAt(ctx context.Context, p []byte, off int64, f block.Flags
 	return m.both(off, int64(len(p)), f, func(d block.Device) error { return d.WriteAt(ctx, p, off, f) })
 }
 
+// WriteLater is described at block.Device: the one is written when the other has been.
+func (m *Mirror) WriteLater([]byte, int64, block.Later) bool { return false }
+
 // WriteZeroes zeroes both.
 func (m *Mirror) WriteZeroes(ctx context.Context, off, n int64, f block.Flags) error {
 	if f.Has(block.Fast) {

@@ -415,6 +415,47 @@ func TestSwitchGivesUp(t *testing.T) {
 	require.Same(t, next, front.Shown())
 }
 
+// A write that the device has begun is in until it has ended, and none begins while
+// the entrance is shut.
+func TestSwitchWaitsForWhatWasBegun(t *testing.T) {
+	d := &beginning{Device: blocktest.NewMemDevice(1 << 20)}
+	front := swap.New(d)
+	told := make(later, 1)
+	require.True(t, front.WriteLater([]byte{1}, 0, told))
+	done := make(chan error, 1)
+	go func() {
+		done <- front.Switch(context.Background(), func(block.Device) (block.Device, error) {
+			if len(told) == 0 {
+				t.Error("a write was in progress")
+			}
+			return nil, nil
+		})
+	}()
+	testenv.Eventually(t, 10e9, "the entrance is shut", func() bool {
+		return errors.Is(front.ReadAt(t.Context(), make([]byte, 1), 0, block.NoWait), block.ErrWouldBlock)
+	})
+	require.False(t, front.WriteLater([]byte{1}, 0, told))
+	told <- true // before it is told: the writer is done when the write has left
+	d.to.Ended(true)
+	require.NoError(t, <-done)
+	require.Len(t, told, 1)
+}
+
+type later chan bool
+
+func (l later) Ended(bool) {}
+
+// A beginning begins what it is asked to.
+type beginning struct {
+	block.Device
+	to block.Later
+}
+
+func (b *beginning) WriteLater(_ []byte, _ int64, to block.Later) bool {
+	b.to = to
+	return true
+}
+
 type hanging struct {
 	block.Device
 	in, out chan struct{}

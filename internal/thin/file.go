@@ -131,6 +131,11 @@ func (f *File) ReadNow(p []byte, off int64) bool { return f.inner.ReadNow(p, off
 // WriteAt writes to the inner file.
 func (f *File) WriteAt(p []byte, off int64) (int, error) { return f.inner.WriteAt(p, off) }
 
+// WriteLater begins a write to the inner file.
+func (f *File) WriteLater(p []byte, off int64, to block.Later) bool {
+	return f.inner.WriteLater(p, off, to)
+}
+
 // WriteAtSync writes to the inner file, durably.
 func (f *File) WriteAtSync(p []byte, off int64) (int, error) { return f.inner.WriteAtSync(p, off) }
 

@@ -658,6 +658,11 @@ func (p *passing) ReadAt(b []byte, off int64) (int, error) {
 	p.note(fmt.Sprint("read ", len(b), off))
 	return len(b), io.EOF
 }
+func (p *passing) WriteLater(b []byte, off int64, _ block.Later) bool {
+	p.note(fmt.Sprint("write later ", len(b), off))
+	return true
+}
+
 func (p *passing) ReadNow(b []byte, off int64) bool {
 	return p.note(fmt.Sprint("now ", len(b), off)) == nil
 }
@@ -683,10 +688,11 @@ func TestEverythingElsePassesThrough(t *testing.T) {
 	require.True(t, f.ReadNow(b, 1))
 	f.WriteAt(b, 2)
 	f.WriteAtSync(b, 3)
+	require.True(t, f.WriteLater(b, 4, nil))
 	f.WriteZeroes(4, 5)
 	f.Discard(6, 7)
 	f.WriteBack(8, 9)
 	f.Sync()
-	require.Equal(t, []string{"read 3 1", "now 3 1", "write 3 2", "fua 3 3", "zero 4 5", "discard 6 7", "write back 8 9", "sync"}, inner.got)
+	require.Equal(t, []string{"read 3 1", "now 3 1", "write 3 2", "fua 3 3", "write later 3 4", "zero 4 5", "discard 6 7", "write back 8 9", "sync"}, inner.got)
 	require.NoError(t, f.Close())
 }

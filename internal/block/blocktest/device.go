@@ -34,6 +34,7 @@ func TestDevice(t *testing.T, create DeviceFactory) {
 		{"Discard", deviceDiscard},
 		{"Extents", deviceExtents},
 		{"NoWait", deviceNoWait},
+		{"Later", deviceLater},
 		{"Buffers", deviceBuffers},
 		{"Concurrent", deviceConcurrent},
 		{"Random", deviceRandom},

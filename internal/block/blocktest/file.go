@@ -35,6 +35,7 @@ func TestFile(t *testing.T, create FileFactory) {
 		{"Grow", fileGrow},
 		{"Shrink", fileShrink},
 		{"Buffers", fileBuffers},
+		{"Later", fileLater},
 		{"Concurrent", fileConcurrent},
 		{"Random", fileRandom},
 	} {

@@ -48,6 +48,9 @@ func (d *MemDevice) ReadAt(_ context.Context, p []byte, off int64, _ block.Flags
 	return nil
 }
 
+// WriteLater is described at block.Device: nothing is begun.
+func (d *MemDevice) WriteLater([]byte, int64, block.Later) bool { return false }
+
 // WriteAt is described at block.Device.
 func (d *MemDevice) WriteAt(_ context.Context, p []byte, off int64, _ block.Flags) error {
 	d.mu.Lock()
