@@ -257,7 +257,7 @@ func (im *Image) boundCache() {
 
 // otherShare: of the memory for metadata one part in so many is for what is in use for
 // a while: counts that are dirty, lists of clusters, buffers.
-const otherShare = 12
+const otherShare = 8
 
 // boundCacheLocked sets what slices and directory may take: what the other metadata
 // leaves of Options.CacheBytes, and half of it at least.
