@@ -25,7 +25,7 @@ func TestChurnOutgrowsTheVolumeOfSeveral(t *testing.T) {
 		own := testenv.Rand(rng.Uint64())
 		wg.Go(func() {
 			ctx := context.Background()
-			for n := range 3000 {
+			for n := range 9000 {
 				size := 1 + own.Int64N(150<<10)
 				off := i*part + own.Int64N(part-size+1)
 				var err error
