@@ -172,7 +172,7 @@
 //	        2 image or zeroes, fsync           -> the same
 //	        3 slot in metadata, durably        -> the same
 //	        4 the tag goes                     -> commit point
-//	remove: 1 lvremove                         -> commit point; the slot is what no tag names
+//	remove: 1 lvremove                         -> commit point; a slot is free that no tag names
 //	extend: 1 lvextend                         -> larger or not, both are valid
 //	        2 fsync of the group's metadata, then reply
 //

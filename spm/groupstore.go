@@ -17,17 +17,11 @@ import (
 	"tidemark/spm/task"
 )
 
-// The special volumes of a block domain, and where the metadata of volumes lies
-// in the first of them, as in VDSM's V5: a slot of 8 KiB for each, from 1 MiB on,
-// of which 512 bytes are used, so that a power cut leaves the old or the new.
-// Slot 0 is reserved.
+// The special volumes of a block domain. The first holds the metadata of the others.
 const (
 	lvMetadata  = "metadata"
 	lvMaster    = "master"
 	specialSize = 16 << 20
-	slotBase    = 1 << 20
-	slotSize    = 8 << 10
-	slotCount   = (specialSize - slotBase) / slotSize
 )
 
 // A groupStore is a domain on a volume group; see the package comment for its
@@ -40,7 +34,7 @@ type groupStore struct {
 	sum   atomic.Pointer[groupSum]
 
 	mu    sync.Mutex
-	slots map[int]bool // taken
+	slots map[int]string // taken, by the logical volume of that name
 }
 
 // A groupSum is what volumes may take together, of one state of the group.
@@ -52,7 +46,7 @@ type groupSum struct {
 // openGroup opens a group for changes, with its lease, and removes what a crash has
 // left of a domain that was being removed.
 func openGroup(ctx context.Context, g VolumeGroup, lease Lease, o Options) (*groupStore, error) {
-	s := &groupStore{group: g, lease: lease, log: o.Log, slots: map[int]bool{0: true}}
+	s := &groupStore{group: g, lease: lease, log: o.Log, slots: map[int]string{0: lvMetadata}}
 	if err := g.Read(ctx); err != nil {
 		return s, err
 	}
@@ -175,44 +169,6 @@ func (s *groupStore) volumes(context.Context) ([]*volume, error) {
 		}
 	}
 	return all, nil
-}
-
-func (s *groupStore) readSlot(slot int) (volumeMeta, error) {
-	b := make([]byte, volumeMetaMaxSize)
-	if _, err := s.meta.ReadAt(b, slotBase+int64(slot)*slotSize); err != nil {
-		return volumeMeta{}, err
-	}
-	return parseVolumeMeta(b)
-}
-
-func (s *groupStore) writeSlot(slot int, m volumeMeta) error {
-	content, err := m.encode()
-	if err != nil {
-		return err
-	}
-	b := make([]byte, volumeMetaMaxSize)
-	copy(b, content)
-	_, err = s.meta.WriteAtSync(b, slotBase+int64(slot)*slotSize)
-	return err
-}
-
-// takeSlot takes a free one.
-func (s *groupStore) takeSlot() (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for n := range slotCount {
-		if !s.slots[n] {
-			s.slots[n] = true
-			return n, nil
-		}
-	}
-	return 0, fmt.Errorf("the pool has %d volumes, and its metadata has no room for more: remove some", slotCount-1)
-}
-
-func (s *groupStore) freeSlot(slot int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.slots, slot)
 }
 
 func (s *groupStore) hold(v *volume) (func() error, error) {

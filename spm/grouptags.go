@@ -127,3 +127,15 @@ func parseVolumeTags(tags []string) (v volumeTags, ours bool) {
 	}
 	return v, image && slot
 }
+
+// slotsNamed are the slots that tags name, of whatever logical volume.
+func slotsNamed(tags []string) (slots []int) {
+	for _, t := range tags {
+		if s, ok := strings.CutPrefix(t, tagSlot); ok {
+			if n, err := strconv.Atoi(s); err == nil {
+				slots = append(slots, n)
+			}
+		}
+	}
+	return slots
+}

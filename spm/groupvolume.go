@@ -12,15 +12,15 @@ import (
 
 // create makes the volume; see the package comment for the order.
 func (s *groupStore) create(ctx context.Context, v *volume, fill func(context.Context, block.File) error) error {
-	slot, err := s.takeSlot()
+	name, meta := v.id.String(), v.meta()
+	slot, err := s.takeSlot(name)
 	if err != nil {
 		return err
 	}
-	name, meta := v.id.String(), v.meta()
 	tags := append(newVolumeTags(v.image, meta.Parent, slot), tagInitializing)
 	if _, err := s.group.Create(ctx, name, tags, v.size, v.bound > v.size); err != nil {
 		if _, there := s.find(name); !there { // else undo does it
-			s.freeSlot(slot)
+			s.freeSlot(name)
 		}
 		return err
 	}
@@ -61,6 +61,9 @@ func (s *groupStore) write(ctx context.Context, v *volume, m volumeMeta) error {
 	if !there || !ours {
 		return fmt.Errorf("logical volume %s has been removed, or lost its tags, by somebody else", v.id)
 	}
+	if err := s.ownSlot(l.Name, tags.slot); err != nil {
+		return err
+	}
 	if err := s.writeSlot(tags.slot, m); err != nil {
 		return err
 	}
@@ -91,18 +94,15 @@ func (s *groupStore) reduce(ctx context.Context, v *volume, from, to int64) (int
 }
 
 // remove removes the logical volume, which is the commit point. Its slot is free
-// then: slots are what the tags of volumes name.
+// then, unless the tag of another one names it.
 func (s *groupStore) remove(ctx context.Context, v *volume) (gone bool, err error) {
-	l, there := s.find(v.id.String())
 	err = s.group.Remove(ctx, v.id.String())
 	if err != nil {
 		if _, still := s.find(v.id.String()); still {
 			return false, err
 		}
 	}
-	if tags, ours := parseVolumeTags(l.Tags); there && ours {
-		s.freeSlot(tags.slot)
-	}
+	s.freeSlot(v.id.String())
 	return true, err
 }
 
@@ -159,47 +159,44 @@ func (s *groupStore) scan(ctx context.Context) ([]stored, error) {
 	if err != nil {
 		return nil, err
 	}
-	var all []stored
+	var whole []GroupVolume
 	for _, l := range s.group.State().Volumes {
 		tags, ours := parseVolumeTags(l.Tags)
-		id, err := uuid.Parse(l.Name)
-		if !ours || err != nil || removing[tags.image] {
+		if _, err := uuid.Parse(l.Name); !ours || err != nil || removing[tags.image] {
 			continue
 		}
-		if tags.initializing {
-			if _, err := s.removeUnused(ctx, l); err != nil {
-				return nil, fmt.Errorf("volume %s: %w", id, err)
-			}
-			continue
+		if !tags.initializing {
+			whole = append(whole, l)
+		} else if _, err := s.removeUnused(ctx, l); err != nil {
+			return nil, fmt.Errorf("volume %s: %w", l.Name, err)
 		}
-		v, err := s.readVolume(ctx, l, id)
+	}
+	var all []stored
+	slots := s.readSlots(whole)
+	for _, l := range whole {
+		v, err := s.readVolume(ctx, l, slots)
 		if err != nil {
-			return nil, fmt.Errorf("volume %s: %w", id, err)
+			return nil, fmt.Errorf("volume %s: %w", l.Name, err)
 		}
 		all = append(all, v)
 	}
 	return all, nil
 }
 
-// readVolume reads the metadata of a volume, and corrects its tag.
-func (s *groupStore) readVolume(ctx context.Context, l GroupVolume, id uuid.UUID) (stored, error) {
+// readVolume is a volume with its metadata, and corrects its tag.
+func (s *groupStore) readVolume(ctx context.Context, l GroupVolume, slots map[int]slotContent) (stored, error) {
 	tags, _ := parseVolumeTags(l.Tags)
-	v := stored{image: tags.image, id: id, size: l.Size}
-	if s.slots[tags.slot] {
-		v.damaged = fmt.Errorf("its tag %s%d is another volume's, too: correct one of them with lvchange", tagSlot, tags.slot)
-		return v, nil
-	}
+	v := stored{image: tags.image, id: uuid.MustParse(l.Name), size: l.Size}
 	if l.Unusable != nil {
-		s.log.Warn("volume cannot be used", "volume", id, "error", l.Unusable)
+		s.log.Warn("volume cannot be used", "volume", v.id, "error", l.Unusable)
 	}
-	s.slots[tags.slot] = true
-	m, err := s.readSlot(tags.slot)
-	if err != nil {
-		v.damaged = fmt.Errorf("slot %d of logical volume %s: %w", tags.slot, lvMetadata, err)
+	slot := slots[tags.slot]
+	if v.damaged = slot.refuses(l.Name); v.damaged != nil {
 		return v, nil
 	}
-	v.meta = m
-	return v, s.tagParent(ctx, l, m.Parent)
+	s.slots[tags.slot] = l.Name
+	v.meta = slot.meta
+	return v, s.tagParent(ctx, l, v.meta.Parent)
 }
 
 // finishRemoving removes the images whose removal had begun, the marked volume at
@@ -222,7 +219,7 @@ func (s *groupStore) finishRemoving(ctx context.Context) (kept map[uuid.UUID]boo
 		for _, l := range append(image, marked) {
 			if kept[of.image] {
 				tags, _ := parseVolumeTags(l.Tags)
-				s.slots[tags.slot] = true
+				s.slots[tags.slot] = l.Name
 				continue
 			}
 			gone, err := s.removeUnused(ctx, l)
@@ -242,7 +239,7 @@ func (s *groupStore) removeUnused(ctx context.Context, l GroupVolume) (gone bool
 	release, err := s.group.Hold(l.Mapping)
 	if errors.Is(err, block.ErrInUse) {
 		s.log.Warn("what a crash left is in use, and is kept", "volume", l.Name, "error", err)
-		s.slots[tags.slot] = true
+		s.slots[tags.slot] = l.Name
 		return false, nil
 	}
 	if err != nil {
