@@ -55,8 +55,9 @@
 // written, or not durably, the manager says what they were, the disk may say either,
 // and the next change of them is written even if it changes nothing.
 //
-// A volume whose metadata cannot be read is damaged: it keeps its space, is shown
-// by its UUID with the reason, may be removed, and keeps nobody from the others.
+// A volume whose metadata cannot be read, or on a group cannot be found by its tag, is
+// damaged: it keeps its space, is shown by its UUID with the reason, may be removed, and
+// keeps nobody from the others.
 //
 // A volume without .meta in a directory with its final name was not made by this
 // package; it is reported, not counted and not touched.

@@ -95,7 +95,7 @@ func (h *Host) DomainStats(ctx context.Context, domain uuid.UUID) (DomainStats, 
 		s.Free = g.State().Free
 		s.Capacity = s.Free
 		for _, l := range g.State().Volumes {
-			if _, ours := parseVolumeTags(l.Tags); ours {
+			if _, ours := l.volume(); ours {
 				s.Capacity += l.Size
 				s.Volumes++
 			}

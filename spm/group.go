@@ -3,6 +3,8 @@ package spm
 import (
 	"context"
 
+	"github.com/google/uuid"
+
 	"tidemark/internal/block"
 )
 
@@ -60,6 +62,13 @@ type GroupVolume struct {
 	Size     int64
 	Mapping  Mapping
 	Unusable error
+}
+
+// volume reports whether it is a volume of the pool: it has the name of one, and the tag.
+func (l GroupVolume) volume() (volumeTags, bool) {
+	tags, ours := parseVolumeTags(l.Tags)
+	_, err := uuid.Parse(l.Name)
+	return tags, ours && err == nil
 }
 
 // GroupUse is how far the metadata area of a group is used: in bytes, and in

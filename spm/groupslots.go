@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
+
+	"github.com/google/uuid"
 )
 
 // Where the metadata of volumes lies in the logical volume metadata, as in VDSM's V5: a
@@ -13,7 +16,9 @@ import (
 //
 // A slot is of the volume whose tag names it. Tags can be changed by hand, so that two
 // name one slot, or none does: what is in the slot then says whose it is, and who it is
-// not of is damaged. A slot that any tag in the group names, whosever, is given to nobody.
+// not of is damaged. A slot that any tag in the group names, whosever, is given to nobody,
+// nor is one that holds metadata of an image of which a volume has lost its own: while it
+// is there, a tag mends the volume.
 const (
 	slotBase  = 1 << 20
 	slotSize  = 8 << 10
@@ -49,7 +54,7 @@ func (s *groupStore) takeSlot(name string) (int, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for n := range slotCount {
+	for n := 1; n < slotCount; n++ {
 		if s.slots[n] == "" && !named[n] {
 			s.slots[n] = name
 			return n, nil
@@ -58,15 +63,53 @@ func (s *groupStore) takeSlot(name string) (int, error) {
 	return 0, fmt.Errorf("the pool has %d volumes, and its metadata has no room for more: remove some", slotCount-1)
 }
 
-// ownSlot refuses a slot that is not the logical volume's, though its tag says so now.
-func (s *groupStore) ownSlot(name string, slot int) error {
+// ownSlot is the slot of a logical volume, unless its tag is not what it was when the
+// manager took the volume over.
+func (s *groupStore) ownSlot(name string, tags volumeTags) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.slots[slot] == name {
-		return nil
+	if tags.slot > 0 && s.slots[tags.slot] == name {
+		return tags.slot, nil
 	}
-	return fmt.Errorf("the tag %s%d of logical volume %s was changed by somebody else: expected the slot that it had when the manager started: correct it with lvchange",
-		tagSlot, slot, name)
+	return 0, fmt.Errorf("the tag %s<slot> of logical volume %s was changed by somebody else: correct it with lvchange, or start the manager again",
+		tagSlot, name)
+}
+
+// keepSlot lets a logical volume that is shown to nobody keep what its tag names.
+func (s *groupStore) keepSlot(l GroupVolume) {
+	if tags, _ := parseVolumeTags(l.Tags); tags.slot > 0 {
+		s.slots[tags.slot] = l.Name
+	}
+}
+
+// keepLost keeps the slots that hold metadata of images with damaged volumes, until the
+// next start, and tells the volumes where their metadata may be.
+func (s *groupStore) keepLost(all []stored) {
+	lost := map[uuid.UUID][]string{}
+	for _, v := range all {
+		if v.damaged != nil {
+			lost[v.image] = nil
+		}
+	}
+	if len(lost) == 0 {
+		return
+	}
+	for n := 1; n < slotCount; n++ {
+		if s.slots[n] != "" {
+			continue
+		}
+		if m, err := s.readSlot(n); err == nil {
+			if tags, is := lost[m.Image]; is {
+				s.slots[n] = tagImage + m.Image.String()
+				lost[m.Image] = append(tags, tagSlot+strconv.Itoa(n))
+			}
+		}
+	}
+	for i, v := range all {
+		if tags := lost[v.image]; v.damaged != nil && len(tags) > 0 {
+			all[i].damaged = fmt.Errorf("%w; metadata of its image that are nobody's: %s", v.damaged, strings.Join(tags, ", "))
+		}
+	}
 }
 
 // freeSlot gives back what a logical volume that is gone had taken.
@@ -92,6 +135,9 @@ func (s *groupStore) readSlots(all []GroupVolume) map[int]slotContent {
 		c, there := slots[tags.slot]
 		if !there {
 			c.named = map[string]volumeTags{}
+			c.err = tags.lost
+		}
+		if !there && c.err == nil {
 			if c.meta, c.err = s.readSlot(tags.slot); c.err != nil {
 				c.err = fmt.Errorf("slot %d of logical volume %s: %w", tags.slot, lvMetadata, c.err)
 			}
@@ -134,6 +180,8 @@ func ownerOf(m volumeMeta, named map[string]volumeTags) string {
 func (c slotContent) refuses(name string) error {
 	tags := c.named[name]
 	switch {
+	case tags.lost != nil:
+		return tags.lost
 	case c.owner == name:
 		return nil
 	case len(c.named) > 1:

@@ -1,8 +1,12 @@
 package spm
 
 import (
+	"bytes"
+	"cmp"
 	"fmt"
+	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
@@ -86,5 +90,54 @@ func TestOwnerOfASlot(t *testing.T) {
 		"one image, and neither matches": {map[string]volumeTags{"a": at(image, other), "b": at(image, other)}, ""},
 	} {
 		require.Equal(t, c.owner, ownerOf(m, c.named), name)
+	}
+}
+
+// A volume whose tag names no slot keeps its space, is shown and logged, may be removed,
+// and is whole again when its tag is.
+func TestGroupSlotLost(t *testing.T) {
+	for _, tag := range []string{"", "MD_", "MD_0", "MD_x", "MD_-1", "MD_1920", "MD_999999", "MD_7"} {
+		t.Run(cmp.Or(tag, "none"), func(t *testing.T) {
+			g := newFakeGroup(t, 32)
+			m := g.mustOpen(t)
+			lost, good := create(t, m, "lost", 10*gib), create(t, m, "good", 11*gib)
+			was := pool(t, m)
+			require.NoError(t, m.Close())
+			g.retagByHand(t, lost.VolumeUUID, "MD_1", tag)
+
+			var log bytes.Buffer
+			o := testOptions()
+			o.Capacity, o.Poll, o.Log = 0, time.Hour, slog.New(slog.NewTextHandler(&log, nil))
+			m, err := openGroupManager(g, o)
+			require.NoError(t, err)
+			require.Equal(t, was.Granted, pool(t, m).Granted)
+			require.Equal(t, was.Capacity, pool(t, m).Capacity)
+			require.Equal(t, was.Volumes, pool(t, m).Volumes)
+			v := volumeOf(t, m, lost.VolumeUUID)
+			require.Contains(t, v.Damaged, "MD_1", "where its metadata are")
+			require.Regexp(t, `level=ERROR .*damaged.*`+lost.VolumeUUID, log.String())
+			require.Empty(t, volumeOf(t, m, good.Name).Damaged)
+			_, err = m.Volume(t.Context(), lost.VolumeUUID)
+			requireCode(t, CodeDamaged, err)
+			third := create(t, m, "third", 12*gib)
+			require.NoError(t, m.Close())
+
+			g.retagByHand(t, lost.VolumeUUID, tag, "MD_1")
+			m = g.mustOpen(t)
+			for _, want := range []Volume{lost, good, third} {
+				require.Equal(t, want.Size, volumeOf(t, m, want.Name).Size)
+			}
+			require.NoError(t, m.Close())
+
+			g.retagByHand(t, lost.VolumeUUID, "MD_1", tag)
+			m = g.mustOpen(t)
+			remove(t, m, lost.VolumeUUID)
+			require.Equal(t, was.Granted, pool(t, m).Granted, "that of the third")
+			require.NoError(t, m.Close())
+			m = g.mustOpen(t)
+			created := create(t, m, "fourth", 10*gib)
+			require.Contains(t, g.State().Volumes[find(g.State(), created.VolumeUUID)].Tags, "MD_1", "which is free now")
+			require.NoError(t, m.Close())
+		})
 	}
 }

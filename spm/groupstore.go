@@ -34,7 +34,7 @@ type groupStore struct {
 	sum   atomic.Pointer[groupSum]
 
 	mu    sync.Mutex
-	slots map[int]string // taken, by the logical volume of that name
+	slots map[int]string // taken, by the logical volume of that name; of one that is lost, see keepLost
 }
 
 // A groupSum is what volumes may take together, of one state of the group.
@@ -46,7 +46,7 @@ type groupSum struct {
 // openGroup opens a group for changes, with its lease, and removes what a crash has
 // left of a domain that was being removed.
 func openGroup(ctx context.Context, g VolumeGroup, lease Lease, o Options) (*groupStore, error) {
-	s := &groupStore{group: g, lease: lease, log: o.Log, slots: map[int]string{0: lvMetadata}}
+	s := &groupStore{group: g, lease: lease, log: o.Log, slots: map[int]string{}}
 	if err := g.Read(ctx); err != nil {
 		return s, err
 	}
@@ -163,9 +163,8 @@ func (s *groupStore) tasks(ctx context.Context) (task.Store, func() error, error
 func (s *groupStore) volumes(context.Context) ([]*volume, error) {
 	var all []*volume
 	for _, l := range s.group.State().Volumes {
-		tags, ours := parseVolumeTags(l.Tags)
-		if id, err := uuid.Parse(l.Name); ours && err == nil {
-			all = append(all, &volume{image: tags.image, id: id})
+		if tags, ours := l.volume(); ours {
+			all = append(all, &volume{image: tags.image, id: uuid.MustParse(l.Name)})
 		}
 	}
 	return all, nil
@@ -215,7 +214,7 @@ func (s *groupStore) capacity(int64) int64 {
 	}
 	c := &groupSum{of: state, capacity: state.Free}
 	for _, l := range state.Volumes {
-		if _, ours := parseVolumeTags(l.Tags); ours {
+		if _, ours := l.volume(); ours {
 			c.capacity += l.Size
 		}
 	}

@@ -97,7 +97,8 @@ func idOfTags(tags []string) uuid.UUID {
 type volumeTags struct {
 	image        uuid.UUID
 	parent       string // as the tag says it; "": it has none
-	slot         int
+	slot         int    // 0: what says that cannot be used
+	lost         error  // why not; nil: it can
 	initializing bool
 	removing     bool
 }
@@ -106,26 +107,44 @@ func newVolumeTags(image, parent uuid.UUID, slot int) []string {
 	return []string{tagImage + image.String(), tagParent + parent.String(), tagSlot + strconv.Itoa(slot)}
 }
 
-// parseVolumeTags reports whether a logical volume is a volume of the pool:
-// whatever else is in the group is left alone.
+// parseVolumeTags reports whether a logical volume is a volume of the pool, which the
+// tag of its image says: whatever else is in the group is left alone.
 func parseVolumeTags(tags []string) (v volumeTags, ours bool) {
-	image, slot := false, false
 	for _, t := range tags {
 		if s, ok := strings.CutPrefix(t, tagImage); ok {
 			id, err := uuid.Parse(s)
-			v.image, image = id, err == nil
+			v.image, ours = id, err == nil
 		}
 		if s, ok := strings.CutPrefix(t, tagParent); ok {
 			v.parent = s
 		}
-		if s, ok := strings.CutPrefix(t, tagSlot); ok {
-			n, err := strconv.Atoi(s)
-			v.slot, slot = n, err == nil && n > 0 && n < slotCount
-		}
 		v.initializing = v.initializing || t == tagInitializing
 		v.removing = v.removing || t == tagVolumeRemoving
 	}
-	return v, image && slot
+	v.slot, v.lost = slotOf(tags)
+	return v, ours
+}
+
+// slotOf is the slot that the tags of a volume name.
+func slotOf(tags []string) (int, error) {
+	var all []string
+	for _, t := range tags {
+		if strings.HasPrefix(t, tagSlot) {
+			all = append(all, t)
+		}
+	}
+	if len(all) != 1 {
+		return 0, fmt.Errorf("expected one tag %s<slot>, found %s", tagSlot, orNone(strings.Join(all, ", "), "none"))
+	}
+	n, err := strconv.Atoi(strings.TrimPrefix(all[0], tagSlot))
+	if err != nil || n <= 0 || n >= slotCount {
+		return 0, fmt.Errorf("its tag %s names no slot: expected %s1 to %s%d", all[0], tagSlot, tagSlot, slotCount-1)
+	}
+	return n, nil
+}
+
+func isVolumeTag(t string) bool {
+	return strings.HasPrefix(t, tagImage) || strings.HasPrefix(t, tagParent) || strings.HasPrefix(t, tagSlot)
 }
 
 // slotsNamed are the slots that tags name, of whatever logical volume.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -61,10 +62,11 @@ func (s *groupStore) write(ctx context.Context, v *volume, m volumeMeta) error {
 	if !there || !ours {
 		return fmt.Errorf("logical volume %s has been removed, or lost its tags, by somebody else", v.id)
 	}
-	if err := s.ownSlot(l.Name, tags.slot); err != nil {
+	slot, err := s.ownSlot(l.Name, tags)
+	if err != nil {
 		return err
 	}
-	if err := s.writeSlot(tags.slot, m); err != nil {
+	if err := s.writeSlot(slot, m); err != nil {
 		return err
 	}
 	return s.tagParent(ctx, l, m.Parent)
@@ -161,8 +163,11 @@ func (s *groupStore) scan(ctx context.Context) ([]stored, error) {
 	}
 	var whole []GroupVolume
 	for _, l := range s.group.State().Volumes {
-		tags, ours := parseVolumeTags(l.Tags)
-		if _, err := uuid.Parse(l.Name); !ours || err != nil || removing[tags.image] {
+		tags, ours := l.volume()
+		if !ours && slices.ContainsFunc(l.Tags, isVolumeTag) {
+			s.log.Warn("logical volume has tags of a volume, but not its name or its image: it is left alone", "volume", l.Name, "tags", l.Tags)
+		}
+		if !ours || removing[tags.image] {
 			continue
 		}
 		if !tags.initializing {
@@ -180,6 +185,7 @@ func (s *groupStore) scan(ctx context.Context) ([]stored, error) {
 		}
 		all = append(all, v)
 	}
+	s.keepLost(all)
 	return all, nil
 }
 
@@ -218,8 +224,7 @@ func (s *groupStore) finishRemoving(ctx context.Context) (kept map[uuid.UUID]boo
 		}
 		for _, l := range append(image, marked) {
 			if kept[of.image] {
-				tags, _ := parseVolumeTags(l.Tags)
-				s.slots[tags.slot] = l.Name
+				s.keepSlot(l)
 				continue
 			}
 			gone, err := s.removeUnused(ctx, l)
@@ -235,11 +240,10 @@ func (s *groupStore) finishRemoving(ctx context.Context) (kept map[uuid.UUID]boo
 // removeUnused removes a volume whose creation or removal was not completed, unless
 // somebody has it open: then its slot stays taken, and the next start looks again.
 func (s *groupStore) removeUnused(ctx context.Context, l GroupVolume) (gone bool, err error) {
-	tags, _ := parseVolumeTags(l.Tags)
 	release, err := s.group.Hold(l.Mapping)
 	if errors.Is(err, block.ErrInUse) {
 		s.log.Warn("what a crash left is in use, and is kept", "volume", l.Name, "error", err)
-		s.slots[tags.slot] = l.Name
+		s.keepSlot(l)
 		return false, nil
 	}
 	if err != nil {
