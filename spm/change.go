@@ -36,8 +36,13 @@ func (m *Manager) toChange(ctx context.Context, image, id uuid.UUID) (v *volume,
 	}
 	release = func() { <-v.sem }
 	if m.isGone(v) {
+		err = goneError(v)
+	} else {
+		err = m.store.confined(v)
+	}
+	if err != nil {
 		release()
-		return nil, nil, goneError(v)
+		return nil, nil, err
 	}
 	return v, release, nil
 }
@@ -187,6 +192,9 @@ func (m *Manager) unused(image uuid.UUID, ids ...uuid.UUID) error {
 		if v == nil || v.image != image {
 			continue
 		}
+		if err := m.store.confined(v); err != nil {
+			return err
+		}
 		release, err := m.store.hold(v)
 		if err != nil {
 			return holdError("use", v, err)
@@ -267,6 +275,9 @@ func (m *Manager) drop(ctx context.Context, all []*volume, zero bool) (freed int
 		return 0, nil
 	}
 	for _, v := range all {
+		if err := m.store.confined(v); err != nil {
+			return 0, err
+		}
 		release, err := m.store.hold(v)
 		if err != nil {
 			return 0, holdError("remove", v, err)

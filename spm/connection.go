@@ -121,7 +121,7 @@ func openBeneath(roots []string, path string) (*dirSite, error) {
 		if err != nil {
 			return nil, beneathError(path, root, err)
 		}
-		return &dirSite{path: path, held: os.NewFile(uintptr(fd), path)}, nil
+		return &dirSite{path: path, root: root, held: os.NewFile(uintptr(fd), path)}, nil
 	}
 	if len(roots) == 0 {
 		return nil, errorf(CodeOutsideRoots, "connect %s: this host has no roots for domains in directories: start it with --root DIR", path)

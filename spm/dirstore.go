@@ -2,14 +2,16 @@ package spm
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/google/uuid"
 
+	"tidemark/internal/hostfile"
 	"tidemark/spm/task"
 )
 
@@ -26,9 +28,9 @@ type dirStore struct {
 }
 
 // openDir opens a directory for changes, with its lease, and removes what a crash
-// has left of a domain that was being made or removed.
-func openDir(dir string, lease Lease, o Options) (*dirStore, error) {
-	s := &dirStore{dir: dir, lease: lease, disk: disk{o.sync}, holder: o.Holder, hostFree: o.HostFree, log: o.Log}
+// has left of a domain that was being made or removed. Nothing is done but beneath root.
+func openDir(root, dir string, lease Lease, o Options) (*dirStore, error) {
+	s := &dirStore{dir: dir, lease: lease, disk: disk{hostfile.Tree(root), o.sync}, holder: o.Holder, hostFree: o.HostFree, log: o.Log}
 	gone, err := s.disk.removePrefixed(dir, prefixNew, prefixRemoved)
 	for _, name := range gone {
 		o.Log.Warn("removed what a crash left", "domain", filepath.Join(dir, name))
@@ -62,14 +64,14 @@ func (s *dirStore) writeDomain(_ context.Context, m domainMeta) error {
 // removeDomain takes the domain away; the rename is the commit point.
 func (s *dirStore) removeDomain(context.Context) error {
 	away := filepath.Join(s.dir, prefixRemoved+filepath.Base(string(s.domain)))
-	if err := os.Rename(string(s.domain), away); err != nil {
+	if err := s.disk.Rename(string(s.domain), away); err != nil {
 		return err
 	}
 	s.domain = ""
 	if err := s.disk.syncPath(s.dir); err != nil {
 		return err
 	}
-	return os.RemoveAll(away)
+	return s.disk.RemoveAll(away)
 }
 
 func (s *dirStore) tasks(context.Context) (task.Store, func() error, error) {
@@ -78,7 +80,7 @@ func (s *dirStore) tasks(context.Context) (task.Store, func() error, error) {
 }
 
 func (s *dirStore) volumes(context.Context) ([]*volume, error) {
-	images, err := os.ReadDir(s.domain.images())
+	images, err := s.disk.ReadDir(s.domain.images())
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +90,7 @@ func (s *dirStore) volumes(context.Context) ([]*volume, error) {
 		if err != nil || !e.IsDir() {
 			continue
 		}
-		files, err := os.ReadDir(s.domain.image(image))
+		files, err := s.disk.ReadDir(s.domain.image(image))
 		if err != nil {
 			return nil, err
 		}
@@ -111,7 +113,7 @@ func (s *dirStore) scan(context.Context) ([]stored, error) {
 	for _, name := range gone {
 		s.log.Warn("removed what a crash left", "image", name)
 	}
-	images, err := os.ReadDir(s.domain.images())
+	images, err := s.disk.ReadDir(s.domain.images())
 	if err == nil {
 		err = s.disk.syncPath(s.domain.images())
 	}
@@ -120,7 +122,11 @@ func (s *dirStore) scan(context.Context) ([]stored, error) {
 	}
 	var all []stored
 	for _, e := range images {
-		if image, err := uuid.Parse(e.Name()); err == nil && e.IsDir() {
+		image, err := uuid.Parse(e.Name())
+		if err == nil && e.Type() == fs.ModeSymlink {
+			s.log.Warn("image that is a symbolic link is ignored", "image", image)
+		}
+		if err == nil && e.IsDir() {
 			of, err := s.scanImage(image)
 			if err != nil {
 				return nil, fmt.Errorf("image %s: %w", image, err)
@@ -135,7 +141,39 @@ func (s *dirStore) path(v *volume) string {
 	return filepath.Join(s.domain.image(v.image), v.id.String())
 }
 
-func (s *dirStore) hold(v *volume) (func() error, error) { return s.holder.Hold(s.path(v)) }
+func (s *dirStore) hold(v *volume) (func() error, error) {
+	if err := s.regular(s.path(v)); err != nil {
+		return nil, err
+	}
+	return s.holder.Hold(s.path(v))
+}
+
+func (s *dirStore) confined(v *volume) error {
+	err := s.regular(s.path(v))
+	if err == nil {
+		err = s.regular(s.path(v) + extMeta)
+	}
+	if err == nil || errors.Is(err, fs.ErrNotExist) { // which whoever opens it says
+		return nil
+	}
+	return &Error{Code: CodeDamaged, Message: fmt.Sprintf("volume %s: %v: put its files where they belong", v.id, err), err: err}
+}
+
+// regular refuses what is no file, and what lies where a symbolic link leads.
+func (s *dirStore) regular(path string) error {
+	info, err := s.disk.Lstat(path)
+	if err != nil || info.Mode().IsRegular() {
+		return err
+	}
+	return fmt.Errorf("%s: expected a regular file, found %s", path, whatIs(info))
+}
+
+func whatIs(info fs.FileInfo) string {
+	if info.Mode().Type() == fs.ModeSymlink {
+		return "a symbolic link"
+	}
+	return info.Mode().Type().String()
+}
 
 func (s *dirStore) close() error { return s.lease.Release() }
 
@@ -185,7 +223,7 @@ func (s *dirStore) carry(all map[uuid.UUID]*volume) (int64, error) {
 }
 
 func (s *dirStore) describe(v *volume, d *Volume) {
-	d.Path = s.path(v)
+	d.Path, d.Beneath = s.path(v), string(s.disk.Tree)
 	d.Allocated = allocated(d.Path)
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,11 +19,11 @@ import (
 // create makes the files; see the package comment for the order. The first volume
 // of an image comes with the image's directory, every other into it.
 func (s *dirStore) create(ctx context.Context, v *volume, fill func(context.Context, block.File) error) error {
-	if _, err := os.Stat(s.domain.image(v.image)); err == nil {
+	if _, err := s.disk.Lstat(s.domain.image(v.image)); err == nil {
 		return s.add(ctx, v, fill)
 	}
 	dir := s.domain.newImage(v.image)
-	if err := os.Mkdir(dir, modeDir); err != nil {
+	if err := s.disk.Mkdir(dir, modeDir); err != nil {
 		return err
 	}
 	path := filepath.Join(dir, v.id.String())
@@ -38,7 +37,7 @@ func (s *dirStore) create(ctx context.Context, v *volume, fill func(context.Cont
 	if err := s.disk.replaceFile(path+extMeta, content); err != nil { // syncs dir, too
 		return err
 	}
-	if err := os.Rename(dir, s.domain.image(v.image)); err != nil {
+	if err := s.disk.Rename(dir, s.domain.image(v.image)); err != nil {
 		return err
 	}
 	return s.disk.syncPath(s.domain.images())
@@ -60,7 +59,7 @@ func (s *dirStore) add(ctx context.Context, v *volume, fill func(context.Context
 	if err := s.makeVolume(ctx, path, v, fill); err != nil {
 		return err
 	}
-	if err := os.Rename(path+extMeta+extNew, path+extMeta); err != nil {
+	if err := s.disk.Rename(path+extMeta+extNew, path+extMeta); err != nil {
 		return err
 	}
 	return s.disk.syncPath(dir)
@@ -71,11 +70,11 @@ func (s *dirStore) makeVolume(ctx context.Context, path string, v *volume, fill 
 	if err := s.disk.makeFile(path, v.size); err != nil {
 		return err
 	}
-	if err := allocate(path, v, v.size); err != nil {
+	if err := s.disk.allocate(path, v, v.size); err != nil {
 		return err
 	}
 	if fill != nil {
-		if err := fillFile(ctx, path, fill); err != nil {
+		if err := s.disk.fillFile(ctx, path, fill); err != nil {
 			return err
 		}
 		if err := s.disk.extendFile(path, v.size); err != nil { // a sync
@@ -86,8 +85,8 @@ func (s *dirStore) makeVolume(ctx context.Context, path string, v *volume, fill 
 }
 
 // fillFile lets the content be written.
-func fillFile(ctx context.Context, path string, fill func(context.Context, block.File) error) error {
-	f, err := hostfile.Open(path, hostfile.Options{Fixed: true})
+func (d disk) fillFile(ctx context.Context, path string, fill func(context.Context, block.File) error) error {
+	f, err := d.OpenImage(path, hostfile.Options{Fixed: true})
 	if err != nil {
 		return err
 	}
@@ -95,11 +94,11 @@ func fillFile(ctx context.Context, path string, fill func(context.Context, block
 }
 
 // allocate gives a preallocated volume the space of its first size bytes.
-func allocate(path string, v *volume, size int64) error {
+func (d disk) allocate(path string, v *volume, size int64) error {
 	if v.meta().Type != Preallocated || size == 0 {
 		return nil
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	f, err := d.openVolume(path)
 	if err != nil {
 		return err
 	}
@@ -119,7 +118,7 @@ func (s *dirStore) undo(ctx context.Context, v *volume) error {
 	if others {
 		path := s.path(v)
 		mark := extMeta + extGone
-		err := os.Rename(path+extMeta, path+mark)
+		err := s.disk.Rename(path+extMeta, path+mark)
 		if errors.Is(err, fs.ErrNotExist) {
 			mark, err = extMeta+extNew, nil
 		}
@@ -131,10 +130,10 @@ func (s *dirStore) undo(ctx context.Context, v *volume) error {
 		}
 		return s.removeFiles(path, mark)
 	}
-	if err := os.RemoveAll(s.domain.newImage(v.image)); err != nil {
+	if err := s.disk.RemoveAll(s.domain.newImage(v.image)); err != nil {
 		return err
 	}
-	if _, err := os.Stat(s.domain.image(v.image)); errors.Is(err, fs.ErrNotExist) {
+	if _, err := s.disk.Lstat(s.domain.image(v.image)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	_, err = s.removeImage(ctx, []*volume{v}) // it has its name, and goes as one that was there
@@ -143,11 +142,11 @@ func (s *dirStore) undo(ctx context.Context, v *volume) error {
 
 // hasOthers reports whether the image of v has more volumes than that one.
 func (s *dirStore) hasOthers(v *volume) (bool, error) {
-	files, err := os.ReadDir(s.domain.image(v.image))
+	files, err := s.disk.ReadDir(s.domain.image(v.image))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return slices.ContainsFunc(files, func(e os.DirEntry) bool {
+	return slices.ContainsFunc(files, func(e fs.DirEntry) bool {
 		name, ok := strings.CutSuffix(e.Name(), extMeta)
 		return ok && name != v.id.String() && !lacks(files, name)
 	}), err
@@ -166,7 +165,7 @@ func (s *dirStore) extend(_ context.Context, v *volume, target, _ int64) (int64,
 	if err := s.disk.extendFile(s.path(v), target); err != nil {
 		return target, err
 	}
-	return target, allocate(s.path(v), v, target)
+	return target, s.disk.allocate(s.path(v), v, target)
 }
 
 func (s *dirStore) reduce(_ context.Context, v *volume, from, to int64) (int64, error) {
@@ -185,7 +184,7 @@ func (s *dirStore) remove(ctx context.Context, v *volume) (gone bool, err error)
 		return len(all) > 0, err
 	}
 	path := s.path(v)
-	if err := os.Rename(path+extMeta, path+extMeta+extGone); err != nil {
+	if err := s.disk.Rename(path+extMeta, path+extMeta+extGone); err != nil {
 		return false, err
 	}
 	if err = s.disk.syncPath(filepath.Dir(path)); err == nil {
@@ -201,11 +200,11 @@ func (s *dirStore) remove(ctx context.Context, v *volume) (gone bool, err error)
 func (s *dirStore) removeImage(_ context.Context, all []*volume) (gone []*volume, err error) {
 	image := all[0].image
 	away := s.domain.removedImage(image)
-	if err := os.Rename(s.domain.image(image), away); err != nil {
+	if err := s.disk.Rename(s.domain.image(image), away); err != nil {
 		return nil, err
 	}
 	if err = s.disk.syncPath(s.domain.images()); err == nil {
-		err = os.RemoveAll(away)
+		err = s.disk.RemoveAll(away)
 	}
 	if err != nil {
 		s.log.Error("removed image is still on disk", "image", image, "path", away, "error", err)
@@ -222,7 +221,7 @@ func (s *dirStore) removeFiles(path, mark string) error {
 				return err
 			}
 		}
-		if err := os.Remove(path + ext); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := s.disk.Remove(path + ext); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -241,7 +240,7 @@ func (s *dirStore) scanImage(image uuid.UUID) ([]stored, error) {
 	if err := s.tidyImage(dir); err != nil {
 		return nil, err
 	}
-	files, err := os.ReadDir(dir)
+	files, err := s.disk.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -271,7 +270,7 @@ func (s *dirStore) scanImage(image uuid.UUID) ([]stored, error) {
 // the end, and metadata that was to replace another. Then the names are durable
 // that this manager answers for.
 func (s *dirStore) tidyImage(dir string) error {
-	files, err := os.ReadDir(dir)
+	files, err := s.disk.ReadDir(dir)
 	if err != nil {
 		return err
 	}
@@ -290,7 +289,7 @@ func (s *dirStore) tidyImage(dir string) error {
 		}
 		path := filepath.Join(dir, name)
 		if added && !lacks(files, name+extMeta) {
-			err = os.Remove(path + mark)
+			err = s.disk.Remove(path + mark)
 		} else {
 			s.log.Warn("removed what a crash left", "volume", path)
 			err = s.removeFiles(path, mark)
@@ -303,17 +302,17 @@ func (s *dirStore) tidyImage(dir string) error {
 }
 
 // lacks reports whether no regular file has that name.
-func lacks(files []os.DirEntry, name string) bool {
-	return !slices.ContainsFunc(files, func(e os.DirEntry) bool { return e.Name() == name && e.Type().IsRegular() })
+func lacks(files []fs.DirEntry, name string) bool {
+	return !slices.ContainsFunc(files, func(e fs.DirEntry) bool { return e.Name() == name && e.Type().IsRegular() })
 }
 
 func (s *dirStore) readVolume(image, id uuid.UUID) (stored, error) {
 	path := filepath.Join(s.domain.image(image), id.String())
-	b, err := os.ReadFile(path + extMeta)
+	b, err := s.disk.ReadFile(path + extMeta)
 	if errors.Is(err, fs.ErrNotExist) {
 		return stored{}, err
 	}
-	info, serr := os.Stat(path)
+	info, serr := s.disk.Lstat(path)
 	if serr != nil {
 		return stored{}, serr
 	}

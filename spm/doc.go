@@ -59,6 +59,12 @@
 // damaged: it keeps its space, is shown by its UUID with the reason, may be removed, and
 // keeps nobody from the others.
 //
+// Others may write beneath the directories that the host's administrator has named. All
+// that is done to a domain there is done by a path that the kernel resolves from such a
+// directory, without a symbolic link (hostfile.Tree). Those who open volumes do the same:
+// [Volume] and [Place] say the directory. A volume of which a file is a link, or lies where
+// one leads, is refused whatever is asked of it.
+//
 // A volume without .meta in a directory with its final name was not made by this
 // package; it is reported, not counted and not touched.
 //

@@ -8,18 +8,23 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"tidemark/internal/block"
+	"tidemark/internal/hostfile"
 )
 
-// A disk changes files so that a power cut leaves what the package comment says.
-// Its sync is fsync.
-type disk struct{ sync func(*os.File) error }
+// A disk changes files so that a power cut leaves what the package comment says, and
+// never any but those beneath what the administrator has named. Its sync is fsync.
+type disk struct {
+	hostfile.Tree
+	sync func(*os.File) error
+}
 
 // makeFile makes a file of size bytes that does not exist, durably but for its
 // name.
 func (d disk) makeFile(path string, size int64) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, modeFile)
+	f, err := d.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, modeFile)
 	if err != nil {
 		return err
 	}
@@ -33,7 +38,7 @@ func (d disk) replaceFile(path string, content []byte) error {
 	if err := d.makeContent(tmp, content); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, path); err != nil {
+	if err := d.Rename(tmp, path); err != nil {
 		return err
 	}
 	return d.syncPath(filepath.Dir(path))
@@ -42,20 +47,20 @@ func (d disk) replaceFile(path string, content []byte) error {
 // makeContent makes a file with that content, durably but for its name. When that
 // fails it is not there.
 func (d disk) makeContent(path string, content []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, modeFile)
+	f, err := d.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NONBLOCK, modeFile)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(content)
 	if err = errors.Join(err, d.sync(f), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(path))
+		return errors.Join(err, d.Remove(path))
 	}
 	return nil
 }
 
 // syncPath makes a file, or the names in a directory, durable.
 func (d disk) syncPath(path string) error {
-	f, err := os.Open(path)
+	f, err := d.Open(path)
 	if err != nil {
 		return err
 	}
@@ -65,7 +70,7 @@ func (d disk) syncPath(path string) error {
 // removePrefixed removes what a crash left half made or half removed in dir, and
 // returns the names.
 func (d disk) removePrefixed(dir string, prefixes ...string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
+	entries, err := d.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +81,7 @@ func (d disk) removePrefixed(dir string, prefixes ...string) ([]string, error) {
 			if _, err := uuid.Parse(id); !ours || err != nil {
 				continue
 			}
-			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			if err := d.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 				return gone, err
 			}
 			gone = append(gone, e.Name())
@@ -88,9 +93,14 @@ func (d disk) removePrefixed(dir string, prefixes ...string) ([]string, error) {
 	return nil, nil
 }
 
+// openVolume opens the file of a volume for a change of its length.
+func (d disk) openVolume(path string) (*os.File, error) {
+	return d.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
+}
+
 // extendFile makes the file at path size bytes long, never shorter, durably.
 func (d disk) extendFile(path string, size int64) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	f, err := d.openVolume(path)
 	if err != nil {
 		return err
 	}
@@ -106,7 +116,7 @@ func (d disk) extendFile(path string, size int64) error {
 
 // reduceFile makes the file at path, of exactly from bytes, to bytes long, durably.
 func (d disk) reduceFile(path string, from, to int64) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	f, err := d.openVolume(path)
 	if err != nil {
 		return err
 	}

@@ -87,6 +87,9 @@ func (w *wait) look(ctx context.Context) (int64, <-chan struct{}, error) {
 		return 0, nil, w.leave(abandoned, err)
 	}
 	defer func() { <-w.v.sem }()
+	if err := w.m.store.confined(w.v); err != nil {
+		return 0, nil, w.leave(abandoned, err)
+	}
 	before, target, most, changed, err := w.admit()
 	if err != nil || changed != nil || target == before && !w.v.unsynced {
 		return target, changed, err

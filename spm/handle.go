@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"tidemark/internal/block"
+	"tidemark/internal/hostfile"
 )
 
 // How long one request to extend may be held by the manager before it is
@@ -56,8 +57,11 @@ func openVolume(ctx context.Context, api API, nameOrUUID string) (*VolumeHandle,
 // Info is what the pool knew of the volume when it was looked up.
 func (h *VolumeHandle) Info() Volume { return h.info }
 
-// Path is the volume's file.
+// Path is the volume's file. Who opens it does so by Tree.
 func (h *VolumeHandle) Path() string { return h.info.Path }
+
+// Tree is what the file lies in.
+func (h *VolumeHandle) Tree() hostfile.Tree { return hostfile.Tree(h.info.Beneath) }
 
 // Mapping is where a volume on a volume group lies, as the manager has last said;
 // nil for a file.

@@ -6,6 +6,7 @@ import "context"
 type Place struct {
 	VolumeUUID string   `json:"volume_uuid"`
 	Path       string   `json:"path,omitempty"`    // of a file
+	Beneath    string   `json:"beneath,omitempty"` // of a file: see [Volume]
 	Mapping    *Mapping `json:"mapping,omitempty"` // of a logical volume
 	Format     string   `json:"format"`            // FormatQCOW2 or FormatRaw
 	Granted    int64    `json:"granted"`           // bytes that it has

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+
+	"tidemark/internal/hostfile"
 )
 
 // The names in a domain's directory. A name that begins with a dot is invisible
@@ -102,8 +104,8 @@ func hasMetadata(d domainDir) (bool, error) {
 func (d disk) makeDomain(dir string, m domainMeta) (domainDir, error) {
 	final := domainDir(filepath.Join(dir, m[keySDUUID]))
 	tmp := domainDir(filepath.Join(dir, prefixNew+m[keySDUUID]))
-	for _, sub := range []string{dirMeta, dirImages} {
-		if err := os.MkdirAll(filepath.Join(string(tmp), sub), modeDir); err != nil {
+	for _, sub := range []string{"", dirMeta, dirImages} {
+		if err := d.Mkdir(filepath.Join(string(tmp), sub), modeDir); err != nil && !errors.Is(err, fs.ErrExist) {
 			return "", err
 		}
 	}
@@ -118,7 +120,7 @@ func (d disk) makeDomain(dir string, m domainMeta) (domainDir, error) {
 	if err := errors.Join(d.syncPath(tmp.images()), d.syncPath(string(tmp))); err != nil {
 		return "", err
 	}
-	if err := os.Rename(string(tmp), string(final)); err != nil {
+	if err := d.Rename(string(tmp), string(final)); err != nil {
 		return "", err
 	}
 	return final, d.syncPath(dir)
@@ -141,7 +143,7 @@ func readDomain(d domainDir) (domainMeta, error) {
 	if err := d.noLinks(); err != nil {
 		return nil, err
 	}
-	b, err := os.ReadFile(d.metadata())
+	b, err := hostfile.Tree(filepath.Dir(string(d))).ReadFile(d.metadata())
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +160,7 @@ func readDomain(d domainDir) (domainMeta, error) {
 // lengthOf is the length of the file at path, or what it may be at most if it
 // cannot be read.
 func lengthOf(path string, most int64) int64 {
-	info, err := os.Stat(path)
+	info, err := os.Lstat(path)
 	if err != nil {
 		return most
 	}

@@ -115,9 +115,12 @@ func (m *Manager) places(id uuid.UUID) ([]Place, error) {
 	out := make([]Place, 0, len(chain))
 	for _, k := range chain {
 		v := m.volumes[k.id]
+		if err := m.store.confined(v); err != nil {
+			return nil, err
+		}
 		var d Volume
 		m.store.describe(v, &d)
-		p := Place{VolumeUUID: k.id.String(), Path: d.Path, Mapping: d.Mapping, Format: k.meta.wireFormat(), Granted: v.size}
+		p := Place{VolumeUUID: k.id.String(), Path: d.Path, Beneath: d.Beneath, Mapping: d.Mapping, Format: k.meta.wireFormat(), Granted: v.size}
 		if p.Mapping != nil {
 			p.Path = ""
 		}

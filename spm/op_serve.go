@@ -15,6 +15,9 @@ func (o *operations) prepare(ctx context.Context, at VolumeAt, opt PrepareOption
 	if err := mayServe(m.family(), k, opt); err != nil {
 		return Prepared{}, err
 	}
+	if _, err := m.places(k.id); err != nil {
+		return Prepared{}, err
+	}
 	readOnly := opt.ReadOnly || k.shared()
 	s, err := o.servers.Start(ctx, Serve{Image: k.image.String(), Leaf: k.id.String(), ReadOnly: readOnly, AllowIllegal: opt.AllowIllegal})
 	if err != nil {

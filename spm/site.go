@@ -1,6 +1,7 @@
 package spm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,6 +60,7 @@ func (f found) judge(meta domainMeta, err error) found {
 // A dirSite is a directory, which stays the one that was connected: held is it.
 type dirSite struct {
 	path string
+	root string   // that it was connected beneath; "": the administrator has named path
 	held *os.File // nil: the administrator has named it
 }
 
@@ -107,7 +109,7 @@ func (p *dirSite) open(ctx context.Context, domain uuid.UUID, o Options, l Lease
 	if err != nil {
 		return nil, leaseError(err)
 	}
-	s, err := openDir(p.path, lease, o)
+	s, err := openDir(cmp.Or(p.root, p.path), p.path, lease, o)
 	return orClose(s, err)
 }
 

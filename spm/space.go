@@ -28,7 +28,7 @@ func statfsTotal(dir string) (int64, error) {
 // allocated is what the file system has allocated for a file, in bytes; 0 for
 // one that is not there.
 func allocated(path string) int64 {
-	info, err := os.Stat(path)
+	info, err := os.Lstat(path)
 	if err != nil {
 		return 0
 	}

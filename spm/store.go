@@ -87,6 +87,9 @@ type store interface {
 	capacity(configured int64) int64
 	// carry is what the storage itself could grant beyond what is granted.
 	carry(all map[uuid.UUID]*volume) (int64, error)
+	// confined refuses a volume that lies elsewhere than in the domain: what is done to
+	// it would be done there.
+	confined(v *volume) error
 	// describe and describePool add what the store knows.
 	describe(v *volume, d *Volume)
 	describePool(p *PoolReply)

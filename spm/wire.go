@@ -110,6 +110,9 @@ type Volume struct {
 	Bound       int64  `json:"bound"`     // Granted never exceeds it
 	Allocated   int64  `json:"allocated"` // what the host's file system has allocated
 	Path        string `json:"path"`
+	// Beneath is the directory beneath which the file at Path is opened, without
+	// following a symbolic link: others may write to what lies there.
+	Beneath string `json:"beneath,omitempty"`
 	// Mapping is where a volume on a volume group lies.
 	Mapping    *Mapping  `json:"mapping,omitempty"`
 	Created    time.Time `json:"created"`

@@ -117,7 +117,7 @@ func openVolumeFile(ctx context.Context, h *spm.VolumeHandle, a volumeAccess) (f
 	if a.forceShare {
 		o.Lock = hostfile.LockShared
 	}
-	f, err := hostfile.Open(h.Path(), o)
+	f, err := h.Tree().OpenImage(h.Path(), o)
 	if err != nil {
 		return nil, nil, err
 	}

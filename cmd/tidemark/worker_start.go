@@ -15,9 +15,8 @@ import (
 	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"tidemark/internal/block"
+	"tidemark/internal/hostfile"
 	"tidemark/qcow2"
 	"tidemark/spm"
 )
@@ -164,7 +163,7 @@ func (job *workerJob) openFiles() (files []*os.File, err error) {
 		if p.Mapping != nil {
 			continue
 		}
-		f, err := os.OpenFile(p.Path, os.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+		f, err := hostfile.Tree(p.Beneath).Open(p.Path)
 		if err != nil {
 			return files, fmt.Errorf("volume %s: %w", p.VolumeUUID, err)
 		}

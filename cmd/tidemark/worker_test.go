@@ -23,7 +23,7 @@ func (p *chainPool) places(t testing.TB, names ...string) (all []spm.Place) {
 	t.Helper()
 	for _, name := range names {
 		v := p.volumeInfo(t, p.id(name))
-		all = append(all, spm.Place{VolumeUUID: v.VolumeUUID, Path: v.Path, Format: v.Format, Granted: v.Granted, Size: v.Size})
+		all = append(all, spm.Place{VolumeUUID: v.VolumeUUID, Path: v.Path, Beneath: v.Beneath, Format: v.Format, Granted: v.Granted, Size: v.Size})
 	}
 	return all
 }

@@ -30,9 +30,9 @@ func OpenBeneath(dir *os.File, name string, o Options) (*File, error) {
 	fd, err := openat2(dir, name, &how)
 	switch {
 	case errors.Is(err, unix.EXDEV):
-		return nil, fmt.Errorf("open %s: it leaves the folder %s: expected a file beneath it", name, dir.Name())
+		return nil, linkError{fmt.Sprintf("open %s: it leaves the folder %s: expected a file beneath it", name, dir.Name())}
 	case errors.Is(err, unix.ELOOP):
-		return nil, fmt.Errorf("open %s: expected no symbolic link beneath %s, found one", name, dir.Name())
+		return nil, linkError{fmt.Sprintf("open %s: expected no symbolic link beneath %s, found one", name, dir.Name())}
 	case errors.Is(err, unix.ENOSYS):
 		return nil, fmt.Errorf("open %s beneath %s: %w: expected Linux 5.6 or newer (openat2)", name, dir.Name(), block.ErrUnsupported)
 	case err != nil:
@@ -40,6 +40,12 @@ func OpenBeneath(dir *os.File, name string, o Options) (*File, error) {
 	}
 	return adopt(fd, path, o)
 }
+
+// A linkError is an ErrLink that says more.
+type linkError struct{ text string }
+
+func (e linkError) Error() string { return e.text }
+func (e linkError) Unwrap() error { return ErrLink }
 
 // openat2Tries bounds how often a name with ".." is looked up while somebody
 // renames folders.
