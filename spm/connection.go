@@ -59,19 +59,38 @@ func (h *Host) eachConnection(ctx context.Context, t DomainType, all []Connectio
 	return results, nil
 }
 
-func (h *Host) connect(_ context.Context, t DomainType, address string) (was bool, err error) {
+func (h *Host) connect(ctx context.Context, t DomainType, address string) (was bool, err error) {
 	c, err := h.resolve(t, address)
 	if err != nil {
 		return false, err
 	}
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if slices.ContainsFunc(h.connections, func(o *connection) bool { return o.kind == t && o.address == c.address }) {
+	was = slices.ContainsFunc(h.connections, func(o *connection) bool { return o.kind == t && o.address == c.address })
+	h.mu.Unlock()
+	if was {
 		return true, c.close()
 	}
+	if err := h.mayConnect(ctx, c); err != nil {
+		_ = c.close() // the first error is the one that counts
+		return false, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.connections = append(h.connections, c)
 	h.o.Log.Info("storage connected", "type", t, "address", c.address)
 	return false, nil
+}
+
+// mayConnect refuses what has a domain where none may be, beside what is connected.
+func (h *Host) mayConnect(ctx context.Context, c *connection) error {
+	if c.dir == nil {
+		return nil
+	}
+	others, _ := h.readAll(ctx)
+	if err := c.dir.nested(c.dir.read(ctx).id, others); err != nil {
+		return errorf(CodeOf(err), "connect %v", err)
+	}
+	return nil
 }
 
 // resolve checks that a host may use what lies at an address.
@@ -274,11 +293,10 @@ func (h *Host) sites(ctx context.Context) (all []site, errs []error) {
 	return all, errs
 }
 
-// look reads every place.
+// look reads every place, and returns the domains.
 func (h *Host) look(ctx context.Context) (all []found, errs []error) {
-	sites, errs := h.sites(ctx)
-	for _, p := range sites {
-		f := p.read(ctx)
+	places, errs := h.readAll(ctx)
+	for _, f := range places {
 		if f.err != nil {
 			errs = append(errs, f.err)
 		}

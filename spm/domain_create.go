@@ -29,6 +29,12 @@ func (h *Host) CreateDomain(ctx context.Context, r CreateDomain) error {
 	} else if f.meta != nil {
 		return errorf(CodeExists, "create domain %s: %s has domain %s, and one is all that it can have: choose another place", r.ID, p.name(), f.id)
 	}
+	if d, is := p.(*dirSite); is {
+		others, _ := h.readAll(ctx)
+		if err := d.nested(r.ID, others); err != nil {
+			return errorf(CodeOf(err), "create domain %s: %v", r.ID, err)
+		}
+	}
 	s, err := p.open(ctx, r.ID, h.o.Options, h.o.Leases)
 	if err != nil {
 		return err
@@ -123,6 +129,9 @@ func (h *Host) FormatDomain(ctx context.Context, domain uuid.UUID) error {
 			return err
 		}
 		defer release()
+		if err := mayFormat(f); err != nil {
+			return err
+		}
 		if err := s.removeDomain(ctx); err != nil {
 			return internal(err, "format %s", at(domain, f))
 		}

@@ -1,7 +1,6 @@
 package spm
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -109,7 +108,7 @@ func (p *dirSite) open(ctx context.Context, domain uuid.UUID, o Options, l Lease
 	if err != nil {
 		return nil, leaseError(err)
 	}
-	s, err := openDir(cmp.Or(p.root, p.path), p.path, lease, o)
+	s, err := openDir(p.boundary(), p.path, lease, o)
 	return orClose(s, err)
 }
 
