@@ -81,14 +81,31 @@ func (h *Host) connect(ctx context.Context, t DomainType, address string) (was b
 	return false, nil
 }
 
-// mayConnect refuses what has a domain where none may be, beside what is connected.
+// mayConnect refuses what has a domain where none may be, beside what is connected, and
+// a copy of one that is active. Another copy is said: neither is used then.
 func (h *Host) mayConnect(ctx context.Context, c *connection) error {
-	if c.dir == nil {
-		return nil
-	}
 	others, _ := h.readAll(ctx)
-	if err := c.dir.nested(c.dir.read(ctx).id, others); err != nil {
-		return errorf(CodeOf(err), "connect %v", err)
+	if c.dir != nil {
+		if err := c.dir.nested(c.dir.read(ctx).id, others); err != nil {
+			return errorf(CodeOf(err), "connect %v", err)
+		}
+	}
+	sites, err := h.sitesOf(ctx, c)
+	if err != nil {
+		return nil // as for what is there already, who looks for a domain is told
+	}
+	for _, p := range sites {
+		f := p.read(ctx)
+		i := slices.IndexFunc(others, func(o found) bool { return f.id != uuid.Nil && o.id == f.id && where(o.site) != where(p) })
+		switch {
+		case i < 0:
+		case h.active(f.id) != nil:
+			return errorf(CodeActive, "connect %s: domain %s there is active in %s: one of them is a copy: deactivate the domain and disconnect that place first, if this is the right one",
+				p.name(), f.id, others[i].site.name())
+		default:
+			h.o.Log.Error("the domain is in two places that are connected, and is used in neither: disconnect one", "domain", f.id,
+				"in", others[i].site.name(), "and", p.name())
+		}
 	}
 	return nil
 }
@@ -296,6 +313,7 @@ func (h *Host) sites(ctx context.Context) (all []site, errs []error) {
 // look reads every place, and returns the domains.
 func (h *Host) look(ctx context.Context) (all []found, errs []error) {
 	places, errs := h.readAll(ctx)
+	refuseCopies(places)
 	for _, f := range places {
 		if f.err != nil {
 			errs = append(errs, f.err)

@@ -241,6 +241,10 @@
 //	StopSPM:     1 no task runs (one may be blocked); domains are closed -> nothing
 //	             2 POOL_SPM_ID is -1              -> nobody has the role
 //
+// A domain that is in two places that are connected is used in neither, for nobody knows
+// which is the copy; one that is active goes on where it is. Of two directories of which
+// one lies beneath the other one may have a domain (nesting.go).
+//
 // A domain that cannot be opened when the SPM starts is logged, stays as it is
 // listed, and keeps nobody from the others; without the master there is no SPM.
 //

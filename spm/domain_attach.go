@@ -111,7 +111,7 @@ func (h *Host) orphan(ctx context.Context, pool, domain uuid.UUID) (found, bool)
 		return found{}, false
 	}
 	all, _ := h.look(ctx)
-	if _, known := masterOf(all, pool); known {
+	if _, known := led(all, pool); known {
 		return found{}, false
 	}
 	i := slices.IndexFunc(all, func(f found) bool { return f.there() && f.id == domain && f.is.pool == pool })

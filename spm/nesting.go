@@ -4,6 +4,7 @@ import (
 	"context"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -105,6 +106,33 @@ func (h *Host) readAll(ctx context.Context) (all []found, errs []error) {
 		all = append(all, p.read(ctx))
 	}
 	return all, errs
+}
+
+// refuseCopies lets nobody use a domain that is in several places: nobody knows which of
+// them is the right one, and in what they differ.
+func refuseCopies(all []found) {
+	places := map[uuid.UUID][]string{}
+	for _, f := range all {
+		if f.id != uuid.Nil {
+			places[f.id] = append(places[f.id], f.site.name())
+		}
+	}
+	for i, f := range all {
+		if in := places[f.id]; len(in) > 1 {
+			all[i].err = errorf(CodeForeign, "domain %s is in %d places: %s: all but one are copies: disconnect those, until then it is used in none",
+				f.id, len(in), strings.Join(in, ", "))
+		}
+	}
+}
+
+// led reports whether a domain says that it is the master of a pool, also one that cannot
+// be used.
+func led(all []found, pool uuid.UUID) (by found, ok bool) {
+	i := slices.IndexFunc(all, func(f found) bool { return f.meta != nil && f.is.pool == pool && f.is.master })
+	if i < 0 {
+		return found{}, false
+	}
+	return all[i], true
 }
 
 // mayFormat refuses to remove a domain with one inside it.

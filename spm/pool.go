@@ -34,7 +34,7 @@ func (h *Host) CreatePool(ctx context.Context, r CreatePool) error {
 		return err
 	}
 	all, _ := h.look(ctx)
-	if f, ok := masterOf(all, r.ID); ok {
+	if f, ok := led(all, r.ID); ok {
 		return errorf(CodeExists, "pool %s is there already, with master %s in %s", r.ID, f.id, f.site.name())
 	}
 	members := make([]found, len(r.Domains))

@@ -209,7 +209,8 @@ func (h *Host) openMembers(ctx context.Context, p *connectedPool) {
 		switch {
 		case d == p.meta.master:
 		case i < 0 && state == DomainActive:
-			h.o.Log.Error("an active domain is in no place that is connected", "pool", p.meta.id, "domain", d)
+			_, err := h.find(ctx, d)
+			h.o.Log.Error("an active domain cannot be opened", "pool", p.meta.id, "domain", d, "error", err)
 		case i < 0:
 		case state == DomainActive:
 			m, err := h.openDomain(ctx, all[i], p.meta)

@@ -27,7 +27,7 @@ var domainVerbs = []Verb{
 			"The verb succeeds if a connection does not: each has its own status.",
 		Methods: []Method{{"StoragePool.connectStorageServer", "storagepoolID domainType connectionParams", "statuslist"}},
 		Args:    connectionArgs, Reply: connectionReply,
-		Codes: []spm.Code{spm.CodeOutsideRoots, spm.CodeNotFound, spm.CodeUnsupported, spm.CodeForeign},
+		Codes: []spm.Code{spm.CodeOutsideRoots, spm.CodeNotFound, spm.CodeUnsupported, spm.CodeForeign, spm.CodeActive},
 		As:    connectionNumbers,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			r, err := s.ConnectServer(ctx, get[spm.DomainType](a, "domType"), get[[]spm.Connection](a, "conList"))
