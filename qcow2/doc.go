@@ -92,7 +92,8 @@
 //	F1  when the requests that began before it have ended: discard the bytes of
 //	    the unlinked clusters that are counted once
 //	F2  lower the counts in memory; the clusters may be chosen in R1. Counts
-//	    reach the disk with the next C4 or R5
+//	    reach the disk with the next C4 or R5, or at once where too many are dirty:
+//	    the unlinking is durable, so any moment will do
 //
 // Big changes (table growth, resize.go and refcount.go):
 //

@@ -208,7 +208,7 @@ func (im *Image) countedOnce(runs []run) ([]run, error) {
 }
 
 // lowerCounts takes one from the count of every cluster, in memory; it reaches
-// the disk with the next commit or reservation.
+// the disk with the next commit or reservation, or with spillCounts.
 func (im *Image) lowerCounts(runs []run) error {
 	im.refs.mu.Lock()
 	defer im.refs.mu.Unlock()
