@@ -111,7 +111,7 @@ func TestMergeOfAnIllegalAncestor(t *testing.T) {
 	for _, successor := range []uuid.UUID{b, c} {
 		_, _, err = w.merge(image, a, successor)
 		requireCode(t, CodeIllegal, err)
-		require.ErrorContains(t, err, "volume "+b.String()+" is illegal: a merge into it was not completed; repeat that, of "+c.String()+" into it")
+		require.ErrorContains(t, err, "volume "+b.String()+" is illegal: the merge of "+c.String()+" into "+b.String()+" was not completed: repeat that")
 	}
 	kind, args, err = w.merge(image, b, c)
 	w.must(kind, args, err)
@@ -119,6 +119,89 @@ func TestMergeOfAnIllegalAncestor(t *testing.T) {
 	w.must(kind, args, err)
 	require.Equal(t, "abca", w.shows(w.m[0], a))
 	w.consistent()
+}
+
+// A merge over several volumes that fails leaves all of them illegal but the successor:
+// what is between shows a mixture, too. Nobody reads that, nothing lets it be the leaf, and
+// the merge is repeated.
+func TestMergeOverSeveralFails(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		image := uuid.New()
+		a := w.volume(image, uuid.Nil, "aaaa")
+		b := w.volume(image, a, " b")
+		c := w.volume(image, b, "ccc")
+		w.jobs.fail["commit"] = errors.New("I/O error")
+		kind, args, err := w.merge(image, a, c)
+		require.NoError(t, err)
+		require.ErrorContains(t, w.run(kind, args, -1), "I/O error")
+		delete(w.jobs.fail, "commit")
+		require.Equal(t, "INTERNAL! INTERNAL! LEAF", w.types(w.m[0], image))
+		w.consistent()
+		_, shows := w.leaf(w.m[0], image)
+		require.Equal(t, "ccca", shows)
+
+		repeat := "the merge of " + c.String() + " into " + a.String() + " was not completed: repeat that"
+		refused := func(err error) {
+			t.Helper()
+			requireCode(t, CodeIllegal, err)
+			require.ErrorContains(t, err, repeat)
+		}
+		for _, torn := range []uuid.UUID{a, b} {
+			_, err = w.ops.prepare(t.Context(), w.at(image, torn), PrepareOptions{ReadOnly: true})
+			refused(err)
+			_, _, err = w.ops.copyImage(t.Context(), CopyImage{From: w.at(image, torn), To: w.at(uuid.New(), uuid.New())})
+			refused(err)
+		}
+		for _, gone := range [][]uuid.UUID{{c}, {b, c}} {
+			for _, force := range []bool{false, true} {
+				_, _, err = w.ops.deleteVolumes(t.Context(), DeleteVolumes{Domain: w.domain(), Image: image, Volumes: gone, Force: force})
+				requireCode(t, CodeIllegal, err)
+				if force || len(gone) == 1 {
+					refused(err)
+				}
+			}
+		}
+		_, err = w.ops.prepare(t.Context(), w.at(image, c), PrepareOptions{})
+		require.NoError(t, err)
+		require.NoError(t, w.ops.teardown(t.Context(), w.at(image, uuid.Nil)))
+		kind, args, err = w.ops.copyImage(t.Context(), CopyImage{From: w.at(image, c), To: w.at(uuid.New(), uuid.New())})
+		w.must(kind, args, err)
+		require.Equal(t, "ccca", w.shows(w.m[0], args.(copyArgs).To.Volume))
+
+		kind, args, err = w.merge(image, a, c)
+		w.must(kind, args, err)
+		require.Equal(t, "ccca", w.shows(w.m[0], a))
+		require.Equal(t, "LEAF", w.types(w.m[0], image))
+		w.consistent()
+	})
+}
+
+// A merge that ends before it has written anything leaves what was legal legal, and
+// nothing else.
+func TestMergeThatHasNotBegunIsUndone(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		image := uuid.New()
+		a := w.volume(image, uuid.Nil, "aaaa")
+		b := w.volume(image, a, " b")
+		c := w.volume(image, b, "ccc")
+		for _, step := range []struct {
+			dieAt int
+			after string
+		}{
+			{2 * tearStep, "INTERNAL INTERNAL LEAF"},
+			{2*tearStep + 1, "INTERNAL INTERNAL LEAF"},
+			{2*tearStep + 2, "INTERNAL! INTERNAL! LEAF"}, // perhaps it has written
+			{2*tearStep + 1, "INTERNAL! INTERNAL! LEAF"}, // it had, the time before
+		} {
+			kind, args, err := w.merge(image, a, c)
+			require.NoError(t, err)
+			require.ErrorIs(t, w.run(kind, args, step.dieAt), errCrash)
+			w.restart()
+			require.False(t, w.recover())
+			require.Equal(t, step.after, w.types(w.m[0], image), "died at %d", step.dieAt)
+			w.consistent()
+		}
+	})
 }
 
 // The leaf of a served image goes into its parent while the guest writes.
