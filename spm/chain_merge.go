@@ -42,7 +42,9 @@ func (f *family) illegal(k kin) error {
 // mayMerge decides whether successor and what is between may be merged into
 // ancestor, and returns the volumes from ancestor to successor. Nothing else may
 // be based on those below successor. If ancestor is illegal a merge that failed left it so,
-// perhaps with what is above it, and is tried again.
+// perhaps with what is above it, and is tried again: into that ancestor, or into one of
+// those above it, unless that is to become larger. What is below it then may have become
+// so already, and content of that would show behind the end of its own disk.
 func (f *family) mayMerge(image, ancestor, successor uuid.UUID) ([]kin, error) {
 	for _, id := range []uuid.UUID{ancestor, successor} {
 		if _, err := f.member(image, id); err != nil {
@@ -58,6 +60,9 @@ func (f *family) mayMerge(image, ancestor, successor uuid.UUID) ([]kin, error) {
 		return nil, errorf(CodeInvalid, "volume %s is not based on %s: name an ancestor and a successor of one chain", successor, ancestor)
 	}
 	run := chain[at:]
+	if down, _, ok := f.unmerged(run[0]); ok && down.id != ancestor && run[0].meta.Capacity < run[len(run)-1].meta.Capacity {
+		return nil, f.illegal(run[0])
+	}
 	for i, k := range run {
 		switch {
 		case k.shared():

@@ -3,6 +3,7 @@ package spm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/google/uuid"
@@ -174,6 +175,52 @@ func TestMergeOverSeveralFails(t *testing.T) {
 		require.Equal(t, "LEAF", w.types(w.m[0], image))
 		w.consistent()
 	})
+}
+
+// A merge that failed may have made its ancestor larger than what is above that. It is
+// repeated as a whole, or from above where that becomes no larger; and nothing that is
+// refused makes more illegal than it was.
+func TestMergeOverSeveralIsRepeatedInParts(t *testing.T) {
+	for _, extended := range []bool{false, true} {
+		t.Run(fmt.Sprint("extended ", extended), func(t *testing.T) {
+			both(t, 1, func(t *testing.T, w *world) {
+				image := uuid.New()
+				a := w.volume(image, uuid.Nil, "aaaa")
+				b := w.volume(image, a, " b")
+				c := w.volume(image, b, "")
+				if extended {
+					kind, args, err := w.ops.extendVolumeSize(t.Context(), w.at(image, c), 2*gib)
+					w.must(kind, args, err)
+				}
+				w.write(c, "ccc")
+				w.jobs.fail["commit"] = errors.New("I/O error")
+				kind, args, err := w.merge(image, a, c)
+				require.NoError(t, err)
+				require.ErrorContains(t, w.run(kind, args, -1), "I/O error")
+				delete(w.jobs.fail, "commit")
+
+				_, _, err = w.merge(image, a, b) // which is torn itself
+				requireCode(t, CodeIllegal, err)
+				kind, args, err = w.merge(image, b, c)
+				if extended {
+					requireCode(t, CodeIllegal, err)
+					require.ErrorContains(t, err, "the merge of "+c.String()+" into "+a.String()+" was not completed: repeat that")
+					require.Equal(t, "INTERNAL! INTERNAL! LEAF", w.types(w.m[0], image))
+					kind, args, err = w.merge(image, a, c)
+					w.must(kind, args, err)
+				} else {
+					w.must(kind, args, err)
+					require.Equal(t, "INTERNAL! LEAF", w.types(w.m[0], image))
+					require.Equal(t, "ccca", w.shows(w.m[0], b))
+					kind, args, err = w.merge(image, a, b)
+					w.must(kind, args, err)
+				}
+				require.Equal(t, "LEAF", w.types(w.m[0], image))
+				require.Equal(t, "ccca", w.shows(w.m[0], a))
+				w.consistent()
+			})
+		})
+	}
 }
 
 // A merge that ends before it has written anything leaves what was legal legal, and

@@ -201,6 +201,15 @@ var killStories = []killStory{
 		before: threeLeaves, after: "0/i: a(LEAF COW SPARSE 64M)=cba",
 	},
 	{
+		name: "merge all into one that was smaller", verb: "mergeSnapshots", steps: 7, torn: "ab",
+		prepare: func(w *world) {
+			threeVolumes(w)
+			w.run("extendVolumeSize", w.extendOf("i", "c"))
+		},
+		args:   func(w *world) arguments { return w.merge("a", "c") },
+		before: strings.Replace(threeLeaves, "c(LEAF COW SPARSE 64M)", "c(LEAF COW SPARSE 96M)", 1), after: "0/i: a(LEAF COW SPARSE 96M)=cba",
+	},
+	{
 		name: "merge the leaf of a served image", verb: "mergeSnapshots", steps: 7, prepare: threeVolumes, torn: "b", served: true,
 		args:   func(w *world) arguments { return w.merge("b", "c") },
 		before: threeLeaves, after: "0/i: a(INTERNAL COW SPARSE 64M: aaa) b(LEAF COW SPARSE 64M)=cba",
