@@ -220,7 +220,7 @@ func (f *family) mayDelete(image uuid.UUID, ids []uuid.UUID, force bool) ([]uuid
 		case k.shared():
 			return nil, errorf(CodeWrongState, "volume %s is a template: delete its image", id)
 		case !k.legal() && !force:
-			return nil, errorf(CodeIllegal, "volume %s is illegal or damaged: it is deleted by force only", id)
+			return nil, f.forced(k)
 		}
 		for _, c := range f.kids[id] {
 			if !slices.Contains(ids, c.id) {
@@ -233,6 +233,15 @@ func (f *family) mayDelete(image uuid.UUID, ids []uuid.UUID, force bool) ([]uuid
 		return nil, err
 	}
 	return f.topFirst(out), nil
+}
+
+// forced refuses to delete a volume that is not whole, but by force. Of a merge that was
+// not completed it has a part of what the image shows, and nobody is told to delete that.
+func (f *family) forced(k kin) error {
+	if _, _, torn := f.unmerged(k); torn {
+		return f.illegal(k)
+	}
+	return errorf(CodeIllegal, "volume %s of image %s is illegal or damaged: it is deleted by force only, with what can still be read of it", k.id, k.image)
 }
 
 // mayUncover refuses to let volumes go that are all that is whole of what is below them:
@@ -282,7 +291,7 @@ func (f *family) mayDeleteImage(image uuid.UUID, force bool) ([]uuid.UUID, error
 	}
 	for _, k := range all {
 		if !k.legal() && !force {
-			return nil, errorf(CodeIllegal, "volume %s of image %s is illegal or damaged: it is deleted by force only", k.id, image)
+			return nil, f.forced(k)
 		}
 		for _, c := range f.kids[k.id] {
 			if c.image != image {
