@@ -77,6 +77,35 @@ func (d *dirWorld) serverDies(s killStory, n int) (result string) {
 	return end.Result
 }
 
+// What a server that was killed had reserved is given back, although a snapshot is made
+// before anybody serves the image again, so that its volume is not written to any more.
+func TestVDSMServerKilledBelowASnapshot(t *testing.T) {
+	testenv.Tool(t, "qemu-io")
+	h := newVDSMHost(t)
+	w := newWorld(t, h, h.newDir("a"))
+	w.volume("i", "a", "", "", nil)
+	w.prepare(w.domains[0], w.id("i"))
+	pid, socket := w.server()
+	c, err := nbd.Dial(t.Context(), "unix", socket, nbd.ClientOptions{})
+	require.NoError(t, err)
+	for n := range int64(4) {
+		require.NoError(t, c.WriteAt(t.Context(), bytes.Repeat([]byte{'a'}, 64<<10), n*storyStep, 0))
+	}
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	testenv.Eventually(t, startLimit, "the server is gone", func() bool { return syscall.Kill(pid, 0) != nil })
+	_ = c.Close()
+	file := w.volumes(w.domains[0])[0].Path
+	const leaks = 3
+	require.Equal(t, leaks, imageState(t, file).ExitCode, "it had reserved something")
+
+	w.run("createVolume", w.create("i", "b", "a", nil))
+	w.prepare(w.domains[0], w.id("i"))
+	w.teardown(w.domains[0], w.id("i"))
+	require.Zero(t, imageState(t, file).ExitCode)
+	require.Equal(t, "0/i: a(INTERNAL COW SPARSE 64M: aaaa) b(LEAF COW SPARSE 64M)=aaaa", w.shows())
+	w.consistent()
+}
+
 // server is what serves image i.
 func (w *world) server() (pid int, socket string) {
 	w.t.Helper()
