@@ -48,6 +48,12 @@ func byID(a, b kin) int { return bytes.Compare(a.id[:], b.id[:]) }
 // one is not what the image shows. Volumes that are illegal are on their way in or
 // out, and cover nothing.
 func (f *family) covered(k kin) bool {
+	_, is := f.cover(k)
+	return is
+}
+
+// cover is the nearest legal volume of the same image above one.
+func (f *family) cover(k kin) (above kin, there bool) {
 	seen := map[uuid.UUID]bool{k.id: true}
 	for next := []kin{k}; len(next) > 0; next = next[1:] {
 		for _, c := range f.kids[next[0].id] {
@@ -55,13 +61,13 @@ func (f *family) covered(k kin) bool {
 				continue
 			}
 			if c.legal() {
-				return true
+				return c, true
 			}
 			seen[c.id] = true
 			next = append(next, c)
 		}
 	}
-	return false
+	return kin{}, false
 }
 
 // leaf is the volume that an image shows: the one that is not covered. Where an
@@ -180,7 +186,7 @@ func (f *family) maySnapshot(image, parentImage, parent uuid.UUID) (kin, error) 
 	leaf, _ := f.leaf(image)
 	switch {
 	case !k.legal():
-		return kin{}, errorf(CodeIllegal, "volume %s is illegal: nothing may be based on it", parent)
+		return kin{}, f.illegal(k)
 	case parentImage != image && !k.shared():
 		return kin{}, errorf(CodeWrongState, "volume %s of image %s is %s, and images may be based on a template (%s) only",
 			parent, parentImage, k.meta.VolType, Shared)
@@ -214,7 +220,7 @@ func (f *family) mayDelete(image uuid.UUID, ids []uuid.UUID, force bool) ([]uuid
 		case k.shared():
 			return nil, errorf(CodeWrongState, "volume %s is a template: delete its image", id)
 		case !k.legal() && !force:
-			return nil, errorf(CodeIllegal, "volume %s is illegal or damaged: it is deleted by force only", id)
+			return nil, f.forced(k)
 		}
 		for _, c := range f.kids[id] {
 			if !slices.Contains(ids, c.id) {
@@ -223,7 +229,38 @@ func (f *family) mayDelete(image uuid.UUID, ids []uuid.UUID, force bool) ([]uuid
 		}
 		out = append(out, k)
 	}
+	if err := f.mayUncover(image, ids); err != nil {
+		return nil, err
+	}
 	return f.topFirst(out), nil
+}
+
+// forced refuses to delete a volume that is not whole, but by force. Of a merge that was
+// not completed it has a part of what the image shows, and nobody is told to delete that.
+func (f *family) forced(k kin) error {
+	if _, _, torn := f.unmerged(k); torn {
+		return f.illegal(k)
+	}
+	return errorf(CodeIllegal, "volume %s of image %s is illegal or damaged: it is deleted by force only, with what can still be read of it", k.id, k.image)
+}
+
+// mayUncover refuses to let volumes go that are all that is whole of what is below them:
+// a merge that was not completed has torn that.
+func (f *family) mayUncover(image uuid.UUID, ids []uuid.UUID) error {
+	var left []kin
+	for _, k := range f.all {
+		if !slices.Contains(ids, k.id) {
+			left = append(left, k)
+		}
+	}
+	without := newFamily(left)
+	for _, k := range without.images[image] {
+		if down, up, ok := f.unmerged(k); ok && !without.covered(k) {
+			return errorf(CodeIllegal, "volume %s cannot be deleted: volume %s, below it, is illegal, for the merge of %s into %s was not completed: repeat that",
+				up.id, k.id, up.id, down.id)
+		}
+	}
+	return nil
 }
 
 // topFirst orders volumes so that what is based on one goes before it.
@@ -254,7 +291,7 @@ func (f *family) mayDeleteImage(image uuid.UUID, force bool) ([]uuid.UUID, error
 	}
 	for _, k := range all {
 		if !k.legal() && !force {
-			return nil, errorf(CodeIllegal, "volume %s of image %s is illegal or damaged: it is deleted by force only", k.id, image)
+			return nil, f.forced(k)
 		}
 		for _, c := range f.kids[k.id] {
 			if c.image != image {
@@ -263,40 +300,4 @@ func (f *family) mayDeleteImage(image uuid.UUID, force bool) ([]uuid.UUID, error
 		}
 	}
 	return f.topFirst(all), nil
-}
-
-// mayMerge decides whether successor and what is between may be merged into
-// ancestor, and returns the volumes from ancestor to successor. Nothing else may
-// be based on those below successor. An ancestor that is illegal was left so by a
-// merge that failed, and is tried again.
-func (f *family) mayMerge(image, ancestor, successor uuid.UUID) ([]kin, error) {
-	for _, id := range []uuid.UUID{ancestor, successor} {
-		if _, err := f.member(image, id); err != nil {
-			return nil, err
-		}
-	}
-	chain, err := f.chain(successor)
-	if err != nil {
-		return nil, err
-	}
-	at := slices.IndexFunc(chain, func(k kin) bool { return k.id == ancestor })
-	if at < 0 || ancestor == successor {
-		return nil, errorf(CodeInvalid, "volume %s is not based on %s: name an ancestor and a successor of one chain", successor, ancestor)
-	}
-	run := chain[at:]
-	for i, k := range run {
-		switch {
-		case k.shared():
-			return nil, errorf(CodeWrongState, "volume %s is a template, which never changes", k.id)
-		case i > 0 && !k.legal() && f.covered(k):
-			return nil, errorf(CodeIllegal, "volume %s is illegal: a merge into it was not completed; repeat that, of %s into it, then merge it further down",
-				k.id, f.kids[k.id][0].id)
-		case i > 0 && !k.legal():
-			return nil, errorf(CodeIllegal, "volume %s is illegal: it can be deleted, by force, and not merged", k.id)
-		case i < len(run)-1 && len(f.kids[k.id]) > 1:
-			return nil, errorf(CodeHasChildren, "volume %s has %d volumes that are based on it: it can be merged with one only",
-				k.id, len(f.kids[k.id]))
-		}
-	}
-	return run, nil
 }

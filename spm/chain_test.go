@@ -172,6 +172,11 @@ func TestChainDecides(t *testing.T) {
 		{"delete nothing", "a LEAF", remove(false, ""), "", CodeInvalid},
 		{"delete one that is not there", "a LEAF", remove(false, "x"), "", CodeNotFound},
 
+		{"delete all that is whole of a torn one", "a INTERNAL!, b<a INTERNAL!, c<b LEAF", remove(false, "c"), "", CodeIllegal},
+		{"delete it by force", "a INTERNAL!, b<a INTERNAL!, c<b LEAF", remove(true, "bc"), "", CodeIllegal},
+		{"delete the torn ones as well, by force", "a INTERNAL!, b<a INTERNAL!, c<b LEAF", remove(true, "abc"), "cba", 0},
+		{"delete above what is whole of a torn one", "a INTERNAL!, b<a INTERNAL, c<b LEAF", remove(false, "c"), "c", 0},
+
 		{"delete an image", three, image('i', false), "cba", 0},
 		{"delete a template's image", "t SHARED", image('i', false), "t", 0},
 		{"delete a template in use", "t SHARED, x/k<t LEAF", image('i', true), "", CodeHasChildren},
@@ -182,6 +187,9 @@ func TestChainDecides(t *testing.T) {
 		{"merge the leaf", three, merge('b', 'c'), "bc", 0},
 		{"merge all", three, merge('a', 'c'), "abc", 0},
 		{"merge again", "a INTERNAL!, b<a LEAF", merge('a', 'b'), "ab", 0},
+		{"merge all again", "a INTERNAL!, b<a INTERNAL!, c<b LEAF", merge('a', 'c'), "abc", 0},
+		{"merge a part again", "a INTERNAL!, b<a INTERNAL!, c<b LEAF", merge('a', 'b'), "", CodeIllegal},
+		{"merge further down than again", "z INTERNAL, a<z INTERNAL!, b<a LEAF", merge('z', 'b'), "", CodeIllegal},
 		{"merge upside down", three, merge('c', 'b'), "", CodeInvalid},
 		{"merge itself", three, merge('b', 'b'), "", CodeInvalid},
 		{"merge an illegal successor", "a INTERNAL, b<a LEAF!", merge('a', 'b'), "", CodeIllegal},

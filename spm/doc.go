@@ -127,9 +127,10 @@
 //	copyImage        make, ILLEGAL; copy | LEGAL
 //	moveImage        make all, ILLEGAL; copy each | LEGAL, the leaf first; the original
 //	                 ILLEGAL, the leaf last; remove it
-//	mergeSnapshots   space for the ancestor; it is ILLEGAL; copy down | it is LEGAL, with
-//	                 the successor's type and size, and what is above it ILLEGAL; the
-//	                 successor's children are based on it; remove
+//	mergeSnapshots   space for the ancestor; it is ILLEGAL, and all below the successor;
+//	                 copy down | it is LEGAL, with the successor's type and size, and
+//	                 what is above it ILLEGAL; the successor's children are based on it;
+//	                 remove
 //	  of a served leaf: ... the server copies down, and writes to both | the same; the
 //	                 server lets go of the leaf; remove
 //	extendVolumeSize space of a raw one | the image; metadata
@@ -138,19 +139,23 @@
 //
 // Whoever merges writes to the ancestor only what the volumes above it have
 // themselves, so that until the commit point the chain from the successor on shows
-// what it did. A merge that fails leaves an ILLEGAL ancestor below a leaf that is
-// whole and can be served: it is merged again. The ancestor gives back what it was
-// granted, but for what has been written there; where it cannot, because a server has it
-// open, reduceVolume does that afterwards, and leaves it ILLEGAL. A generation (GEN) is counted up with
-// LEGAL by what changes the data of a volume: merging, moving, reducing. What a
-// task found is what it does: if the chain or the generation is another one when it
-// has its locks, it is refused as stale.
+// what it did. The ancestor, and what is between the two, shows a mixture meanwhile: all
+// of that is ILLEGAL before the first byte is written, and a rollback makes it LEGAL
+// again only if none was. A merge that fails leaves it ILLEGAL below a leaf that is whole
+// and can be served: it is merged again, and until then nothing may go that is all that
+// is whole of it. The ancestor gives back what it was granted, but for what has been
+// written there; where it cannot, because a server has it open, reduceVolume does that
+// afterwards, and leaves it ILLEGAL. A generation (GEN) is counted up with LEGAL by what
+// changes the data of a volume: merging, moving, reducing. What a task found is what it
+// does: if the chain or the generation is another one when it has its locks, it is
+// refused as stale.
 //
 // Differences from VDSM: a merge keeps the ancestor's UUID, as SDM.merge does and
 // the older mergeSnapshots did not, for the volume that is merged into then stays
 // what others know. A served image is merged by its server, and by its leaf only.
 // deleteVolume takes an ILLEGAL volume only by force, so that nobody mistakes what
-// can be repeated for waste; and it never takes a volume from below another.
+// can be repeated for waste; and it never takes a volume from below another, nor all that
+// is whole above what a merge has torn, unless that goes, too.
 // A description that is too long is refused, where VDSM cuts it, for it may hold the
 // name. The name of an image is that of the first alias from its leaf downwards.
 // TIDEMARK_PRIORITY is our key; a volume of priority 0 does not have it. PostZero

@@ -44,7 +44,7 @@ const (
 	CodeTooManyTasks   Code = 1023 // clear tasks that have ended
 	CodeUnfinished     Code = 1024 // wait for the task, or stop it
 	CodeHasChildren    Code = 1025 // others are based on the volume: merge or delete them first
-	CodeIllegal        Code = 1026 // the volume's data are not whole: repeat what was begun, or delete it
+	CodeIllegal        Code = 1026 // the volume's data are not whole: repeat what was begun
 	CodeNotInPool      Code = 1027 // the domain is of no pool, or of another
 	CodeAttached       Code = 1028 // the domain is of a pool: detach it first
 	CodeActive         Code = 1029 // deactivate, disconnect or stop first what the message names

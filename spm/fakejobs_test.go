@@ -204,6 +204,15 @@ func (j *fakeJobs) Commit(_ context.Context, chain []Place, base int, _ Progress
 	if err != nil {
 		return err
 	}
+	if base > 0 {
+		below, err := j.load(chain[base-1])
+		if err == nil && below.Size > dst.Size {
+			err = fmt.Errorf("the backing file has %d bytes, the disk %d", below.Size, dst.Size)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	for _, p := range chain[base+1:] {
 		i, err := j.load(p)
 		if err != nil {

@@ -111,7 +111,7 @@ func TestMergeOfAnIllegalAncestor(t *testing.T) {
 	for _, successor := range []uuid.UUID{b, c} {
 		_, _, err = w.merge(image, a, successor)
 		requireCode(t, CodeIllegal, err)
-		require.ErrorContains(t, err, "volume "+b.String()+" is illegal: a merge into it was not completed; repeat that, of "+c.String()+" into it")
+		require.ErrorContains(t, err, "volume "+b.String()+" is illegal: the merge of "+c.String()+" into "+b.String()+" was not completed: repeat that")
 	}
 	kind, args, err = w.merge(image, b, c)
 	w.must(kind, args, err)

@@ -59,7 +59,7 @@ func (o *operations) checkCopy(ctx context.Context, a copyArgs) error {
 		return err
 	}
 	if !src.legal() {
-		return errorf(CodeIllegal, "volume %s is illegal: it cannot be copied", src.id)
+		return from.family().illegal(src)
 	}
 	if _, err := from.family().chain(src.id); err != nil {
 		return err

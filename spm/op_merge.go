@@ -18,11 +18,25 @@ type mergeArgs struct {
 	Type                string // LEAF or INTERNAL
 	Generation          int    // of the ancestor, before
 	Granted             int64  // to the ancestor, before; 0: it is not known
+	Illegal             []int  `json:",omitempty"` // which of Run were, before
 	Zero                bool
 }
 
 func (a mergeArgs) ancestor() uuid.UUID  { return a.Run[0] }
 func (a mergeArgs) successor() uuid.UUID { return a.Run[len(a.Run)-1] }
+
+// torn are the volumes that show nothing whole while the merge is half done.
+func (a mergeArgs) torn() []uuid.UUID { return a.Run[:len(a.Run)-1] }
+
+// whole are those of them that were legal before.
+func (a mergeArgs) whole() (all []uuid.UUID) {
+	for i, id := range a.torn() {
+		if !slices.Contains(a.Illegal, i) {
+			all = append(all, id)
+		}
+	}
+	return all
+}
 
 // above are the volumes that are merged and go, the topmost first.
 func (a mergeArgs) above() []uuid.UUID {
@@ -51,8 +65,11 @@ func (o *operations) mergeVolumes(ctx context.Context, r MergeVolumes) (kind str
 		Size: max(top.Capacity, run[0].meta.Capacity), Type: top.VolType, Generation: run[0].meta.Generation,
 		Granted: m.info(run[0].id).Granted,
 	}
-	for _, k := range run {
+	for i, k := range run {
 		a.Run = append(a.Run, k.id)
+		if !k.legal() {
+			a.Illegal = append(a.Illegal, i)
+		}
 	}
 	if served && servedBy(m.family(), s, a.Run) {
 		return kindMergeLive, a, o.checkMergeLive(ctx, a)
@@ -72,7 +89,11 @@ func (o *operations) mergeable(a mergeArgs) (*Manager, error) {
 		return nil, err
 	}
 	top := run[len(run)-1].meta
-	if len(run) != len(a.Run) || run[0].meta.Generation != a.Generation || top.VolType != a.Type || max(top.Capacity, run[0].meta.Capacity) != a.Size {
+	stale := len(run) != len(a.Run) || run[0].meta.Generation != a.Generation || top.VolType != a.Type || max(top.Capacity, run[0].meta.Capacity) != a.Size
+	for i, k := range run {
+		stale = stale || k.legal() == slices.Contains(a.Illegal, i)
+	}
+	if stale {
 		return nil, errorf(CodeStale, "the chain of image %s has changed since the merge of %s into %s was asked for: repeat the request",
 			a.Image, a.successor(), a.ancestor())
 	}
@@ -89,7 +110,8 @@ func (o *operations) checkMerge(ctx context.Context, a mergeArgs) error {
 
 // planMerge merges volumes that nobody has open. Until the step "publish" the chain
 // is whole as seen from the successor: what is written to the ancestor is what the
-// volumes above have themselves. From then on the ancestor shows the same.
+// volumes above have themselves. From then on the ancestor shows the same. What is
+// between them is whole neither before nor after that: it is illegal, and goes.
 func (o *operations) planMerge(a mergeArgs) task.Plan {
 	return task.Plan{
 		Locks: locksOf(a.Domain, a.Image),
@@ -97,15 +119,33 @@ func (o *operations) planMerge(a mergeArgs) task.Plan {
 			step("check", func(ctx context.Context) error { return o.checkMerge(ctx, a) }, nil),
 			step("space", func(ctx context.Context) error { return o.mergeSpace(ctx, a) },
 				func(ctx context.Context) error { return o.unspend(ctx, a) }),
-			step("mark", func(ctx context.Context) error {
-				return o.mark(ctx, a.Domain, a.Image, a.Run[:1], Illegal)
-			}, nil),
+			o.tear(a),
 			{Name: "merge", Do: func(ctx context.Context, r *task.Run) error { return o.commitMerge(ctx, a, r.Progress) }},
 			step("publish", func(ctx context.Context) error { return o.publishMerge(ctx, a) }, nil),
 			step("rebase", func(ctx context.Context) error { return o.rebaseChildren(ctx, a) }, nil),
 			step("remove", func(ctx context.Context) error { return o.removeMerged(ctx, a) }, nil),
 		},
 		Commit: 4,
+	}
+}
+
+// tearStep is the number of the step "mark" of both plans.
+const tearStep = 2
+
+// tear is the step that makes illegal what the next one changes, or what is based on
+// that. It is undone only if the next one has not begun.
+func (o *operations) tear(a mergeArgs) task.Step {
+	return task.Step{
+		Name: "mark",
+		Do: func(ctx context.Context, _ *task.Run) error {
+			return o.mark(ctx, a.Domain, a.Image, a.torn(), Illegal)
+		},
+		Undo: func(ctx context.Context, r *task.Run) error {
+			if r.Reached != tearStep {
+				return nil
+			}
+			return o.mark(ctx, a.Domain, a.Image, a.whole(), Legal)
+		},
 	}
 }
 

@@ -49,9 +49,7 @@ func (o *operations) planMergeLive(a mergeArgs) task.Plan {
 			step("check", func(ctx context.Context) error { return o.checkMergeLive(ctx, a) }, nil),
 			step("space", func(ctx context.Context) error { return o.mergeSpaceLive(ctx, a) },
 				func(ctx context.Context) error { return o.unspend(ctx, a) }),
-			step("mark", func(ctx context.Context) error {
-				return o.mark(ctx, a.Domain, a.Image, a.Run[:1], Illegal)
-			}, nil),
+			o.tear(a),
 			{
 				Name: "mirror",
 				Do:   func(ctx context.Context, r *task.Run) error { return o.mirror(ctx, a, r.Progress) },

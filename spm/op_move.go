@@ -84,7 +84,7 @@ func mayMove(from, to *family, kind string, a moveArgs) error {
 		case k.damaged || !slices.Contains(a.Volumes, k.id):
 			return errorf(CodeDamaged, "volume %s of image %s is damaged, or new: nobody knows how to move it", k.id, a.Image)
 		case !k.legal():
-			return errorf(CodeIllegal, "volume %s of image %s is illegal: delete it first", k.id, a.Image)
+			return from.illegal(k)
 		case k.meta.Format == Raw && k.meta.Type == Sparse && kind == typeGroup:
 			return errorf(CodeWrongState, "volume %s is raw and sparse, which a block domain cannot hold: copy it as %s or %s", k.id, Preallocated, Cow)
 		}

@@ -41,7 +41,7 @@ func mayResize(f *family, a resizeArgs) error {
 	case err != nil:
 		return err
 	case !k.legal():
-		return errorf(CodeIllegal, "volume %s is illegal: repeat what was begun with it, or delete it", k.id)
+		return f.illegal(k)
 	case k.shared():
 		return errorf(CodeWrongState, "volume %s is a template, which never changes", k.id)
 	case len(f.kids[k.id]) > 0:
@@ -277,7 +277,7 @@ func mayReduce(f *family, a reduceArgs) error {
 	case k.meta.Type == Preallocated && k.meta.Format != Raw:
 		return errorf(CodeWrongState, "volume %s is %s: its space is its own", k.id, Preallocated)
 	case !k.legal() && !unmerged:
-		return errorf(CodeIllegal, "volume %s is illegal: repeat what was begun with it, or delete it", k.id)
+		return f.illegal(k)
 	case k.meta.Generation != a.Generation:
 		return errorf(CodeStale, "volume %s has generation %d, expected %d: repeat the request", k.id, k.meta.Generation, a.Generation)
 	}

@@ -45,7 +45,7 @@ func (o *operations) served(ctx context.Context, at VolumeAt, opt PrepareOptions
 // a merge that failed leaves the chain above it whole.
 func mayServe(f *family, k kin, opt PrepareOptions) error {
 	if !k.legal() && !opt.AllowIllegal {
-		return errorf(CodeIllegal, "volume %s is illegal: an operation on it was not completed; repeat that, or delete the volume", k.id)
+		return f.illegal(k)
 	}
 	if len(f.kids[k.id]) > 0 && !opt.ReadOnly && !k.shared() {
 		return errorf(CodeHasChildren, "volume %s has %d volumes that are based on it, so nobody may write to it: serve it read-only, or the leaf",

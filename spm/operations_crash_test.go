@@ -2,6 +2,8 @@ package spm
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"testing"
 
 	"github.com/google/uuid"
@@ -83,6 +85,14 @@ func stories() []taskStory {
 			kind, args, err := w.merge(image, a, b)
 			return tale{kind, args, err, one(w, image), "cba INTERNAL INTERNAL LEAF", "cba LEAF"}
 		}},
+		{"merge all", 1, func(w *world) tale {
+			image := uuid.New()
+			a := w.volume(image, uuid.Nil, "aaa")
+			c := w.volume(image, w.volume(image, a, "bb"), "c")
+			w.volume(image, c, "   d")
+			kind, args, err := w.merge(image, a, c)
+			return tale{kind, args, err, one(w, image), "cbad INTERNAL INTERNAL INTERNAL LEAF", "cbad INTERNAL LEAF"}
+		}},
 		{"extend", 1, func(w *world) tale {
 			image := uuid.New()
 			a := w.volume(image, uuid.Nil, "a")
@@ -139,6 +149,7 @@ func sweepSteps(t *testing.T, w *world, s taskStory) {
 		is := s.tell(w)
 		require.NoError(t, is.err)
 		require.Equal(t, is.before, is.look())
+		before := w.views()
 		switch err := w.run(is.kind, is.args, dieAt); {
 		case err == nil:
 			require.Equal(t, is.after, is.look())
@@ -155,15 +166,47 @@ func sweepSteps(t *testing.T, w *world, s taskStory) {
 		if w.recover() {
 			done++
 			require.Equal(t, is.after, is.look(), "died at %d, was finished", dieAt)
+			w.requireViews(before, true, fmt.Sprint("died at ", dieAt))
 		} else {
 			undone++
 			require.Equal(t, legalText(is.before), legalText(is.look()), "died at %d, was rolled back", dieAt)
+			w.requireViews(before, false, fmt.Sprint("died at ", dieAt))
 		}
 		w.consistent()
 	}
 }
 
-// legalText leaves out that the ancestor of a merge that was rolled back is illegal.
+// views are what all legal volumes show.
+func (w *world) views() map[uuid.UUID]string {
+	w.t.Helper()
+	out := map[uuid.UUID]string{}
+	for _, m := range w.m {
+		for id, k := range m.family().all {
+			if k.legal() {
+				out[id] = w.shows(m, id)
+			}
+		}
+	}
+	return out
+}
+
+// requireViews requires that every legal volume shows what it did before: or, after a task
+// that was finished, what another one did, which was merged into it.
+func (w *world) requireViews(before map[uuid.UUID]string, finished bool, when string) {
+	w.t.Helper()
+	some := slices.Collect(maps.Values(before))
+	for id, now := range w.views() {
+		switch was, there := before[id]; {
+		case !there:
+		case finished:
+			require.Contains(w.t, some, now, "%s, was finished: volume %s", when, id)
+		default:
+			require.Equal(w.t, was, now, "%s, was rolled back: volume %s", when, id)
+		}
+	}
+}
+
+// legalText leaves out that volumes of a merge that was rolled back are illegal.
 func legalText(s string) string {
 	out := []byte{}
 	for _, b := range []byte(s) {
@@ -189,6 +232,7 @@ func sweepMoments(t *testing.T, w *world, s taskStory) {
 	for dieAt := 0; ; dieAt++ {
 		is := s.tell(w)
 		require.NoError(t, is.err)
+		before := w.views()
 		clock.set(dieAt)
 		err := w.run(is.kind, is.args, -1)
 		clock.set(-1)
@@ -198,18 +242,20 @@ func sweepMoments(t *testing.T, w *world, s taskStory) {
 		}
 		require.ErrorIs(t, err, errCrash)
 		w.restart()
-		w.judge(is, fmt.Sprint("died at ", dieAt))
+		w.judge(is, before, fmt.Sprint("died at ", dieAt))
 	}
 }
 
 // judge recovers a task and looks.
-func (w *world) judge(is tale, when string) {
+func (w *world) judge(is tale, before map[uuid.UUID]string, when string) {
 	w.t.Helper()
-	if w.recover() {
+	finished := w.recover()
+	if finished {
 		require.Equal(w.t, is.after, is.look(), "%s, was finished", when)
 	} else {
 		require.Equal(w.t, legalText(is.before), legalText(is.look()), "%s, was rolled back", when)
 	}
+	w.requireViews(before, finished, when)
 	w.consistent()
 }
 
@@ -257,6 +303,7 @@ func sweepRecovery(t *testing.T, w *world, s taskStory, step int) {
 	for dieAt := 0; ; dieAt++ {
 		is := s.tell(w)
 		require.NoError(t, is.err)
+		before := w.views()
 		err := w.run(is.kind, is.args, step)
 		if err == nil { // there is no step behind the commit point
 			return
@@ -273,7 +320,7 @@ func sweepRecovery(t *testing.T, w *world, s taskStory, step int) {
 		}
 		w.record = &record
 		w.restart()
-		w.judge(is, fmt.Sprintf("died at %d of the recovery", dieAt))
+		w.judge(is, before, fmt.Sprintf("died at %d of the recovery", dieAt))
 	}
 }
 

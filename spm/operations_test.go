@@ -180,7 +180,7 @@ func (w *world) plan() task.Plan {
 func (w *world) undo(plan task.Plan) {
 	for n := w.record.Step; n >= 0; n-- {
 		if undo := plan.Steps[n].Undo; undo != nil {
-			require.NoError(w.t, undo(context.Background(), &task.Run{}), "undo of %s", plan.Steps[n].Name)
+			require.NoError(w.t, undo(context.Background(), &task.Run{Reached: w.record.Step}), "undo of %s", plan.Steps[n].Name)
 		}
 	}
 	w.record = nil

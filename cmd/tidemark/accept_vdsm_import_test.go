@@ -123,6 +123,6 @@ func requireImported(t *testing.T, h *vdsmHost, old *world, before string, place
 	w.run("createVolume", w.create("i", "f", "c", nil))
 	runQEMUIO(t, uri, "raw", "write -P 102 0 64k", "flush")
 	h.teardown(w.domains[0], w.id("i"))
-	require.Contains(t, w.shows(), "c(INTERNAL COW SPARSE 64M) f(LEAF COW SPARSE 64M)=fba")
+	require.Contains(t, w.shows(), "c(INTERNAL COW SPARSE 64M: cba) f(LEAF COW SPARSE 64M)=fba")
 	w.consistent()
 }

@@ -119,7 +119,7 @@ func (d *disk) refuseIllegal(ctx context.Context) error {
 		return fmt.Errorf("open volume %s: %w", d.spec.Image, err)
 	}
 	if h.Info().Illegal {
-		return fmt.Errorf("open volume %s: it is illegal: an operation on it was not completed: repeat that, or delete the volume, or open what is based on it",
+		return fmt.Errorf("open volume %s: it is illegal: an operation on it was not completed, perhaps a merge: repeat that, or open the leaf of its image",
 			d.spec.Image)
 	}
 	return nil

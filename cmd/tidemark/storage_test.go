@@ -352,3 +352,16 @@ func TestTheScriptsVolumeIsListed(t *testing.T) {
 	require.Contains(t, does(t, "pool info"), "name                 my pool\n")
 	require.Equal(t, "volly", told[[]imageView](t, "image list")[0].leaf().Description)
 }
+
+// Who names a volume that a merge has torn is told what to repeat.
+func TestNothingBelow(t *testing.T) {
+	a := volumeView{UUID: "a", Legality: spm.Illegal, Children: []string{"b"}}
+	b := volumeView{UUID: "b", Legality: spm.Illegal, Children: []string{"c"}, Parent: "a"}
+	c := volumeView{UUID: "c", Legality: spm.Legal, Parent: "b"}
+	require.ErrorContains(t, nothingBelow(a, []volumeView{a, b, c}), "volume merge c --into a")
+	for _, all := range [][]volumeView{{a}, {a, b}} { // nobody knows of which
+		require.ErrorContains(t, nothingBelow(a, all), "is based on no other: there is nothing to merge it into")
+	}
+	a.Legality = spm.Legal
+	require.ErrorContains(t, nothingBelow(a, []volumeView{a, b, c}), "is based on no other: there is nothing to merge it into")
+}

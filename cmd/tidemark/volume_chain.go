@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -83,16 +84,37 @@ func newVolumeMerge(dial storageDialer) *cobra.Command {
 			ancestor = a.UUID
 		}
 		if ancestor == blank || ancestor == "" {
-			if v.Legality == spm.Illegal && len(v.Children) == 1 {
-				return fmt.Errorf("volume %s is based on no other, and illegal: a merge into it was not completed; repeat that: %s volume merge %s",
-					v.called(), self(), v.Children[0])
+			all, err := s.volumes(c.Context(), "")
+			if err != nil {
+				return err
 			}
-			return fmt.Errorf("volume %s is based on no other: there is nothing to merge it into", v.called())
+			return nothingBelow(v, all)
 		}
 		return f.begin(c, s, "mergeSnapshots", named{"sdUUID": v.Domain, "spUUID": v.pool, "vmUUID": blank, "imgUUID": v.Image, "ancestor": ancestor, "successor": v.UUID},
 			begun{Image: v.Image, Volume: ancestor}, fmt.Sprintf("%s merged into %s", v.called(), ancestor))
 	})
 	return c
+}
+
+// nothingBelow refuses to merge a volume of all that is based on no other. One that is
+// illegal was left so by a merge of the nearest legal volume above it.
+func nothingBelow(v volumeView, all []volumeView) error {
+	up := v
+	for range all {
+		if up.Legality != spm.Illegal || len(up.Children) != 1 {
+			break
+		}
+		i := slices.IndexFunc(all, func(c volumeView) bool { return c.UUID == up.Children[0] })
+		if i < 0 {
+			break
+		}
+		up = all[i]
+	}
+	if v.Legality == spm.Illegal && up.Legality != spm.Illegal {
+		return fmt.Errorf("volume %s is based on no other, and illegal: a merge into it was not completed; repeat that: %s volume merge %s --into %s",
+			v.called(), self(), up.UUID, v.UUID)
+	}
+	return fmt.Errorf("volume %s is based on no other: there is nothing to merge it into", v.called())
 }
 
 func newVolumeDelete(dial storageDialer) *cobra.Command {
@@ -101,7 +123,7 @@ func newVolumeDelete(dial storageDialer) *cobra.Command {
 leaf, and what was written since the snapshot below it is gone. "tidemark image
 delete" removes all of an image.`}
 	zero := c.Flags().Bool("zero", false, "overwrite the data with zeros first")
-	force := c.Flags().Bool("force", false, "also if it is illegal")
+	force := c.Flags().Bool("force", false, "also if it is illegal, with what can still be read of it")
 	f := addTaskFlags(c)
 	oneVolume(c, dial, func(c *cobra.Command, s *storage, v volumeView, _ []string) error {
 		return f.begin(c, s, "deleteVolume", named{"sdUUID": v.Domain, "spUUID": v.pool, "imgUUID": v.Image, "volumes": []string{v.UUID}, "postZero": *zero, "force": *force},

@@ -210,6 +210,7 @@ func (e *Engine) act(ctx context.Context, t *task) error {
 	r := t.rec
 	s := t.plan.Steps[r.Step]
 	run := &Run{
+		Reached:  r.Reached,
 		id:       r.ID,
 		progress: func(done, total int64) { e.progress(t, done, total) },
 		result:   func(v any) error { return e.result(t, v) },

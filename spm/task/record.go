@@ -76,6 +76,9 @@ func (r Record) at() position { return position{r.State, r.Step, r.Undo} }
 
 // moved is the record at another position.
 func (r Record) moved(p position) Record {
+	if !p.undo {
+		r.Reached = max(r.Reached, p.step)
+	}
 	r.State, r.Step, r.Undo, r.Blocked = p.state, p.step, p.undo, nil
 	return r
 }

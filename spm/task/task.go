@@ -54,8 +54,9 @@ type Record struct {
 	Kind    string          `json:"kind"`
 	Args    json.RawMessage `json:"args"`
 	State   State           `json:"state"`
-	Step    int             `json:"step"`           // that has begun, forwards or backwards
-	Undo    bool            `json:"undo,omitempty"` // backwards
+	Step    int             `json:"step"`              // that has begun, forwards or backwards
+	Reached int             `json:"reached,omitempty"` // the last step that has begun forwards; an older version kept none
+	Undo    bool            `json:"undo,omitempty"`    // backwards
 	Error   *Failure        `json:"error,omitempty"`
 	Blocked *Failure        `json:"blocked,omitempty"` // why a recovering task does not go on
 	Result  json.RawMessage `json:"result,omitempty"`
@@ -100,6 +101,11 @@ const (
 
 // A Run is a task in progress, as its steps see it.
 type Run struct {
+	// Reached is the number of the last step that has begun, also for who undoes an
+	// earlier one: what comes behind it has done nothing. It is 0 for a task that an
+	// older version has begun.
+	Reached int
+
 	id       uuid.UUID
 	progress func(done, total int64)
 	result   func(v any) error
