@@ -248,6 +248,11 @@
 // A domain that cannot be opened when the SPM starts is logged, stays as it is
 // listed, and keeps nobody from the others; without the master there is no SPM.
 //
+// A copy of an image in another domain has its UUIDs, and its name. What a chain is made
+// of lies in one domain, so who has a volume open asks for it by domain and volume, and
+// copies are nothing to it; who names a volume only is told if there are several. Of the
+// copies of an image one is served at a time.
+//
 // What differs from VDSM, and why: a directory or a group is connected once and
 // has one domain; special files that one host does not need are empty or missing
 // (see the layouts). The tag RHAT_storage_domain is TIDEMARK_domain, so that neither

@@ -267,12 +267,12 @@ func (s *fakeServers) Start(_ context.Context, v Serve) (Server, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if have := s.byKey[v.Image]; have != nil {
-		if have.Leaf != v.Leaf || have.ReadOnly != v.ReadOnly {
+		if have.Domain != v.Domain || have.Leaf != v.Leaf || have.ReadOnly != v.ReadOnly {
 			return Server{}, fmt.Errorf("image %s is served otherwise: %w", v.Image, block.ErrInUse)
 		}
 		return *have, nil
 	}
-	s.byKey[v.Image] = &Server{Image: v.Image, Leaf: v.Leaf, ReadOnly: v.ReadOnly, URI: "nbd+unix:///?socket=" + v.Image, PID: 1}
+	s.byKey[v.Image] = &Server{Domain: v.Domain, Image: v.Image, Leaf: v.Leaf, ReadOnly: v.ReadOnly, URI: "nbd+unix:///?socket=" + v.Image, PID: 1}
 	return *s.byKey[v.Image], nil
 }
 

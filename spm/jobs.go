@@ -53,7 +53,9 @@ type ImageUse struct {
 }
 
 // ImageServers starts and steers what serves images. A server outlives the
-// manager, and is found again by its key, which is the image's UUID.
+// manager, and is found again by its key, which is the image's UUID: of an image that
+// is in several domains one copy is served at a time, and who asks about another finds
+// out by Server.Domain.
 type ImageServers interface {
 	// Start serves the chain of a volume, unless the image is served already as
 	// that says; then it only returns who serves it.
@@ -78,6 +80,7 @@ type ImageServers interface {
 
 // Serve says what to serve, and how.
 type Serve struct {
+	Domain   string // in which the image is meant, and everything below it lies
 	Image    string
 	Leaf     string // volume UUID; what is below it says the pool
 	ReadOnly bool
@@ -87,6 +90,7 @@ type Serve struct {
 
 // A Server is what serves an image.
 type Server struct {
+	Domain   string `json:"domain"` // "": it does not say
 	Image    string `json:"image"`
 	Leaf     string `json:"leaf"`
 	ReadOnly bool   `json:"read_only"`

@@ -258,7 +258,7 @@ func TestRefused(t *testing.T) {
 	_, err = m.ExtendVolume(t.Context(), extendRequest("web1", -1, 0))
 	requireCode(t, CodeInvalid, err)
 	older := 7
-	_, err = m.ExtendVolume(t.Context(), VolumeExtendRequest{VolumeRef: VolumeRef{"web1", &older}, Need: 1})
+	_, err = m.ExtendVolume(t.Context(), VolumeExtendRequest{VolumeRef: VolumeRef{Volume: "web1", Generation: &older}, Need: 1})
 	requireCode(t, CodeStale, err)
 	require.EqualValues(t, v.Bound, extend(t, m, "web1", 1, 1<<60), "want is clamped to the bound")
 	requireSum(t, m)

@@ -135,7 +135,8 @@ func (o *operations) volume(at VolumeAt) (*Manager, kin, error) {
 	return m, k, err
 }
 
-// serving returns the server of an image, if there is one, and keeps what it says.
+// serving returns the server of an image, if there is one, and keeps what it says. Who
+// serves a copy of the image in another domain does not count.
 func (o *operations) serving(ctx context.Context, m *Manager, image uuid.UUID) (s Server, there bool, err error) {
 	s, err = o.servers.Find(ctx, image.String())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -143,6 +144,9 @@ func (o *operations) serving(ctx context.Context, m *Manager, image uuid.UUID) (
 	}
 	if err != nil {
 		return Server{}, false, internal(err, "find who serves image %s", image)
+	}
+	if s.Domain != "" && s.Domain != m.ident.domain.String() {
+		return Server{}, false, nil
 	}
 	if leaf, err := uuid.Parse(s.Leaf); err == nil && s.Used > 0 {
 		m.learnUsed(leaf, s.Used)

@@ -63,8 +63,9 @@ type controlState struct {
 // first; of files it is empty.
 type controlExport struct {
 	Name     string       `json:"name"`
-	Image    string       `json:"image"`          // as it was named
-	Leaf     string       `json:"leaf,omitempty"` // volume UUID
+	Image    string       `json:"image"`            // as it was named
+	Domain   string       `json:"domain,omitempty"` // of a volume: its UUID
+	Leaf     string       `json:"leaf,omitempty"`   // volume UUID
 	Chain    []string     `json:"chain"`
 	File     string       `json:"file"`
 	Size     int64        `json:"size"`
@@ -104,7 +105,7 @@ func (s *served) describe(x nbdExport) controlExport {
 		End: stats.End, Used: stats.Used(), Granted: stats.Granted,
 	}
 	if d.volume != nil {
-		e.Leaf = d.volume.Info().VolumeUUID
+		e.Domain, e.Leaf = d.volume.Info().DomainUUID, d.volume.Info().VolumeUUID
 	}
 	for _, l := range d.below {
 		if l.volume != nil {

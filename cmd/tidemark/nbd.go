@@ -23,7 +23,7 @@ type nbdOptions struct {
 
 	name, description string
 	more              []string // --export NAME=IMAGE
-	spm               string
+	spm, domain       string
 	noDM              bool
 	allowIllegal      bool
 	readOnly          bool
@@ -139,6 +139,7 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 	f.StringVarP(&o.description, "description", "D", "", "description of the export IMAGE")
 	f.StringArrayVar(&o.more, "export", nil, "one more image: NAME=IMAGE; may be repeated")
 	f.StringVar(&o.spm, "spm", "", "socket of the pool manager (default $TIDEMARK_SPM): IMAGE is a volume")
+	f.StringVar(&o.domain, "domain", "", "UUID of the domain whose volumes are meant, if the pool has copies of them in several")
 	o.format = formatFlag(c)
 	o.backing = backingFlag(c, false)
 	unsafeNoDM(f, &o.noDM)

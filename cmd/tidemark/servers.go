@@ -81,7 +81,7 @@ func serverOf(image, control string, state controlState) (spm.Server, error) {
 	}
 	x := state.Exports[0]
 	return spm.Server{
-		Image: image, Leaf: x.Leaf, ReadOnly: x.ReadOnly, Socket: state.Address, Control: control, PID: state.PID,
+		Domain: x.Domain, Image: image, Leaf: x.Leaf, ReadOnly: x.ReadOnly, Socket: state.Address, Control: control, PID: state.PID,
 		URI:  (&url.URL{Scheme: "nbd+unix", Path: "/", RawQuery: "socket=" + state.Address}).String(),
 		Used: x.Used, Merge: x.Merge.State, MergeError: x.Merge.Error, MergeDone: x.Merge.Done, MergeTotal: x.Merge.Total,
 	}, nil
@@ -93,6 +93,9 @@ func (s *imageServers) Start(ctx context.Context, v spm.Serve) (spm.Server, erro
 	defer s.starting.Unlock()
 	have, err := s.Find(ctx, v.Image)
 	switch {
+	case err == nil && v.Domain != "" && have.Domain != "" && have.Domain != v.Domain:
+		return have, fmt.Errorf("image %s is served by process %d, out of domain %s, and of the copies of an image one is served at a time: stop that first: %w",
+			v.Image, have.PID, have.Domain, block.ErrInUse)
 	case err == nil && have.Leaf == v.Leaf && have.ReadOnly == v.ReadOnly:
 		return have, nil
 	case err == nil:
@@ -122,7 +125,7 @@ func (s *imageServers) launch(v spm.Serve, dir string) (<-chan struct{}, error) 
 		return nil, err
 	}
 	defer log.Close() //nolint:errcheck // the server has its own
-	args := []string{"nbd", "-t", "--spm", s.spm, "--control", filepath.Join(dir, "control.sock"), "-k", filepath.Join(dir, "nbd.sock")}
+	args := []string{"nbd", "-t", "--spm", s.spm, "--domain", v.Domain, "--control", filepath.Join(dir, "control.sock"), "-k", filepath.Join(dir, "nbd.sock")}
 	if v.ReadOnly {
 		args = append(args, "-r")
 	}
