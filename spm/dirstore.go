@@ -175,6 +175,11 @@ func whatIs(info fs.FileInfo) string {
 	return info.Mode().Type().String()
 }
 
+func (s *dirStore) there() error {
+	_, err := s.disk.Lstat(s.domain.metadata())
+	return err
+}
+
 func (s *dirStore) close() error { return s.lease.Release() }
 
 func (s *dirStore) lost() <-chan struct{} { return s.lease.Lost() }

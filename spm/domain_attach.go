@@ -23,7 +23,7 @@ func (h *Host) judgeDomain(ctx context.Context, pool, domain uuid.UUID, v domain
 	switch {
 	case err == nil:
 		stands = h.standing(f, pool, all)
-	case !gone || CodeOf(err) != CodeUnknownDomain || v != verbDeactivate && v != verbDetach || h.reads(ctx, domain):
+	case !gone || CodeOf(err) != CodeUnknownDomain || v != verbDeactivate && v != verbDetach || h.reads(domain):
 		return nil, f, 0, err
 	}
 	if rule := domainTable[stands][v]; rule.act == refused {

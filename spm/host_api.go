@@ -176,12 +176,16 @@ func (h *Host) ReduceVolume(ctx context.Context, r VolumeReduceRequest) (VolumeR
 	return m.ReduceVolume(ctx, r)
 }
 
-// GetPoolInfo returns the state of the pool: of its active domains together. Where it
-// is says the master.
+// GetPoolInfo returns the state of the pool: of its active domains together, without
+// those that have vanished. Where it is says the master.
 func (h *Host) GetPoolInfo(ctx context.Context, r PoolInfoRequest) (PoolReply, error) {
 	all, err := h.activeManagers()
 	if err != nil {
 		return PoolReply{}, err
+	}
+	there := slices.DeleteFunc(slices.Clone(all), func(m *Manager) bool { return m.store.there() != nil })
+	if len(there) > 0 {
+		all = there
 	}
 	var sum PoolReply
 	var last int64

@@ -12,6 +12,9 @@ func (o *operations) prepare(ctx context.Context, at VolumeAt, opt PrepareOption
 	if err != nil {
 		return Prepared{}, err
 	}
+	if err := m.there(); err != nil {
+		return Prepared{}, err
+	}
 	if err := mayServe(m.family(), k, opt); err != nil {
 		return Prepared{}, err
 	}

@@ -155,6 +155,8 @@ type DomainStats struct {
 	Volumes    int     `json:"volumes"`
 	Level      string  `json:"level"` // ok, warn, critical
 	Waiting    int     `json:"waiting"`
+	// State is the domain's; of a pool it is "". Of one that is Unknown nothing is free.
+	State DomainState `json:"state,omitempty"`
 }
 
 // CreatePool describes a new pool.
