@@ -261,6 +261,10 @@ type fakeServers struct {
 	mu    sync.Mutex
 	byKey map[string]*Server
 	hang  bool // a merge does not become ready
+
+	mute   map[string]bool // images whose servers do not answer
+	unsaid int             // questions that they have not answered yet
+	most   int             // of these at a time
 }
 
 func (s *fakeServers) Start(_ context.Context, v Serve) (Server, error) {
@@ -276,9 +280,18 @@ func (s *fakeServers) Start(_ context.Context, v Serve) (Server, error) {
 	return *s.byKey[v.Image], nil
 }
 
-func (s *fakeServers) Find(_ context.Context, image string) (Server, error) {
+func (s *fakeServers) Find(ctx context.Context, image string) (Server, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.mute[image] {
+		s.unsaid++
+		s.most = max(s.most, s.unsaid)
+		s.mu.Unlock()
+		<-ctx.Done()
+		s.mu.Lock()
+		s.unsaid--
+		return Server{}, ctx.Err()
+	}
 	if have := s.byKey[image]; have != nil {
 		if have.Merge == "copying" && !s.hang {
 			have.Merge = mergeReady

@@ -284,6 +284,9 @@ type VolumeInfo struct {
 	Path                string
 	Damaged             string
 	Served              bool
+	// ServedUnknown says why it is not known whether the volume is served, as it seems to
+	// be: its server does not answer. "": it is known.
+	ServedUnknown string
 }
 
 // Measure is what a copy of a volume would take.

@@ -46,11 +46,13 @@ type imageServers struct {
 
 var _ spm.ImageServers = (*imageServers)(nil)
 
-// How long a server may take to be ready and to end, and how often it is looked.
+// How long a server may take to be ready and to end, how often it is looked, and how long
+// one that is there may take to say what it serves while others wait to be started.
 const (
-	serverStart = 60 * time.Second
-	serverStop  = 60 * time.Second
-	serverLook  = 20 * time.Millisecond
+	serverAnswer = 5 * time.Second
+	serverStart  = 60 * time.Second
+	serverStop   = 60 * time.Second
+	serverLook   = 20 * time.Millisecond
 )
 
 func (s *imageServers) of(image string) string {
@@ -69,6 +71,9 @@ func (s *imageServers) Find(ctx context.Context, image string) (spm.Server, erro
 		return spm.Server{}, fmt.Errorf("nobody serves image %s: %w", image, fs.ErrNotExist)
 	}
 	if err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w (%s)", err, c.who())
+		}
 		return spm.Server{}, err
 	}
 	return serverOf(image, c.socket, state)
@@ -91,7 +96,9 @@ func serverOf(image, control string, state controlState) (spm.Server, error) {
 func (s *imageServers) Start(ctx context.Context, v spm.Serve) (spm.Server, error) {
 	s.starting.Lock()
 	defer s.starting.Unlock()
-	have, err := s.Find(ctx, v.Image)
+	asked, cancel := context.WithTimeout(ctx, serverAnswer)
+	have, err := s.Find(asked, v.Image)
+	cancel()
 	switch {
 	case err == nil && v.Domain != "" && have.Domain != "" && have.Domain != v.Domain:
 		return have, fmt.Errorf("image %s is served by process %d, out of domain %s, and of the copies of an image one is served at a time: stop that first: %w",
@@ -245,6 +252,16 @@ func (c controlClient) process(ctx context.Context) (*os.File, int, error) {
 		return nil, 0, err
 	}
 	return os.NewFile(uintptr(fd), "process"), int(peer.Pid), nil
+}
+
+// who says which process does not answer. The kernel accepts connections for it.
+func (c controlClient) who() string {
+	process, pid, err := c.process(context.Background())
+	if err != nil {
+		return "it is not known which process that is"
+	}
+	_ = process.Close()
+	return fmt.Sprintf("process %d", pid)
 }
 
 // awaitEnd waits until a process has ended.

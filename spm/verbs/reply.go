@@ -110,6 +110,9 @@ func volumeInfo(v spm.VolumeInfo) map[string]any {
 	if v.Name != "" {
 		m["name"] = v.Name
 	}
+	if v.ServedUnknown != "" {
+		m["servedUnknown"] = v.ServedUnknown
+	}
 	if v.Damaged != "" {
 		m["damaged"] = v.Damaged
 	}
