@@ -147,11 +147,12 @@ func (h *Host) ActivateDomain(ctx context.Context, pool, domain uuid.UUID) error
 	return nil
 }
 
-// take makes a manager the pool's.
+// take makes a manager the pool's. Whatever is served of its domain asks for space here.
 func (h *Host) take(p *connectedPool, m *Manager) {
 	h.mu.Lock()
 	p.managers[m.ident.domain] = m
 	h.mu.Unlock()
+	go h.ops.adopt(m)
 	if lost := m.store.lost(); lost != nil {
 		go h.guard(p, m, lost)
 	}

@@ -301,6 +301,16 @@ func (s *fakeServers) Find(ctx context.Context, image string) (Server, error) {
 	return Server{}, fs.ErrNotExist
 }
 
+func (s *fakeServers) Adopt(_ context.Context, image string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have, err := s.get(image)
+	if err == nil {
+		have.Foreign = false
+	}
+	return err
+}
+
 func (s *fakeServers) Stop(_ context.Context, image string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -62,6 +62,9 @@ type ImageServers interface {
 	Start(ctx context.Context, s Serve) (Server, error)
 	// Find returns the server of an image, or an error that wraps fs.ErrNotExist.
 	Find(ctx context.Context, image string) (Server, error)
+	// Adopt lets a server ask this manager from now on, for space and for the volumes that
+	// it is to open.
+	Adopt(ctx context.Context, image string) error
 	// Stop ends a server, after a flush. Without one it does nothing.
 	Stop(ctx context.Context, image string) error
 	// Snapshot lets a server write to a new leaf from now on, which is empty and
@@ -98,7 +101,10 @@ type Server struct {
 	Socket   string `json:"socket"`
 	Control  string `json:"control"`
 	PID      int    `json:"process_id"`
-	Used     int64  `json:"used"` // bytes of the leaf that its image uses
+	// Foreign says that it asks another manager than this one, who has started it and has
+	// gone, or has the role no more.
+	Foreign bool  `json:"foreign,omitempty"`
+	Used    int64 `json:"used"` // bytes of the leaf that its image uses
 	// Merge is what becomes of a merge: "", copying, ready or failed.
 	Merge      string `json:"merge,omitempty"`
 	MergeError string `json:"merge_error,omitempty"`

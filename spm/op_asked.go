@@ -39,7 +39,8 @@ func (o *operations) ask(ctx context.Context) (context.Context, context.CancelFu
 }
 
 // serving returns the server of an image, if there is one, and keeps what it says. Who
-// serves a copy of the image in another domain does not count.
+// serves a copy of the image in another domain does not count. One that asks another
+// manager is told to ask this one: the domain is ours, so the other has it no more.
 func (o *operations) serving(ctx context.Context, m *Manager, image uuid.UUID) (s Server, there bool, err error) {
 	asked, cancel := o.ask(ctx)
 	defer cancel()
@@ -55,6 +56,12 @@ func (o *operations) serving(ctx context.Context, m *Manager, image uuid.UUID) (
 	}
 	if s.Domain != "" && s.Domain != m.ident.domain.String() {
 		return Server{}, false, nil
+	}
+	if s.Foreign {
+		if err := o.servers.Adopt(asked, image.String()); err != nil {
+			return Server{}, false, internal(err, "image %s is served by process %d for another manager, and it cannot be told to ask this one: end that process, and prepare the image again", image, s.PID)
+		}
+		s.Foreign = false
 	}
 	if leaf, err := uuid.Parse(s.Leaf); err == nil && s.Used > 0 {
 		m.learnUsed(leaf, s.Used)
@@ -106,6 +113,17 @@ func (a asked) tell(f *family, i *VolumeInfo) {
 		i.Served, i.ServedUnknown = true, a.err.Error()
 	case a.there:
 		i.Served = servedBy(f, a.server, []uuid.UUID{i.Volume})
+	}
+}
+
+// adopt finds who serves the images of a domain, so that those who ask another manager ask
+// this one.
+func (o *operations) adopt(m *Manager) {
+	images, _ := o.images(m.ctx, m.ident.domain)
+	for image, a := range o.servingEach(m.ctx, m, images) {
+		if a.err != nil && m.ctx.Err() == nil {
+			m.o.Log.Warn("who serves an image is not known, and may ask another manager", "image", image, "error", a.err)
+		}
 	}
 }
 

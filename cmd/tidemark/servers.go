@@ -76,19 +76,20 @@ func (s *imageServers) Find(ctx context.Context, image string) (spm.Server, erro
 		}
 		return spm.Server{}, err
 	}
-	return serverOf(image, c.socket, state)
+	return serverOf(image, c.socket, s.spm, state)
 }
 
-// serverOf says in the manager's terms what a server has told.
-func serverOf(image, control string, state controlState) (spm.Server, error) {
+// serverOf says in the terms of the manager on a socket what a server has told.
+func serverOf(image, control, manager string, state controlState) (spm.Server, error) {
 	if len(state.Exports) != 1 {
 		return spm.Server{}, fmt.Errorf("who answers on %s serves %d disks: expected one", control, len(state.Exports))
 	}
 	x := state.Exports[0]
 	return spm.Server{
 		Domain: x.Domain, Image: image, Leaf: x.Leaf, ReadOnly: x.ReadOnly, Socket: state.Address, Control: control, PID: state.PID,
-		URI:  (&url.URL{Scheme: "nbd+unix", Path: "/", RawQuery: "socket=" + state.Address}).String(),
-		Used: x.Used, Merge: x.Merge.State, MergeError: x.Merge.Error, MergeDone: x.Merge.Done, MergeTotal: x.Merge.Total,
+		Foreign: state.Manager != "" && state.Manager != manager,
+		URI:     (&url.URL{Scheme: "nbd+unix", Path: "/", RawQuery: "socket=" + state.Address}).String(),
+		Used:    x.Used, Merge: x.Merge.State, MergeError: x.Merge.Error, MergeDone: x.Merge.Done, MergeTotal: x.Merge.Total,
 	}, nil
 }
 
@@ -278,6 +279,15 @@ func awaitEnd(ctx context.Context, process *os.File) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// Adopt is described at spm.ImageServers.
+func (s *imageServers) Adopt(ctx context.Context, image string) error {
+	err := s.do(ctx, image, "manager", controlRequest{Manager: s.spm})
+	if err == nil && s.log != nil {
+		s.log.Info("who serves an image asks this manager from now on", "image", image, "socket", s.spm)
+	}
+	return err
 }
 
 // Snapshot is described at spm.ImageServers.
