@@ -22,6 +22,7 @@
 //	<dir>/spm.lock                              flock: one manager per directory
 //	<dir>/<domain>/dom_md/metadata              key=value, sealed by _SHA_CKSUM
 //	<dir>/<domain>/dom_md/{ids,leases,inbox,outbox,xleases}
+//	<dir>/<domain>/dom_md/spare                 1 MiB that is given up when records lack space
 //	<dir>/<domain>/images/<image>/<volume>      its length is its granted size
 //	<dir>/<domain>/images/<image>/<volume>.meta
 //	<dir>/<domain>/images/<image>/<volume>.lease
@@ -307,6 +308,10 @@
 // asks for more than that asks [Manager.GetPoolInfo] what is so now. Events of every kind,
 // the last 1,024, are told by [Host.WatchStorage]. What is refused in the end, or at once,
 // is one as well (no-space).
+//
+// A file system may be full although its domain is not: others write to it. The spare of
+// a domain gives way to the records that removing needs, of tasks and of volumes. What can
+// be granted, in the stats too, is no more than what the file system can carry.
 //
 // # Recall
 //

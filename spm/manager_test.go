@@ -153,7 +153,8 @@ func TestLayout(t *testing.T) {
 	want := []string{
 		fmt.Sprintf("DOMAIN/dom_md/ids %v 0", mode), fmt.Sprintf("DOMAIN/dom_md/inbox %v 16777216", mode),
 		fmt.Sprintf("DOMAIN/dom_md/leases %v 0", mode), fmt.Sprintf("DOMAIN/dom_md/metadata %v", mode),
-		fmt.Sprintf("DOMAIN/dom_md/outbox %v 16777216", mode), fmt.Sprintf("DOMAIN/dom_md/xleases %v 0", mode),
+		fmt.Sprintf("DOMAIN/dom_md/outbox %v 16777216", mode), fmt.Sprintf("DOMAIN/dom_md/spare %v %d", mode, spareSize),
+		fmt.Sprintf("DOMAIN/dom_md/xleases %v 0", mode),
 		fmt.Sprintf("DOMAIN/images/IMAGE/VOLUME %v 134217728", mode),
 		fmt.Sprintf("DOMAIN/images/IMAGE/VOLUME.lease %v 0", mode), fmt.Sprintf("DOMAIN/images/IMAGE/VOLUME.meta %v", mode),
 		fmt.Sprintf("spm.lock %v", mode),
