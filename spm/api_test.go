@@ -94,7 +94,7 @@ func TestClient(t *testing.T) {
 	requireCode(t, CodeBound, err)
 	require.True(t, thin.IsFinal(err))
 	require.ErrorIs(t, err, block.ErrNoSpace)
-	_, err = c.Volume(t.Context(), "nothing")
+	_, err = c.Volume(t.Context(), VolumeRef{Volume: "nothing"})
 	requireCode(t, CodeNotFound, err)
 	require.ErrorContains(t, err, "web1")
 	remove(t, c, "web1")
@@ -246,7 +246,7 @@ func TestHangUpOverTheWire(t *testing.T) {
 	m, _ := serve(t, t.TempDir(), sock, testOptions())
 	c := dial(t, sock)
 	create(t, c, "a", 10*gib)
-	h, err := c.Volume(t.Context(), "a")
+	h, err := c.Volume(t.Context(), VolumeRef{Volume: "a"})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -270,7 +270,7 @@ func TestPatienceIsTold(t *testing.T) {
 		serve(t, t.TempDir(), sock, o)
 		c := dial(t, sock)
 		create(t, c, "a", gib)
-		h, err := c.Volume(t.Context(), "a")
+		h, err := c.Volume(t.Context(), VolumeRef{Volume: "a"})
 		require.NoError(t, err)
 		require.Equal(t, want, h.Patience())
 	}
@@ -282,7 +282,7 @@ func TestExtendOutlivesTheManager(t *testing.T) {
 	m, kill := serve(t, dir, sock, testOptions())
 	c := dial(t, sock)
 	create(t, c, "a", 10*gib)
-	h, err := c.Volume(t.Context(), "a")
+	h, err := c.Volume(t.Context(), VolumeRef{Volume: "a"})
 	require.NoError(t, err)
 	type answer struct {
 		size int64
@@ -323,7 +323,7 @@ func (a staleAPI) ExtendVolume(ctx context.Context, r VolumeExtendRequest) (Volu
 func TestAnswerOfAnOldEpochIsDropped(t *testing.T) {
 	m := openPool(t, t.TempDir(), testOptions())
 	create(t, m, "a", 10*gib)
-	h, err := openVolume(t.Context(), staleAPI{m}, "a")
+	h, err := openVolume(t.Context(), staleAPI{m}, VolumeRef{Volume: "a"})
 	require.NoError(t, err)
 	h.epoch.Store(9)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -336,7 +336,7 @@ func TestAnswerOfAnOldEpochIsDropped(t *testing.T) {
 func TestManagerOfAnOldEpochRefuses(t *testing.T) {
 	m := openPool(t, t.TempDir(), testOptions())
 	create(t, m, "a", 10*gib)
-	h, err := m.Volume(t.Context(), "a")
+	h, err := m.Volume(t.Context(), VolumeRef{Volume: "a"})
 	require.NoError(t, err)
 	h.epoch.Store(9)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -352,7 +352,7 @@ func TestThinVolumeGrows(t *testing.T) {
 	m, _ := serve(t, t.TempDir(), sock, testOptions())
 	c := dial(t, sock)
 	create(t, c, "a", 10*gib)
-	h, err := c.Volume(t.Context(), "a")
+	h, err := c.Volume(t.Context(), VolumeRef{Volume: "a"})
 	require.NoError(t, err)
 	inner, err := hostfile.Open(h.Path(), hostfile.Options{Fixed: true})
 	require.NoError(t, err)

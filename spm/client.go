@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/creachadair/jrpc2"
@@ -19,7 +20,10 @@ import (
 
 // A Client speaks to a manager on its socket. It is safe for concurrent use and
 // outlives restarts of the manager: every request that fails may be repeated.
-type Client struct {
+type Client struct{ at atomic.Pointer[endpoint] }
+
+// An endpoint is a socket, with the connections to it.
+type endpoint struct {
 	path string
 	http *http.Client
 }
@@ -43,16 +47,29 @@ func Dial(path string) (*Client, error) {
 
 // NewClient makes a client for the socket at path, and asks nothing yet.
 func NewClient(path string) *Client {
+	c := &Client{}
+	c.Redirect(path)
+	return c
+}
+
+// Redirect makes the client ask the manager on another socket from the next request on.
+func (c *Client) Redirect(path string) {
 	var d net.Dialer
-	return &Client{path: path, http: &http.Client{Transport: &http.Transport{
+	old := c.at.Swap(&endpoint{path: path, http: &http.Client{Transport: &http.Transport{
 		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) },
 		IdleConnTimeout: 30 * time.Second,
-	}}}
+	}}})
+	if old != nil {
+		old.http.CloseIdleConnections()
+	}
 }
+
+// Socket is where the client asks.
+func (c *Client) Socket() string { return c.at.Load().path }
 
 // Close drops the connections that are idle.
 func (c *Client) Close() error {
-	c.http.CloseIdleConnections()
+	c.at.Load().http.CloseIdleConnections()
 	return nil
 }
 
@@ -123,17 +140,18 @@ func (c *Client) Call(ctx context.Context, method string, params, out any) error
 		return fmt.Errorf("%s: %w", method, err)
 	}
 	request.Header.Set("Content-Type", "application/json")
-	response, err := c.http.Do(request)
+	at := c.at.Load()
+	response, err := at.http.Do(request)
 	if err != nil {
-		return c.unreachable(ctx, method, err)
+		return at.unreachable(ctx, method, err)
 	}
 	defer response.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(response.Body, replyMax))
 	if err != nil {
-		return c.unreachable(ctx, method, err)
+		return at.unreachable(ctx, method, err)
 	}
 	if response.StatusCode != http.StatusOK {
-		return errorf(CodeInvalid, "%s on socket %s: HTTP status %s: is it the socket of tidemark spm?", method, c.path, response.Status)
+		return errorf(CodeInvalid, "%s on socket %s: HTTP status %s: is it the socket of tidemark spm?", method, at.path, response.Status)
 	}
 	return decodeReply(method, answer, out)
 }
@@ -180,13 +198,13 @@ func ownCode(e *jrpc2.Error) Code {
 
 // unreachable says that there is no manager, or that it went away under the
 // request.
-func (c *Client) unreachable(ctx context.Context, method string, err error) error {
+func (e *endpoint) unreachable(ctx context.Context, method string, err error) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("%s on socket %s: %w", method, c.path, context.Cause(ctx))
+		return fmt.Errorf("%s on socket %s: %w", method, e.path, context.Cause(ctx))
 	}
 	if errors.Is(err, fs.ErrPermission) {
 		return &Error{Code: CodeInvalid, err: err,
-			Message: fmt.Sprintf("socket %s: no right to connect; it belongs to whoever started the manager: run as that user", c.path)}
+			Message: fmt.Sprintf("socket %s: no right to connect; it belongs to whoever started the manager: run as that user", e.path)}
 	}
 	why := err.Error()
 	switch {
@@ -196,5 +214,5 @@ func (c *Client) unreachable(ctx context.Context, method string, err error) erro
 		why = "nobody answers on it"
 	}
 	return &Error{Code: CodeStopping, err: err,
-		Message: fmt.Sprintf("socket %s: %s: start the manager with: tidemark spm --dir DIR --socket %s", c.path, why, c.path)}
+		Message: fmt.Sprintf("socket %s: %s: start the manager with: tidemark spm --dir DIR --socket %s", e.path, why, e.path)}
 }

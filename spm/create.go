@@ -83,6 +83,9 @@ func (m *Manager) begin(mk making) (v *volume, made bool, err error) {
 	if _, err := mk.meta.encode(); err != nil {
 		return nil, false, errorf(CodeInvalid, "create %s: %v", mk.id, err)
 	}
+	if err := m.there(); err != nil {
+		return nil, false, err
+	}
 	v = m.newVolume(mk.meta.Image, mk.id, mk.meta)
 	v.createID = mk.request
 	v.sem <- struct{}{}

@@ -35,7 +35,7 @@ func TestDamagedVolume(t *testing.T) {
 		require.Empty(t, v.Format)
 		_, err = m.ExtendVolume(t.Context(), extendRequest(bad.VolumeUUID, gib, gib))
 		requireCode(t, CodeDamaged, err)
-		_, err = m.Volume(t.Context(), bad.VolumeUUID)
+		_, err = m.Volume(t.Context(), VolumeRef{Volume: bad.VolumeUUID})
 		requireCode(t, CodeDamaged, err)
 		var refusal *Error
 		require.ErrorAs(t, err, &refusal)

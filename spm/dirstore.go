@@ -30,7 +30,9 @@ type dirStore struct {
 // openDir opens a directory for changes, with its lease, and removes what a crash
 // has left of a domain that was being made or removed. Nothing is done but beneath root.
 func openDir(root, dir string, lease Lease, o Options) (*dirStore, error) {
-	s := &dirStore{dir: dir, lease: lease, disk: disk{hostfile.Tree(root), o.sync}, holder: o.Holder, hostFree: o.HostFree, log: o.Log}
+	tree := hostfile.Tree(root)
+	s := &dirStore{dir: dir, lease: lease, disk: disk{tree, o.sync, &spare{tree: tree, sync: o.sync}},
+		holder: o.Holder, hostFree: o.HostFree, log: o.Log}
 	gone, err := s.disk.removePrefixed(dir, prefixNew, prefixRemoved)
 	for _, name := range gone {
 		o.Log.Warn("removed what a crash left", "domain", filepath.Join(dir, name))
@@ -44,6 +46,7 @@ func (s *dirStore) readDomain(context.Context) (domainMeta, error) {
 		return nil, err
 	}
 	s.domain = d
+	s.disk.spare.at(d.spare())
 	return readDomain(d)
 }
 
@@ -54,6 +57,7 @@ func (s *dirStore) makeDomain(_ context.Context, m domainMeta) error {
 		return err
 	}
 	s.domain = d
+	s.disk.spare.at(d.spare())
 	return nil
 }
 
@@ -75,7 +79,7 @@ func (s *dirStore) removeDomain(context.Context) error {
 }
 
 func (s *dirStore) tasks(context.Context) (task.Store, func() error, error) {
-	kept, err := task.OpenDirStore(s.domain.tasks(), task.DirStoreOptions{Log: s.log, Sync: s.disk.sync})
+	kept, err := task.OpenDirStore(s.domain.tasks(), task.DirStoreOptions{Log: s.log, Sync: s.disk.sync, Write: s.disk.write})
 	return kept, func() error { return nil }, err
 }
 
@@ -113,6 +117,7 @@ func (s *dirStore) scan(context.Context) ([]stored, error) {
 	for _, name := range gone {
 		s.log.Warn("removed what a crash left", "image", name)
 	}
+	s.disk.spare.refill()
 	images, err := s.disk.ReadDir(s.domain.images())
 	if err == nil {
 		err = s.disk.syncPath(s.domain.images())
@@ -173,6 +178,11 @@ func whatIs(info fs.FileInfo) string {
 		return "a symbolic link"
 	}
 	return info.Mode().Type().String()
+}
+
+func (s *dirStore) there() error {
+	_, err := s.disk.Lstat(s.domain.metadata())
+	return err
 }
 
 func (s *dirStore) close() error { return s.lease.Release() }

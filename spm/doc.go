@@ -22,6 +22,7 @@
 //	<dir>/spm.lock                              flock: one manager per directory
 //	<dir>/<domain>/dom_md/metadata              key=value, sealed by _SHA_CKSUM
 //	<dir>/<domain>/dom_md/{ids,leases,inbox,outbox,xleases}
+//	<dir>/<domain>/dom_md/spare                 1 MiB that is given up when records lack space
 //	<dir>/<domain>/images/<image>/<volume>      its length is its granted size
 //	<dir>/<domain>/images/<image>/<volume>.meta
 //	<dir>/<domain>/images/<image>/<volume>.lease
@@ -253,6 +254,11 @@
 // A domain that cannot be opened when the SPM starts is logged, stays as it is
 // listed, and keeps nobody from the others; without the master there is no SPM.
 //
+// A copy of an image in another domain has its UUIDs, and its name. What a chain is made
+// of lies in one domain, so who has a volume open asks for it by domain and volume, and
+// copies are nothing to it; who names a volume only is told if there are several. Of the
+// copies of an image one is served at a time.
+//
 // What differs from VDSM, and why: a directory or a group is connected once and
 // has one domain; special files that one host does not need are empty or missing
 // (see the layouts). The tag RHAT_storage_domain is TIDEMARK_domain, so that neither
@@ -307,6 +313,10 @@
 // asks for more than that asks [Manager.GetPoolInfo] what is so now. Events of every kind,
 // the last 1,024, are told by [Host.WatchStorage]. What is refused in the end, or at once,
 // is one as well (no-space).
+//
+// A file system may be full although its domain is not: others write to it. The spare of
+// a domain gives way to the records that removing needs, of tasks and of volumes. What can
+// be granted, in the stats too, is no more than what the file system can carry.
 //
 // # Recall
 //

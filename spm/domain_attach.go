@@ -23,7 +23,7 @@ func (h *Host) judgeDomain(ctx context.Context, pool, domain uuid.UUID, v domain
 	switch {
 	case err == nil:
 		stands = h.standing(f, pool, all)
-	case !gone || CodeOf(err) != CodeUnknownDomain || v != verbDeactivate && v != verbDetach || h.reads(ctx, domain):
+	case !gone || CodeOf(err) != CodeUnknownDomain || v != verbDeactivate && v != verbDetach || h.reads(domain):
 		return nil, f, 0, err
 	}
 	if rule := domainTable[stands][v]; rule.act == refused {
@@ -147,11 +147,12 @@ func (h *Host) ActivateDomain(ctx context.Context, pool, domain uuid.UUID) error
 	return nil
 }
 
-// take makes a manager the pool's.
+// take makes a manager the pool's. Whatever is served of its domain asks for space here.
 func (h *Host) take(p *connectedPool, m *Manager) {
 	h.mu.Lock()
 	p.managers[m.ident.domain] = m
 	h.mu.Unlock()
+	go h.ops.adopt(m)
 	if lost := m.store.lost(); lost != nil {
 		go h.guard(p, m, lost)
 	}

@@ -11,6 +11,9 @@ import (
 // failed. Then the pool's metadata, which are the master's, are all that is known of it,
 // and by them it is deactivated and detached. It keeps its claim, so that when it is
 // back it is attached again, or detached, as any other that claims the pool.
+//
+// Only what is in it fails meanwhile: nothing is made there or served, and what the pool
+// has and what is free is told of the others.
 
 // stoodBefore is where a domain that is not found stands by the list of the pool. The
 // master is no such domain: without it nothing of the pool can be changed.
@@ -24,13 +27,35 @@ func (p poolMeta) stoodBefore(domain uuid.UUID) (standing, bool) {
 
 // reads reports whether a domain answers to its manager although no place was found
 // that has it: then it has not vanished.
-func (h *Host) reads(ctx context.Context, domain uuid.UUID) bool {
+func (h *Host) reads(domain uuid.UUID) bool {
 	m := h.active(domain)
-	if m == nil {
-		return false
+	return m != nil && m.store.there() == nil
+}
+
+// there fails if the domain has vanished.
+func (m *Manager) there() error {
+	err := m.store.there()
+	if err == nil {
+		return nil
 	}
-	_, err := m.store.readDomain(ctx)
-	return err == nil
+	return &Error{Code: CodeUnknownDomain, err: err, Message: "domain " + m.ident.domain.String() + " is not there (" + err.Error() +
+		"): bring back what it lies in, or deactivate it"}
+}
+
+// memberStates are the states of the domains of the connected pool: what its master
+// lists, and Unknown where that says Active and the domain has vanished.
+func (h *Host) memberStates(ctx context.Context, p *connectedPool) map[uuid.UUID]DomainState {
+	all, _ := h.look(ctx)
+	gone := h.gone(all)
+	h.mu.Lock()
+	states := p.meta.clone().members
+	h.mu.Unlock()
+	for d := range states {
+		if info, ok := gone[d]; ok && !h.reads(d) {
+			states[d] = info.State
+		}
+	}
+	return states
 }
 
 // abandon takes a domain out of use that has vanished.

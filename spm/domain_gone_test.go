@@ -49,6 +49,62 @@ func TestDomainVanishes(t *testing.T) {
 	require.Equal(t, []string{"web1"}, volumeNames(t, h))
 }
 
+// A domain that vanishes is shown as such, and concerns only what is in it.
+func TestVanishedDomainConcernsItself(t *testing.T) {
+	root := t.TempDir()
+	h, pool, domains := managed(t, root, func(o *HostOptions) { o.Servers = &fakeServers{byKey: map[string]*Server{}} })
+	at := map[uuid.UUID]VolumeAt{}
+	for _, d := range domains[:2] {
+		v, err := h.CreateVolume(t.Context(), VolumeCreateRequest{Name: "in " + d.String(), Size: gib, DomainUUID: d.String()})
+		require.NoError(t, err)
+		at[d] = VolumeAt{Pool: pool, Domain: d, Image: uuid.MustParse(v.ImageUUID)}
+	}
+	b := domains[1]
+	require.NoError(t, os.Rename(filepath.Join(root, "b"), filepath.Join(root, "b.away")))
+
+	require.EqualValues(t, 4*gib, hostPool(t, h).Capacity, "of the others")
+	_, err := h.PrepareImage(t.Context(), at[domains[0]], PrepareOptions{})
+	require.NoError(t, err)
+	require.NoError(t, h.TeardownImage(t.Context(), at[domains[0]]))
+	_, err = h.PrepareImage(t.Context(), at[b], PrepareOptions{})
+	requireCode(t, CodeUnknownDomain, err)
+	require.ErrorContains(t, err, "is not there")
+	_, err = h.CreateVolume(t.Context(), VolumeCreateRequest{Name: "web1", Size: gib, DomainUUID: b.String()})
+	requireCode(t, CodeUnknownDomain, err)
+	new := VolumeAt{Pool: pool, Domain: b, Image: uuid.New(), Volume: uuid.New()}
+	_, err = h.CreateImageVolume(t.Context(), NewVolume{VolumeAt: new, Size: gib, Format: Cow, Alloc: Sparse, Type: Leaf})
+	requireCode(t, CodeUnknownDomain, err)
+	_, err = h.MoveImage(t.Context(), MoveImage{Pool: pool, From: domains[0], To: b, Image: at[domains[0]].Image})
+	requireCode(t, CodeUnknownDomain, err)
+
+	for _, again := range []bool{false, true} {
+		if again {
+			require.NoError(t, h.StopSPM(t.Context(), pool))
+			startSPM(t, h, pool)
+		}
+		want := map[uuid.UUID]DomainState{domains[0]: DomainActive, b: DomainUnknown, domains[2]: DomainActive}
+		require.Equal(t, want, states(t, h, pool))
+		info, err := h.PoolInfo(t.Context(), pool)
+		require.NoError(t, err)
+		require.Equal(t, want, info.Domains)
+		require.EqualValues(t, 4*gib, info.Stats.Capacity)
+		s, err := h.DomainStats(t.Context(), b)
+		require.NoError(t, err)
+		require.Equal(t, DomainUnknown, s.State)
+		require.Zero(t, s.Free)
+	}
+
+	require.NoError(t, os.Rename(filepath.Join(root, "b.away"), filepath.Join(root, "b")))
+	require.NoError(t, h.ActivateDomain(t.Context(), pool, b))
+	s, err := h.DomainStats(t.Context(), b)
+	require.NoError(t, err)
+	require.Equal(t, DomainActive, s.State)
+	require.NotZero(t, s.Free)
+	_, err = h.PrepareImage(t.Context(), at[b], PrepareOptions{})
+	require.NoError(t, err)
+	require.NoError(t, h.TeardownImage(t.Context(), at[b]))
+}
+
 // The master that has vanished is shown, and stays the master: nobody could write what
 // the pool is.
 func TestMasterVanishes(t *testing.T) {

@@ -45,9 +45,7 @@ func (h *Host) Domains(ctx context.Context, pool uuid.UUID) (map[uuid.UUID]Domai
 		if err != nil {
 			return nil, err
 		}
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		return p.meta.clone().members, nil
+		return h.memberStates(ctx, p), nil
 	}
 	all, _ := h.look(ctx)
 	states := map[uuid.UUID]DomainState{}
@@ -63,16 +61,25 @@ func (h *Host) Domains(ctx context.Context, pool uuid.UUID) (map[uuid.UUID]Domai
 }
 
 // DomainStats is how a domain is used. Of one that is not active only the size is
-// known, and what is free.
+// known, and what is free; of one that has vanished what its manager has granted, if it
+// has one, and nothing is free.
 func (h *Host) DomainStats(ctx context.Context, domain uuid.UUID) (DomainStats, error) {
 	if m := h.active(domain); m != nil {
-		return m.stats(), nil
+		s := m.stats()
+		if s.State = DomainActive; m.store.there() != nil {
+			s.State, s.Free, s.TimeToFull = DomainUnknown, 0, 0
+		}
+		return s, nil
 	}
+	all, _ := h.look(ctx)
 	f, err := h.find(ctx, domain)
+	if info, gone := h.gone(all)[domain]; gone && info.State == DomainUnknown && CodeOf(err) == CodeUnknownDomain {
+		return DomainStats{Level: LevelOK, State: DomainUnknown}, nil
+	}
 	if err != nil {
 		return DomainStats{}, err
 	}
-	s := DomainStats{Level: LevelOK}
+	s := DomainStats{Level: LevelOK, State: h.stateOf(f, all)}
 	switch p := f.site.(type) {
 	case *dirSite:
 		free, err := h.o.HostFree(p.path)

@@ -18,7 +18,16 @@ import (
 // never any but those beneath what the administrator has named. Its sync is fsync.
 type disk struct {
 	hostfile.Tree
-	sync func(*os.File) error
+	sync  func(*os.File) error
+	spare *spare // nil: there is none
+}
+
+// write lets something be written that may be repeated, also on a full file system.
+func (d disk) write(do func() error) error {
+	if d.spare == nil {
+		return do()
+	}
+	return d.spare.write(do)
 }
 
 // makeFile makes a file of size bytes that does not exist, durably but for its
@@ -34,14 +43,16 @@ func (d disk) makeFile(path string, size int64) error {
 
 // replaceFile writes a file so that a crash leaves the old or the new content.
 func (d disk) replaceFile(path string, content []byte) error {
-	tmp := path + extNew
-	if err := d.makeContent(tmp, content); err != nil {
-		return err
-	}
-	if err := d.Rename(tmp, path); err != nil {
-		return err
-	}
-	return d.syncPath(filepath.Dir(path))
+	return d.write(func() error {
+		tmp := path + extNew
+		if err := d.makeContent(tmp, content); err != nil {
+			return err
+		}
+		if err := d.Rename(tmp, path); err != nil {
+			return err
+		}
+		return d.syncPath(filepath.Dir(path))
+	})
 }
 
 // makeContent makes a file with that content, durably but for its name. When that

@@ -243,7 +243,7 @@ func TestHalfMadeAndHalfRemovedOfAChain(t *testing.T) {
 func TestHandleOfAnOlderGeneration(t *testing.T) {
 	m := openPool(t, t.TempDir(), testOptions())
 	v := create(t, m, "web1", 10*gib)
-	h, err := m.Volume(t.Context(), "web1")
+	h, err := m.Volume(t.Context(), VolumeRef{Volume: "web1"})
 	require.NoError(t, err)
 	require.NoError(t, m.setMeta(t.Context(), uuid.MustParse(v.ImageUUID), uuid.MustParse(v.VolumeUUID),
 		func(meta *volumeMeta) { meta.Generation = 1 }))

@@ -270,24 +270,37 @@ type fakeServers struct {
 	mu    sync.Mutex
 	byKey map[string]*Server
 	hang  bool // a merge does not become ready
+
+	mute   map[string]bool // images whose servers do not answer
+	unsaid int             // questions that they have not answered yet
+	most   int             // of these at a time
 }
 
 func (s *fakeServers) Start(_ context.Context, v Serve) (Server, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if have := s.byKey[v.Image]; have != nil {
-		if have.Leaf != v.Leaf || have.ReadOnly != v.ReadOnly {
+		if have.Domain != v.Domain || have.Leaf != v.Leaf || have.ReadOnly != v.ReadOnly {
 			return Server{}, fmt.Errorf("image %s is served otherwise: %w", v.Image, block.ErrInUse)
 		}
 		return *have, nil
 	}
-	s.byKey[v.Image] = &Server{Image: v.Image, Leaf: v.Leaf, ReadOnly: v.ReadOnly, URI: "nbd+unix:///?socket=" + v.Image, PID: 1}
+	s.byKey[v.Image] = &Server{Domain: v.Domain, Image: v.Image, Leaf: v.Leaf, ReadOnly: v.ReadOnly, URI: "nbd+unix:///?socket=" + v.Image, PID: 1}
 	return *s.byKey[v.Image], nil
 }
 
-func (s *fakeServers) Find(_ context.Context, image string) (Server, error) {
+func (s *fakeServers) Find(ctx context.Context, image string) (Server, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.mute[image] {
+		s.unsaid++
+		s.most = max(s.most, s.unsaid)
+		s.mu.Unlock()
+		<-ctx.Done()
+		s.mu.Lock()
+		s.unsaid--
+		return Server{}, ctx.Err()
+	}
 	if have := s.byKey[image]; have != nil {
 		if have.Merge == "copying" && !s.hang {
 			have.Merge = mergeReady
@@ -295,6 +308,16 @@ func (s *fakeServers) Find(_ context.Context, image string) (Server, error) {
 		return *have, nil
 	}
 	return Server{}, fs.ErrNotExist
+}
+
+func (s *fakeServers) Adopt(_ context.Context, image string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have, err := s.get(image)
+	if err == nil {
+		have.Foreign = false
+	}
+	return err
 }
 
 func (s *fakeServers) Stop(_ context.Context, image string) error {

@@ -94,7 +94,7 @@ func TestFullPoolHeadroomOfTheOnlyOne(t *testing.T) {
 func TestFullPoolHandleKeepsItsPlace(t *testing.T) {
 	fullPool(t, func(t *testing.T, m *Manager) {
 		began := time.Now()
-		h, err := m.Volume(t.Context(), "a")
+		h, err := m.Volume(t.Context(), VolumeRef{Volume: "a"})
 		require.NoError(t, err)
 		done := make(chan error, 1)
 		go func() {

@@ -117,7 +117,7 @@ func TestGroupSlotLost(t *testing.T) {
 			require.Contains(t, v.Damaged, "MD_1", "where its metadata are")
 			require.Regexp(t, `level=ERROR .*damaged.*`+lost.VolumeUUID, log.String())
 			require.Empty(t, volumeOf(t, m, good.Name).Damaged)
-			_, err = m.Volume(t.Context(), lost.VolumeUUID)
+			_, err = m.Volume(t.Context(), VolumeRef{Volume: lost.VolumeUUID})
 			requireCode(t, CodeDamaged, err)
 			third := create(t, m, "third", 12*gib)
 			require.NoError(t, m.Close())

@@ -32,10 +32,14 @@ type groupStore struct {
 	log   *slog.Logger
 	meta  block.File // the volume metadata; nil until there is one
 	sum   atomic.Pointer[groupSum]
+	seen  atomic.Pointer[groupLook] // nil: nothing has failed yet
 
 	mu    sync.Mutex
 	slots map[int]string // taken, by the logical volume of that name; of one that is lost, see keepLost
 }
+
+// A groupLook is what became of the last look at a group.
+type groupLook struct{ err error }
 
 // A groupSum is what volumes may take together, of one state of the group.
 type groupSum struct {
@@ -248,7 +252,21 @@ func (s *groupStore) length(v *volume, most int64) int64 {
 	return most
 }
 
-func (s *groupStore) refresh(ctx context.Context) error { return s.group.Read(ctx) }
+func (s *groupStore) refresh(ctx context.Context) error {
+	err := s.group.Read(ctx)
+	if ctx.Err() == nil {
+		s.seen.Store(&groupLook{err})
+	}
+	return err
+}
+
+// there is what the last look at the group has found, which is a second old at most.
+func (s *groupStore) there() error {
+	if l := s.seen.Load(); l != nil {
+		return l.err
+	}
+	return nil
+}
 
 func (s *groupStore) shared() bool { return true }
 

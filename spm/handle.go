@@ -30,18 +30,18 @@ type VolumeHandle struct {
 	tight atomic.Bool // as the manager has last said
 }
 
-// Volume looks a volume up by its name, its image's UUID or its own.
-func (c *Client) Volume(ctx context.Context, nameOrUUID string) (*VolumeHandle, error) {
-	return openVolume(ctx, c, nameOrUUID)
+// Volume looks a volume up.
+func (c *Client) Volume(ctx context.Context, r VolumeRef) (*VolumeHandle, error) {
+	return openVolume(ctx, c, r)
 }
 
-// Volume looks a volume up by its name, its image's UUID or its own.
-func (m *Manager) Volume(ctx context.Context, nameOrUUID string) (*VolumeHandle, error) {
-	return openVolume(ctx, m, nameOrUUID)
+// Volume looks a volume up.
+func (m *Manager) Volume(ctx context.Context, r VolumeRef) (*VolumeHandle, error) {
+	return openVolume(ctx, m, r)
 }
 
-func openVolume(ctx context.Context, api API, nameOrUUID string) (*VolumeHandle, error) {
-	r, err := api.GetVolumeInfo(ctx, VolumeInfoRequest{VolumeRef: VolumeRef{Volume: nameOrUUID}})
+func openVolume(ctx context.Context, api API, ref VolumeRef) (*VolumeHandle, error) {
+	r, err := api.GetVolumeInfo(ctx, VolumeInfoRequest{VolumeRef: ref})
 	if err != nil {
 		return nil, err
 	}
@@ -56,6 +56,11 @@ func openVolume(ctx context.Context, api API, nameOrUUID string) (*VolumeHandle,
 
 // Info is what the pool knew of the volume when it was looked up.
 func (h *VolumeHandle) Info() Volume { return h.info }
+
+// Ref names the volume, whichever other domains have a copy of it.
+func (h *VolumeHandle) Ref() VolumeRef {
+	return VolumeRef{Volume: h.info.VolumeUUID, DomainUUID: h.info.DomainUUID}
+}
 
 // Path is the volume's file. Who opens it does so by Tree.
 func (h *VolumeHandle) Path() string { return h.info.Path }
@@ -72,7 +77,7 @@ func (h *VolumeHandle) Mapping() *Mapping { return h.at.Load() }
 func (h *VolumeHandle) Look(ctx context.Context) (*Mapping, error) {
 	r, err := h.api.GetVolumeInfo(ctx, VolumeInfoRequest{
 		Header:    Header{SPMEpoch: h.epoch.Load()},
-		VolumeRef: VolumeRef{Volume: h.info.VolumeUUID},
+		VolumeRef: h.Ref(),
 	})
 	if err != nil {
 		return nil, err
@@ -108,9 +113,10 @@ func (h *VolumeHandle) Patience() time.Duration {
 func (h *VolumeHandle) Extend(ctx context.Context, need, want int64) (int64, error) {
 	r := VolumeExtendRequest{
 		Header:    Header{RequestID: uuid.NewString()},
-		VolumeRef: VolumeRef{Volume: h.info.VolumeUUID, Generation: &h.info.Generation},
+		VolumeRef: h.Ref(),
 		Need:      need, Want: want, WaitMS: extendPoll.Milliseconds(),
 	}
+	r.Generation = &h.info.Generation
 	looked := false
 	for pause := reconnectFirst; ; pause = min(2*pause, reconnectLast) {
 		asked := time.Now()
@@ -121,7 +127,7 @@ func (h *VolumeHandle) Extend(ctx context.Context, need, want int64) (int64, err
 		case ctx.Err() != nil:
 			return 0, fmt.Errorf("extend %s to %d bytes: %w", h.info.Name, need, context.Cause(ctx))
 		case code == CodeStale && !looked: // a merge into the volume counts its generation up
-			now, err := h.api.GetVolumeInfo(ctx, VolumeInfoRequest{VolumeRef: VolumeRef{Volume: h.info.VolumeUUID}})
+			now, err := h.api.GetVolumeInfo(ctx, VolumeInfoRequest{VolumeRef: h.Ref()})
 			if err != nil {
 				return 0, err
 			}
@@ -157,7 +163,7 @@ func (h *VolumeHandle) Watch(ctx context.Context, after int64, wait time.Duratio
 // says that it has from bytes as before, unless ctx has ended: a manager that dies
 // over the request is waited for, for only the next one knows what became of it.
 func (h *VolumeHandle) Reduce(ctx context.Context, from, to int64) (int64, error) {
-	ref := VolumeRef{Volume: h.info.VolumeUUID}
+	ref := h.Ref()
 	var refused error
 	for asked := false; ; {
 		now, err := h.api.GetVolumeInfo(ctx, VolumeInfoRequest{VolumeRef: ref})

@@ -38,6 +38,9 @@ type HostOptions struct {
 	// or on the domain that it is to take out of use.
 	// Default: 5 s.
 	LockPatience time.Duration
+	// ServerPatience is how long a request waits for who serves an image to say what it
+	// does, or for all together who serve the images that it is about. Default: 2 s.
+	ServerPatience time.Duration
 	// At is that of the tasks' engine (see task.Options). For tests.
 	At func(point string)
 }
@@ -121,6 +124,7 @@ func newHost(o HostOptions) (*Host, error) {
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.requests, h.hangUp = context.WithCancel(context.Background())
 	h.ops = newOperations(h.manager, h.everyActive, o.Jobs, o.Servers)
+	h.ops.patience = cmp.Or(o.ServerPatience, serverPatience)
 	return h, nil
 }
 

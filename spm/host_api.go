@@ -50,18 +50,25 @@ func (h *Host) activeManagers() ([]*Manager, error) {
 }
 
 // managerOf is that of the volume which a request is about, or the master's, which
-// says that there is none.
-func (h *Host) managerOf(volume string) (*Manager, error) {
+// says that there is none. Only a request that names no domain can be ambiguous.
+func (h *Host) managerOf(r VolumeRef) (*Manager, error) {
 	all, err := h.activeManagers()
 	if err != nil {
 		return nil, err
 	}
+	if r.DomainUUID != "" {
+		domain, err := uuid.Parse(r.DomainUUID)
+		if err != nil {
+			return nil, errorf(CodeInvalid, "volume %q in domain %q: expected the UUID of a domain", r.Volume, r.DomainUUID)
+		}
+		return h.manager(domain)
+	}
 	var of *Manager
 	for _, m := range all {
 		switch {
-		case !m.has(volume):
+		case !m.has(r.Volume):
 		case of != nil:
-			return nil, ambiguous(volume, of, m)
+			return nil, ambiguous(r.Volume, of, m)
 		default:
 			of = m
 		}
@@ -77,7 +84,7 @@ func (h *Host) managerOf(volume string) (*Manager, error) {
 func ambiguous(volume string, one, other *Manager) error {
 	do := "name it by its UUID"
 	if one.uuidOf(volume) == other.uuidOf(volume) {
-		do = "both have its UUID; delete the image in one of them, or deactivate that domain"
+		do = "both have its UUID: name the domain as well, as DOMAIN/NAME, or tidemark nbd --domain UUID"
 	}
 	return errorf(CodeInvalid, "volume %q is in domains %s and %s: %s", volume, one.ident.domain, other.ident.domain, do)
 }
@@ -144,7 +151,7 @@ func (h *Host) ListVolumes(ctx context.Context, r VolumeListRequest) (VolumeList
 
 // GetVolumeInfo returns one volume.
 func (h *Host) GetVolumeInfo(ctx context.Context, r VolumeInfoRequest) (VolumeReply, error) {
-	m, err := h.managerOf(r.Volume)
+	m, err := h.managerOf(r.VolumeRef)
 	if err != nil {
 		return VolumeReply{}, err
 	}
@@ -153,7 +160,7 @@ func (h *Host) GetVolumeInfo(ctx context.Context, r VolumeInfoRequest) (VolumeRe
 
 // ExtendVolume makes a volume larger, or holds the request while its domain is full.
 func (h *Host) ExtendVolume(ctx context.Context, r VolumeExtendRequest) (VolumeExtendReply, error) {
-	m, err := h.managerOf(r.Volume)
+	m, err := h.managerOf(r.VolumeRef)
 	if err != nil {
 		return VolumeExtendReply{}, err
 	}
@@ -162,19 +169,23 @@ func (h *Host) ExtendVolume(ctx context.Context, r VolumeExtendRequest) (VolumeE
 
 // ReduceVolume makes a volume shorter, because its holder gives space back.
 func (h *Host) ReduceVolume(ctx context.Context, r VolumeReduceRequest) (VolumeReply, error) {
-	m, err := h.managerOf(r.Volume)
+	m, err := h.managerOf(r.VolumeRef)
 	if err != nil {
 		return VolumeReply{}, err
 	}
 	return m.ReduceVolume(ctx, r)
 }
 
-// GetPoolInfo returns the state of the pool: of its active domains together. Where it
-// is says the master.
+// GetPoolInfo returns the state of the pool: of its active domains together, without
+// those that have vanished. Where it is says the master.
 func (h *Host) GetPoolInfo(ctx context.Context, r PoolInfoRequest) (PoolReply, error) {
 	all, err := h.activeManagers()
 	if err != nil {
 		return PoolReply{}, err
+	}
+	there := slices.DeleteFunc(slices.Clone(all), func(m *Manager) bool { return m.store.there() != nil })
+	if len(there) > 0 {
+		all = there
 	}
 	var sum PoolReply
 	var last int64
@@ -252,7 +263,7 @@ func (h *Host) WatchStorage(ctx context.Context, after int64) ([]Event, error) {
 	return found, err
 }
 
-// Volume looks a volume up by its name, its image's UUID or its own.
-func (h *Host) Volume(ctx context.Context, nameOrUUID string) (*VolumeHandle, error) {
-	return openVolume(ctx, h, nameOrUUID)
+// Volume looks a volume up.
+func (h *Host) Volume(ctx context.Context, r VolumeRef) (*VolumeHandle, error) {
+	return openVolume(ctx, h, r)
 }

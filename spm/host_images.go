@@ -80,7 +80,7 @@ func (h *Host) TeardownImage(ctx context.Context, at VolumeAt) error {
 
 // RemoveVolume removes the image of a volume that nobody holds.
 func (h *Host) RemoveVolume(ctx context.Context, r VolumeRemoveRequest) (VolumeRemoveReply, error) {
-	m, err := h.managerOf(r.Volume)
+	m, err := h.managerOf(r.VolumeRef)
 	if err != nil {
 		return VolumeRemoveReply{}, err
 	}

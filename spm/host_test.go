@@ -212,7 +212,7 @@ func TestLifeOfAPool(t *testing.T) {
 	require.EqualValues(t, 328*mib, all.Stats.Granted)
 	require.Equal(t, 2, all.Stats.Volumes)
 
-	handle, err := h.Volume(t.Context(), "web2")
+	handle, err := h.Volume(t.Context(), VolumeRef{Volume: "web2"})
 	require.NoError(t, err)
 	size, err := handle.Extend(t.Context(), 300*mib, 0)
 	require.NoError(t, err)

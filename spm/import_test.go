@@ -196,7 +196,7 @@ func TestDisconnectServer(t *testing.T) {
 	require.NoError(t, h.StopSPM(t.Context(), pool))
 	require.NoError(t, bye("c"))
 	startSPM(t, h, pool)
-	require.Equal(t, DomainActive, states(t, h, pool)[domains[2]])
+	require.Equal(t, DomainUnknown, states(t, h, pool)[domains[2]])
 	requireCode(t, CodeNotActive, second(h.manager(domains[2])))
 	makeDir(t, h, root, "c")
 	require.NoError(t, h.ActivateDomain(t.Context(), pool, domains[2]))

@@ -53,13 +53,18 @@ type ImageUse struct {
 }
 
 // ImageServers starts and steers what serves images. A server outlives the
-// manager, and is found again by its key, which is the image's UUID.
+// manager, and is found again by its key, which is the image's UUID: of an image that
+// is in several domains one copy is served at a time, and who asks about another finds
+// out by Server.Domain.
 type ImageServers interface {
 	// Start serves the chain of a volume, unless the image is served already as
 	// that says; then it only returns who serves it.
 	Start(ctx context.Context, s Serve) (Server, error)
 	// Find returns the server of an image, or an error that wraps fs.ErrNotExist.
 	Find(ctx context.Context, image string) (Server, error)
+	// Adopt lets a server ask this manager from now on, for space and for the volumes that
+	// it is to open.
+	Adopt(ctx context.Context, image string) error
 	// Stop ends a server, after a flush. Without one it does nothing.
 	Stop(ctx context.Context, image string) error
 	// Snapshot lets a server write to a new leaf from now on, which is empty and
@@ -78,6 +83,7 @@ type ImageServers interface {
 
 // Serve says what to serve, and how.
 type Serve struct {
+	Domain   string // in which the image is meant, and everything below it lies
 	Image    string
 	Leaf     string // volume UUID; what is below it says the pool
 	ReadOnly bool
@@ -87,6 +93,7 @@ type Serve struct {
 
 // A Server is what serves an image.
 type Server struct {
+	Domain   string `json:"domain"` // "": it does not say
 	Image    string `json:"image"`
 	Leaf     string `json:"leaf"`
 	ReadOnly bool   `json:"read_only"`
@@ -94,7 +101,10 @@ type Server struct {
 	Socket   string `json:"socket"`
 	Control  string `json:"control"`
 	PID      int    `json:"process_id"`
-	Used     int64  `json:"used"` // bytes of the leaf that its image uses
+	// Foreign says that it asks another manager than this one, who has started it and has
+	// gone, or has the role no more.
+	Foreign bool  `json:"foreign,omitempty"`
+	Used    int64 `json:"used"` // bytes of the leaf that its image uses
 	// Merge is what becomes of a merge: "", copying, ready or failed.
 	Merge      string `json:"merge,omitempty"`
 	MergeError string `json:"merge_error,omitempty"`

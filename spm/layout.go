@@ -21,6 +21,7 @@ const (
 	dirMaster     = "master"
 	dirTasks      = "tasks"
 	fileMetadata  = "metadata"
+	fileSpare     = "spare"
 	extMeta       = ".meta"
 	extLease      = ".lease"
 	extNew        = ".new"
@@ -43,6 +44,7 @@ var specialFiles = map[string]int64{
 type domainDir string
 
 func (d domainDir) metadata() string { return filepath.Join(string(d), dirMeta, fileMetadata) }
+func (d domainDir) spare() string    { return filepath.Join(string(d), dirMeta, fileSpare) }
 func (d domainDir) uuid() string     { return filepath.Base(string(d)) }
 func (d domainDir) tasks() string    { return filepath.Join(string(d), dirMaster, dirTasks) }
 func (d domainDir) images() string   { return filepath.Join(string(d), dirImages) }

@@ -75,7 +75,7 @@ type Options struct {
 	Warn int64
 	// Reserve is what merging and removing may use of a full pool and nobody else, in
 	// bytes. Default: a 64th of the capacity, at least two units of granting and at
-	// most 1 GiB; negative: nothing.
+	// most 1 GiB, and nothing of one below 1 GiB; negative: nothing.
 	Reserve int64
 	// WarnAt and CriticalAt are the parts of the capacity from which on, if they are
 	// granted, the pool says so. Default: 0.85 and 0.95.

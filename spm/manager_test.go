@@ -153,7 +153,8 @@ func TestLayout(t *testing.T) {
 	want := []string{
 		fmt.Sprintf("DOMAIN/dom_md/ids %v 0", mode), fmt.Sprintf("DOMAIN/dom_md/inbox %v 16777216", mode),
 		fmt.Sprintf("DOMAIN/dom_md/leases %v 0", mode), fmt.Sprintf("DOMAIN/dom_md/metadata %v", mode),
-		fmt.Sprintf("DOMAIN/dom_md/outbox %v 16777216", mode), fmt.Sprintf("DOMAIN/dom_md/xleases %v 0", mode),
+		fmt.Sprintf("DOMAIN/dom_md/outbox %v 16777216", mode), fmt.Sprintf("DOMAIN/dom_md/spare %v %d", mode, spareSize),
+		fmt.Sprintf("DOMAIN/dom_md/xleases %v 0", mode),
 		fmt.Sprintf("DOMAIN/images/IMAGE/VOLUME %v 134217728", mode),
 		fmt.Sprintf("DOMAIN/images/IMAGE/VOLUME.lease %v 0", mode), fmt.Sprintf("DOMAIN/images/IMAGE/VOLUME.meta %v", mode),
 		fmt.Sprintf("spm.lock %v", mode),
@@ -258,7 +259,7 @@ func TestRefused(t *testing.T) {
 	_, err = m.ExtendVolume(t.Context(), extendRequest("web1", -1, 0))
 	requireCode(t, CodeInvalid, err)
 	older := 7
-	_, err = m.ExtendVolume(t.Context(), VolumeExtendRequest{VolumeRef: VolumeRef{"web1", &older}, Need: 1})
+	_, err = m.ExtendVolume(t.Context(), VolumeExtendRequest{VolumeRef: VolumeRef{Volume: "web1", Generation: &older}, Need: 1})
 	requireCode(t, CodeStale, err)
 	require.EqualValues(t, v.Bound, extend(t, m, "web1", 1, 1<<60), "want is clamped to the bound")
 	requireSum(t, m)

@@ -95,6 +95,6 @@ func TestAmbiguousName(t *testing.T) {
 	waitTask(t, h, id)
 	_, err = h.GetVolumeInfo(t.Context(), VolumeInfoRequest{VolumeRef: VolumeRef{Volume: leaf.Volume.String()}})
 	requireCode(t, CodeInvalid, err)
-	require.ErrorContains(t, err, "both have its UUID; delete the image in one of them, or deactivate that domain")
+	require.ErrorContains(t, err, "both have its UUID: name the domain as well")
 	require.NotContains(t, err.Error(), "name it by its UUID")
 }

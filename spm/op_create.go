@@ -120,6 +120,9 @@ func (o *operations) checkSpace(m *Manager, id uuid.UUID, meta volumeMeta, initi
 	if initial < 0 {
 		return errorf(CodeInvalid, "initial size is %d bytes, expected a number that is not negative", initial)
 	}
+	if err := m.there(); err != nil {
+		return err
+	}
 	bound := m.boundOf(meta)
 	need := initial
 	if need == 0 || meta.Format == Raw || meta.Type == Preallocated {

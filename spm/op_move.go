@@ -104,6 +104,9 @@ func mayMove(from, to *family, kind string, a moveArgs) error {
 
 // room refuses an image, with that leaf, that needs more bytes than can be granted.
 func (m *Manager) room(leaf, image uuid.UUID, need int64) error {
+	if err := m.there(); err != nil {
+		return err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if free := m.freeLocked() - m.reserveOfLocked(); need > free {

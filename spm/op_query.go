@@ -2,6 +2,7 @@ package spm
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -17,12 +18,10 @@ func (o *operations) volumeInfo(ctx context.Context, at VolumeAt) (VolumeInfo, e
 	if err != nil { // what is known of a damaged one is how large it is
 		k = m.family().all[at.Volume]
 	}
-	s, served, err := o.serving(ctx, m, k.image)
-	if err != nil {
-		return VolumeInfo{}, err
-	}
+	served := o.servingEach(ctx, m, []uuid.UUID{k.image})[k.image]
 	i := m.info(k.id)
-	i.Pool, i.Served = at.Pool, served && servedBy(m.family(), s, []uuid.UUID{k.id})
+	i.Pool = at.Pool
+	served.tell(m.family(), &i)
 	return i, nil
 }
 
@@ -36,18 +35,15 @@ func (o *operations) volumesOf(ctx context.Context, domain, image uuid.UUID) ([]
 	if image != uuid.Nil && len(f.images[image]) == 0 {
 		return nil, errorf(CodeUnknownImage, "domain %s has no image %s", domain, image)
 	}
+	images := []uuid.UUID{image}
+	if image == uuid.Nil {
+		images = slices.Collect(maps.Keys(f.images))
+	}
 	out := []VolumeInfo{}
-	for of, all := range f.images {
-		if image != uuid.Nil && of != image {
-			continue
-		}
-		s, served, err := o.serving(ctx, m, of)
-		if err != nil {
-			return nil, err
-		}
-		for _, k := range all {
+	for of, served := range o.servingEach(ctx, m, images) {
+		for _, k := range f.images[of] {
 			i := m.info(k.id)
-			i.Served = served && servedBy(f, s, []uuid.UUID{k.id})
+			served.tell(f, &i)
 			out = append(out, i)
 		}
 	}

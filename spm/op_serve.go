@@ -12,6 +12,9 @@ func (o *operations) prepare(ctx context.Context, at VolumeAt, opt PrepareOption
 	if err != nil {
 		return Prepared{}, err
 	}
+	if err := m.there(); err != nil {
+		return Prepared{}, err
+	}
 	if err := mayServe(m.family(), k, opt); err != nil {
 		return Prepared{}, err
 	}
@@ -19,7 +22,7 @@ func (o *operations) prepare(ctx context.Context, at VolumeAt, opt PrepareOption
 		return Prepared{}, err
 	}
 	readOnly := opt.ReadOnly || k.shared()
-	s, err := o.servers.Start(ctx, Serve{Image: k.image.String(), Leaf: k.id.String(), ReadOnly: readOnly, AllowIllegal: opt.AllowIllegal})
+	s, err := o.servers.Start(ctx, Serve{Domain: m.ident.domain.String(), Image: k.image.String(), Leaf: k.id.String(), ReadOnly: readOnly, AllowIllegal: opt.AllowIllegal})
 	if err != nil {
 		return Prepared{}, jobError(err, "serve volume %s", k.id)
 	}

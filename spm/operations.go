@@ -5,8 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -23,10 +22,13 @@ type operations struct {
 	active  func() []*Manager                        // all of these
 	jobs    ImageJobs
 	servers ImageServers
+	// patience is how long a server is waited for that is asked what it does; tasks wait
+	// for as long as they are let.
+	patience time.Duration
 }
 
 func newOperations(find func(domain uuid.UUID) (*Manager, error), active func() []*Manager, jobs ImageJobs, servers ImageServers) *operations {
-	return &operations{domain: find, active: active, jobs: jobs, servers: servers}
+	return &operations{domain: find, active: active, jobs: jobs, servers: servers, patience: serverPatience}
 }
 
 // The names of the kinds, which are VDSM's for the verbs.
@@ -72,9 +74,9 @@ func kindOf[A any](name string, plan func(A) task.Plan) task.Kind {
 
 // step makes a step of two functions that need no more than a context.
 func step(name string, do, undo func(context.Context) error) task.Step {
-	s := task.Step{Name: name, Do: func(ctx context.Context, _ *task.Run) error { return do(ctx) }}
+	s := task.Step{Name: name, Do: func(ctx context.Context, _ *task.Run) error { return do(patient(ctx)) }}
 	if undo != nil {
-		s.Undo = func(ctx context.Context, _ *task.Run) error { return undo(ctx) }
+		s.Undo = func(ctx context.Context, _ *task.Run) error { return undo(patient(ctx)) }
 	}
 	return s
 }
@@ -135,33 +137,6 @@ func (o *operations) volume(at VolumeAt) (*Manager, kin, error) {
 	return m, k, err
 }
 
-// serving returns the server of an image, if there is one, and keeps what it says.
-func (o *operations) serving(ctx context.Context, m *Manager, image uuid.UUID) (s Server, there bool, err error) {
-	s, err = o.servers.Find(ctx, image.String())
-	if errors.Is(err, fs.ErrNotExist) {
-		return Server{}, false, nil
-	}
-	if err != nil {
-		return Server{}, false, internal(err, "find who serves image %s", image)
-	}
-	if leaf, err := uuid.Parse(s.Leaf); err == nil && s.Used > 0 {
-		m.learnUsed(leaf, s.Used)
-	}
-	return s, true, nil
-}
-
-// servedOf says of the images of a domain that are served who does it, as far as that
-// can be found out.
-func (o *operations) servedOf(ctx context.Context, m *Manager) (served []string) {
-	for image := range m.family().images {
-		if s, there, err := o.serving(ctx, m, image); err == nil && there {
-			served = append(served, fmt.Sprintf("image %s by process %d (%s)", image, s.PID, s.URI))
-		}
-	}
-	slices.Sort(served)
-	return served
-}
-
 // idle refuses an image that is served, or of which somebody has one of the volumes
 // open.
 func (o *operations) idle(ctx context.Context, m *Manager, image uuid.UUID, volumes ...uuid.UUID) error {
@@ -173,19 +148,6 @@ func (o *operations) idle(ctx context.Context, m *Manager, image uuid.UUID, volu
 		return errorf(CodeInUse, "image %s is served by process %d (%s): tear it down first", image, s.PID, s.URI)
 	}
 	return m.unused(image, volumes...)
-}
-
-// servedBy reports whether one of the volumes is in the chain of a server.
-func servedBy(f *family, s Server, volumes []uuid.UUID) bool {
-	leaf, err := uuid.Parse(s.Leaf)
-	if err != nil {
-		return true
-	}
-	chain, err := f.chain(leaf)
-	if err != nil {
-		return true
-	}
-	return slices.ContainsFunc(chain, func(k kin) bool { return slices.Contains(volumes, k.id) })
 }
 
 // jobError gives the error of a job on an image its code.

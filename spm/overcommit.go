@@ -150,14 +150,37 @@ func (m *Manager) refuseLocked(id uuid.UUID, name string, bytes int64, format st
 	return errorf(CodePoolFull, format, args...)
 }
 
+// fullness is the part that is granted of what can be: 1 if nothing more can.
+func fullness(granted, free int64) float64 {
+	if free <= 0 {
+		return 1
+	}
+	return float64(granted) / float64(granted+free)
+}
+
+// worse is the higher of two levels.
+func worse(a, b string) string {
+	if levelRank(b) > levelRank(a) {
+		return b
+	}
+	return a
+}
+
 // stats is how the domain is used. What a volume's image uses is what the host has
-// allocated for it, as far as nobody knows better.
+// allocated for it, as far as nobody knows better. What is free the host's file system
+// can carry, too: one that is full is critical, whatever has been granted.
 func (m *Manager) stats() DomainStats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	free := max(m.capacity-m.granted, 0)
+	level := m.level
+	if carried, err := m.store.carry(m.volumes); err == nil && carried < free {
+		free = carried
+		level = worse(level, levelOf("", fullness(m.granted, free), m.o.WarnAt, m.o.CriticalAt))
+	}
 	s := DomainStats{
-		Capacity: m.capacity, Granted: m.granted, Free: max(m.capacity-m.granted, 0),
-		Reserve: m.reserveOfLocked(), Level: m.level, Waiting: len(m.queue), Volumes: len(m.volumes),
+		Capacity: m.capacity, Granted: m.granted, Free: free,
+		Reserve: m.reserveOfLocked(), Level: level, Waiting: len(m.queue), Volumes: len(m.volumes),
 		Growth: m.meter.rate(m.o.Now()),
 	}
 	for _, v := range m.volumes {

@@ -343,10 +343,12 @@ func (h *Host) PoolInfo(ctx context.Context, pool uuid.UUID) (PoolInfo, error) {
 	meta := p.meta.clone()
 	managers := maps.Clone(p.managers)
 	h.mu.Unlock()
-	info := PoolInfo{ID: meta.id, Name: meta.name, Master: meta.master, MasterVersion: meta.version, SPM: status, Domains: meta.members}
+	info := PoolInfo{ID: meta.id, Name: meta.name, Master: meta.master, MasterVersion: meta.version, SPM: status, Domains: h.memberStates(ctx, p)}
 	var all []DomainStats
 	for _, m := range managers {
-		all = append(all, m.stats())
+		if m.store.there() == nil {
+			all = append(all, m.stats())
+		}
 	}
 	info.Stats = sumStats(all)
 	return info, nil

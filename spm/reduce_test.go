@@ -100,7 +100,7 @@ func TestReduceOfUnknownOutcome(t *testing.T) {
 		m := openPool(t, t.TempDir(), testOptions())
 		create(t, m, "a", 10*gib)
 		extend(t, m, "a", 300*mib, 0)
-		h, err := openVolume(t.Context(), &unluckyAPI{API: m, answered: answered, lost: 1}, "a")
+		h, err := openVolume(t.Context(), &unluckyAPI{API: m, answered: answered, lost: 1}, VolumeRef{Volume: "a"})
 		require.NoError(t, err)
 		size, err := h.Reduce(t.Context(), 300*mib, 200*mib)
 		require.NoError(t, err)

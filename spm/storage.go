@@ -155,6 +155,8 @@ type DomainStats struct {
 	Volumes    int     `json:"volumes"`
 	Level      string  `json:"level"` // ok, warn, critical
 	Waiting    int     `json:"waiting"`
+	// State is the domain's; of a pool it is "". Of one that is Unknown nothing is free.
+	State DomainState `json:"state,omitempty"`
 }
 
 // CreatePool describes a new pool.
@@ -282,6 +284,9 @@ type VolumeInfo struct {
 	Path                string
 	Damaged             string
 	Served              bool
+	// ServedUnknown says why it is not known whether the volume is served, as it seems to
+	// be: its server does not answer. "": it is known.
+	ServedUnknown string
 }
 
 // Measure is what a copy of a volume would take.

@@ -67,6 +67,9 @@ type store interface {
 	// error that wraps block.ErrInUse and names who has it.
 	hold(v *volume) (release func() error, err error)
 	close() error
+	// there fails if the place has vanished: if it is unmounted, moved away, or has
+	// failed. It is quick.
+	there() error
 	// lost is closed when the lease is.
 	lost() <-chan struct{}
 

@@ -41,6 +41,7 @@ func (noServers) Find(_ context.Context, image string) (Server, error) {
 	return Server{}, fmt.Errorf("image %s is not served: %w", image, fs.ErrNotExist)
 }
 
+func (noServers) Adopt(context.Context, string) error               { return noTool("adopt") }
 func (noServers) Stop(context.Context, string) error                { return nil }
 func (noServers) Snapshot(context.Context, string, string) error    { return noTool("snapshot") }
 func (noServers) MergeStart(context.Context, string, string) error  { return noTool("merge") }

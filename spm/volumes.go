@@ -43,6 +43,9 @@ func (m *Manager) find(h Header, r VolumeRef) (*volume, error) {
 	if err := m.check(h); err != nil {
 		return nil, err
 	}
+	if r.DomainUUID != "" && !strings.EqualFold(r.DomainUUID, m.ident.domain.String()) {
+		return nil, errorf(CodeUnknownDomain, "the request is about domain %s, this manager has domain %s", r.DomainUUID, m.ident.domain)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	v := m.lookLocked(r.Volume)

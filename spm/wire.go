@@ -30,10 +30,14 @@ type Header struct {
 }
 
 // VolumeRef names a volume in a request: by a name, an image UUID (then its leaf
-// is meant) or a volume UUID. Generation, if given, must be the volume's.
+// is meant) or a volume UUID. Generation, if given, must be the volume's. A volume that
+// has been copied is in several domains under the same name and UUIDs: DomainUUID says
+// which is meant. Who has a volume open always says so; a person may leave it out as
+// long as there is one only.
 type VolumeRef struct {
 	Volume     string `json:"volume"`
 	Generation *int   `json:"volume_generation,omitempty"`
+	DomainUUID string `json:"domain_uuid,omitempty"`
 }
 
 // A VolumeCreateRequest asks for a volume of virtual size Size. Format is

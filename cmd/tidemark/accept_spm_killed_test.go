@@ -142,7 +142,7 @@ func (e *exactSizes) add(n int64) {
 // must be the file's length.
 func extendExactly(t *testing.T, p *testPool, name string) (*exactSizes, func() error) {
 	t.Helper()
-	h, err := p.client.Volume(t.Context(), name)
+	h, err := p.client.Volume(t.Context(), spm.VolumeRef{Volume: name})
 	require.NoError(t, err)
 	size := h.Info().Granted
 	asked := &exactSizes{sizes: []int64{size}}

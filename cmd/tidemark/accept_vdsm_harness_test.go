@@ -3,6 +3,7 @@
 package main_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -33,6 +34,8 @@ type vdsmHost struct {
 	proc   *testenv.Process
 	client *spm.Client
 	pool   string
+
+	capacity string // of new domains in directories; "": much
 }
 
 // newVDSMHost starts one that has nothing yet, in a directory with a short name.
@@ -234,7 +237,7 @@ func (h *vdsmHost) newDomains(all ...place) []string {
 		domains = append(domains, uuid.NewString())
 		a := arguments{"storageType": kind, "sdUUID": domains[i], "domainName": fmt.Sprint("domain ", i), "typeSpecificArg": p.where(), "domClass": "Data"}
 		if kind == "LOCALFS" {
-			a["capacity"] = "64000000000"
+			a["capacity"] = cmp.Or(h.capacity, "64000000000")
 		}
 		h.do("createStorageDomain", a)
 	}

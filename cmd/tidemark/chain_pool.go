@@ -16,7 +16,8 @@ import (
 
 // openVolumesBelow opens what a volume of a pool is based on, the nearest first.
 // What that is, where it is and in which format, says the pool: neither a name nor
-// a format in an image's header is believed (rule 23). All are opened for reading
+// a format in an image's header is believed (rule 23). All of a chain lies in one domain,
+// and is looked up there: a template may have been copied to others. All are opened for reading
 // only, and their locks let others read them, too: two volumes over one template
 // can be open at the same time.
 func (d *disk) openVolumesBelow(ctx context.Context, top *spm.VolumeHandle) (c chain, err error) {
@@ -52,7 +53,7 @@ func (d *disk) openVolumesBelow(ctx context.Context, top *spm.VolumeHandle) (c c
 
 // openBelow opens the file of one volume for reading.
 func (d *disk) openBelow(ctx context.Context, volume string) (*layer, error) {
-	h, err := d.spec.Pool.Volume(ctx, volume)
+	h, err := d.lookUp(ctx, volume)
 	if err != nil {
 		return nil, err
 	}

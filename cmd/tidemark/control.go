@@ -31,6 +31,8 @@ import (
 //	                to both
 //	POST /pivot     {"leaf": VOLUME}: when that is ready: drop the leaf
 //	POST /cancel    {"leaf": VOLUME}: write to the leaf alone
+//	POST /manager   {"manager": SOCKET}: ask the pool manager on that socket from now on,
+//	                for all exports
 //	POST /stop      end the process, as SIGTERM does
 //
 // All but /stop may be repeated: what is so already is left so. Status codes: 400 the
@@ -43,6 +45,8 @@ type controlRequest struct {
 	Export *string `json:"export,omitempty"`
 	Leaf   string  `json:"leaf,omitempty"`
 	Size   int64   `json:"size,omitempty"`
+	// Manager is the socket of a pool manager.
+	Manager string `json:"manager,omitempty"`
 }
 
 // A controlError is the answer to what could not be done.
@@ -55,7 +59,8 @@ type controlState struct {
 	PID     int             `json:"process_id"`
 	Address string          `json:"address"` // of the NBD socket
 	Started time.Time       `json:"started"`
-	NBD     nbd.Stats       `json:"nbd"` // with the requests that wait for space
+	NBD     nbd.Stats       `json:"nbd"`               // with the requests that wait for space
+	Manager string          `json:"manager,omitempty"` // the socket of the pool manager that it asks
 	Exports []controlExport `json:"exports"`
 }
 
@@ -63,8 +68,9 @@ type controlState struct {
 // first; of files it is empty.
 type controlExport struct {
 	Name     string       `json:"name"`
-	Image    string       `json:"image"`          // as it was named
-	Leaf     string       `json:"leaf,omitempty"` // volume UUID
+	Image    string       `json:"image"`            // as it was named
+	Domain   string       `json:"domain,omitempty"` // of a volume: its UUID
+	Leaf     string       `json:"leaf,omitempty"`   // volume UUID
 	Chain    []string     `json:"chain"`
 	File     string       `json:"file"`
 	Size     int64        `json:"size"`
@@ -90,6 +96,9 @@ type controlMerge struct {
 // state says what is served now.
 func (s *nbdService) state() controlState {
 	c := controlState{PID: os.Getpid(), Address: s.gate.Addr().String(), Started: s.started, NBD: s.server.Stats()}
+	if s.pool != nil {
+		c.Manager = s.pool.Socket()
+	}
 	for i, d := range s.disks {
 		c.Exports = append(c.Exports, d.describe(s.plan.exports[i]))
 	}
@@ -104,7 +113,7 @@ func (s *served) describe(x nbdExport) controlExport {
 		End: stats.End, Used: stats.Used(), Granted: stats.Granted,
 	}
 	if d.volume != nil {
-		e.Leaf = d.volume.Info().VolumeUUID
+		e.Domain, e.Leaf = d.volume.Info().DomainUUID, d.volume.Info().VolumeUUID
 	}
 	for _, l := range d.below {
 		if l.volume != nil {
@@ -164,6 +173,7 @@ func (s *nbdService) controlHandler() http.Handler {
 		"merge":    func(ctx context.Context, d *served, r controlRequest) error { return d.MergeStart(ctx, r.Leaf) },
 		"pivot":    func(ctx context.Context, d *served, r controlRequest) error { return d.MergePivot(ctx, r.Leaf) },
 		"cancel":   func(ctx context.Context, d *served, r controlRequest) error { return d.MergeCancel(ctx, r.Leaf) },
+		"manager":  func(_ context.Context, _ *served, r controlRequest) error { return s.redirect(r.Manager) },
 	} {
 		mux.HandleFunc("POST /"+verb, func(w http.ResponseWriter, r *http.Request) {
 			err := s.command(r, do)
@@ -191,7 +201,7 @@ func (s *nbdService) command(r *http.Request, do func(context.Context, *served, 
 		d := json.NewDecoder(http.MaxBytesReader(nil, r.Body, controlBodyMax))
 		d.DisallowUnknownFields()
 		if err := d.Decode(&q); err != nil {
-			return fmt.Errorf("%w: expected a JSON object with export, leaf or size: %w", errBadRequest, err)
+			return fmt.Errorf("%w: expected a JSON object with export, leaf, size or manager: %w", errBadRequest, err)
 		}
 	}
 	if q.Export == nil {

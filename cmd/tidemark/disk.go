@@ -19,7 +19,7 @@ import (
 // volumes is where the volumes of a pool are looked up: an spm.Client, or the
 // spm.Host of the same process.
 type volumes interface {
-	Volume(ctx context.Context, nameOrUUID string) (*spm.VolumeHandle, error)
+	Volume(ctx context.Context, r spm.VolumeRef) (*spm.VolumeHandle, error)
 }
 
 // A diskSpec says which image to serve and how. The zero value of everything but
@@ -30,6 +30,9 @@ type diskSpec struct {
 	// Pool is where a volume is looked up, and who makes it larger; nil for a
 	// file. It must outlive the disk.
 	Pool volumes
+	// Domain is the UUID of the domain of the volume, and of everything below it. "":
+	// the pool knows it; it is set when the volume has been looked up.
+	Domain string
 
 	ReadOnly bool
 	// ForceShare puts up with a process that writes to the image; read-only.
@@ -114,7 +117,7 @@ func (d *disk) refuseIllegal(ctx context.Context) error {
 	if d.volume == nil || d.spec.AllowIllegal {
 		return nil
 	}
-	h, err := d.spec.Pool.Volume(ctx, d.volume.Info().VolumeUUID)
+	h, err := d.spec.Pool.Volume(ctx, d.volume.Ref())
 	if err != nil {
 		return fmt.Errorf("open volume %s: %w", d.spec.Image, err)
 	}
@@ -222,12 +225,12 @@ func (d *disk) openFile(ctx context.Context) error {
 	var err error
 	h := d.volume
 	if h == nil {
-		if h, err = d.spec.Pool.Volume(ctx, d.spec.Image); err != nil {
+		if h, err = d.lookUp(ctx, d.spec.Image); err != nil {
 			return fmt.Errorf("open volume %s: %w", d.spec.Image, err)
 		}
 	}
 	d.volume, d.path, d.patience = h, h.Path(), h.Patience()
-	d.spec.Raw = h.Info().Format == spm.FormatRaw
+	d.spec.Raw, d.spec.Domain = h.Info().Format == spm.FormatRaw, h.Info().DomainUUID
 	d.file, d.host, err = d.spec.opener()(ctx, h, volumeAccess{
 		readOnly: d.spec.ReadOnly, forceShare: d.spec.ForceShare, noDM: d.spec.NoDM, log: d.spec.Log,
 	})
@@ -241,6 +244,11 @@ func (d *disk) openFile(ctx context.Context) error {
 		d.file = d.thin
 	}
 	return nil
+}
+
+// lookUp asks the pool for a volume, in the disk's domain as soon as that is known.
+func (d *disk) lookUp(ctx context.Context, volume string) (*spm.VolumeHandle, error) {
+	return d.spec.Pool.Volume(ctx, spm.VolumeRef{Volume: volume, DomainUUID: d.spec.Domain})
 }
 
 // Device is the disk for a front end. It stays the disk's.

@@ -131,12 +131,20 @@ func newImageList(dial storageDialer) *cobra.Command {
 			}
 			t := newTable(w, "NAME", "IMAGE", "VOLUMES", "VIRTUAL", "GRANTED", "SERVED", "DOMAIN")
 			for _, i := range all {
-				t.row(cmp.Or(i.Name, "-"), i.UUID, len(i.Volumes), short(i.leaf().Capacity), short(i.granted()), yesNo(i.served()), i.Domain)
+				t.row(cmp.Or(i.Name, "-"), i.UUID, len(i.Volumes), short(i.leaf().Capacity), short(i.granted()), i.servedWord(), i.Domain)
 			}
 			return t.end()
 		})
 	})
 	return c
+}
+
+// servedWord is yes, no, or unknown.
+func (i imageView) servedWord() string {
+	if slices.ContainsFunc(i.Volumes, func(v volumeView) bool { return v.Unanswered != "" }) {
+		return "unknown"
+	}
+	return yesNo(i.served())
 }
 
 func (i imageView) served() bool {

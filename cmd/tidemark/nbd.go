@@ -23,7 +23,7 @@ type nbdOptions struct {
 
 	name, description string
 	more              []string // --export NAME=IMAGE
-	spm               string
+	spm, domain       string
 	noDM              bool
 	allowIllegal      bool
 	readOnly          bool
@@ -139,6 +139,7 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 	f.StringVarP(&o.description, "description", "D", "", "description of the export IMAGE")
 	f.StringArrayVar(&o.more, "export", nil, "one more image: NAME=IMAGE; may be repeated")
 	f.StringVar(&o.spm, "spm", "", "socket of the pool manager (default $TIDEMARK_SPM): IMAGE is a volume")
+	f.StringVar(&o.domain, "domain", "", "UUID of the domain whose volumes are meant, if the pool has copies of them in several")
 	o.format = formatFlag(c)
 	o.backing = backingFlag(c, false)
 	unsafeNoDM(f, &o.noDM)
@@ -166,7 +167,7 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 
 	f.BoolVar(&o.fork, "fork", false, "go to the background when the socket is ready; nothing is logged from then on")
 	f.StringVar(&o.qmp, "qmp", "", "QMP socket of the QEMU that uses the volume: when a write has got ENOSPC, which pauses the guest, let it go on when there is space")
-	f.StringVar(&o.control, "control", "", "unix socket to make, with mode 0600, on which the process tells what it serves and is steered, in HTTP and JSON: GET /, POST /flush /resize /snapshot /merge /pivot /cancel /stop")
+	f.StringVar(&o.control, "control", "", "unix socket to make, with mode 0600, on which the process tells what it serves and is steered, in HTTP and JSON: GET /, POST /flush /resize /snapshot /merge /pivot /cancel /manager /stop")
 	f.StringVar(&o.pidFile, "pid-file", "", "write the process's number to this file when the socket is ready")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "as --log-level debug")
 	f.BoolVarP(&o.list, "list", "L", false, "list the exports of the server at -k, or -b and -p")

@@ -15,6 +15,7 @@ import (
 type nbdPlan struct {
 	exports []nbdExport
 	spm     string // socket of the pool manager, "" if no export is a volume
+	domain  string // of the volumes; "": whichever has them
 	listenPlan
 	tls             tlsPlan
 	raw             bool          // the files are the disks
@@ -42,7 +43,7 @@ type nbdExport struct {
 // plan validates the options. It opens nothing.
 func (o *nbdOptions) plan(images []string, changed func(string) bool, env string) (nbdPlan, error) {
 	p := nbdPlan{
-		raw: o.format.value == formatRaw, backing: *o.backing,
+		raw: o.format.value == formatRaw, backing: *o.backing, domain: o.domain,
 		readOnly: o.readOnly, shared: o.shared, persistent: o.persistent, pidFile: o.pidFile, qmp: o.qmp, control: o.control,
 		noDM: o.noDM, allowIllegal: o.allowIllegal, allocationDepth: o.allocationDepth, rotational: o.rotational,
 		ignoreDiscard: o.discard.value == "ignore" || o.discard.value == "off",
@@ -126,6 +127,8 @@ func (p *nbdPlan) checkFormat() error {
 	switch {
 	case p.qmp != "" && p.spm == "":
 		return errors.New("--qmp is about space that a pool gives: expected a volume (--spm), found files only")
+	case p.domain != "" && p.spm == "":
+		return errors.New("--domain says which volumes are meant: expected a volume (--spm), found files only")
 	case p.spm != "" && p.raw:
 		return errors.New("-f raw: expected files, found a volume: its format is its pool's to say")
 	case p.spm != "" && p.backing.given():

@@ -92,7 +92,7 @@ func (s *nbdService) start(ctx context.Context) error {
 // export opens one image and offers it.
 func (s *nbdService) export(ctx context.Context, x nbdExport) error {
 	d, err := s.open(ctx, diskSpec{
-		Image: x.image, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard,
+		Image: x.image, Domain: s.plan.domain, ReadOnly: s.plan.readOnly, IgnoreDiscard: s.plan.ignoreDiscard,
 		NoDM: s.plan.noDM, AllowIllegal: s.plan.allowIllegal, Raw: s.plan.raw, Backing: &s.plan.backing, CacheBytes: s.memory.cache(len(s.plan.exports)),
 		Exchanged: s.plan.control != "",
 	})

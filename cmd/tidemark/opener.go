@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 
 	"tidemark/spm"
@@ -81,6 +82,20 @@ func (o *opener) dial() error {
 	}
 	o.pool = c
 	o.opened(c.Close)
+	return nil
+}
+
+// redirect makes the disks ask the pool manager on another socket.
+func (o *opener) redirect(socket string) error {
+	switch {
+	case o.pool == nil:
+		return errNoVolume
+	case !filepath.IsAbs(socket):
+		return fmt.Errorf("%w: manager %q: expected the path of a socket, from the root of the file system", errBadRequest, socket)
+	case o.pool.Socket() != socket:
+		o.log.Info("another manager is asked", "was", o.pool.Socket(), "socket", socket)
+		o.pool.Redirect(socket)
+	}
 	return nil
 }
 

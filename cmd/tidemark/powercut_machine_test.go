@@ -235,8 +235,10 @@ func (m *machine) Find(_ context.Context, image string) (spm.Server, error) {
 		return spm.Server{}, err
 	}
 	e := s.describe(nbdExport{})
-	return serverOf(image, "", controlState{PID: os.Getpid(), Exports: []controlExport{e}})
+	return serverOf(image, "", "", controlState{PID: os.Getpid(), Exports: []controlExport{e}})
 }
+
+func (m *machine) Adopt(context.Context, string) error { return nil }
 
 func (m *machine) Stop(context.Context, string) error { return errors.New("not here") }
 

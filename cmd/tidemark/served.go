@@ -223,7 +223,7 @@ func (s *served) Resize(ctx context.Context, size int64) error {
 		return fmt.Errorf("resize: %w", block.ErrReadOnly)
 	}
 	if d.volume != nil {
-		h, err := d.spec.Pool.Volume(ctx, d.volume.Info().VolumeUUID) // its bound may be larger by now
+		h, err := d.spec.Pool.Volume(ctx, d.volume.Ref()) // its bound may be larger by now
 		if err != nil {
 			return err
 		}

@@ -55,7 +55,7 @@ func (s *served) openBase(ctx context.Context, d *disk) (*merge, error) {
 	spec := d.spec
 	spec.Image = l.volume.Info().VolumeUUID
 	m := &merge{}
-	handle, err := spec.Pool.Volume(ctx, spec.Image) // its bound may be larger by now
+	handle, err := spec.Pool.Volume(ctx, l.volume.Ref()) // its bound may be larger by now
 	if err != nil {
 		return nil, err
 	}

@@ -46,11 +46,13 @@ type imageServers struct {
 
 var _ spm.ImageServers = (*imageServers)(nil)
 
-// How long a server may take to be ready and to end, and how often it is looked.
+// How long a server may take to be ready and to end, how often it is looked, and how long
+// one that is there may take to say what it serves while others wait to be started.
 const (
-	serverStart = 60 * time.Second
-	serverStop  = 60 * time.Second
-	serverLook  = 20 * time.Millisecond
+	serverAnswer = 5 * time.Second
+	serverStart  = 60 * time.Second
+	serverStop   = 60 * time.Second
+	serverLook   = 20 * time.Millisecond
 )
 
 func (s *imageServers) of(image string) string {
@@ -69,21 +71,25 @@ func (s *imageServers) Find(ctx context.Context, image string) (spm.Server, erro
 		return spm.Server{}, fmt.Errorf("nobody serves image %s: %w", image, fs.ErrNotExist)
 	}
 	if err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w (%s)", err, c.who())
+		}
 		return spm.Server{}, err
 	}
-	return serverOf(image, c.socket, state)
+	return serverOf(image, c.socket, s.spm, state)
 }
 
-// serverOf says in the manager's terms what a server has told.
-func serverOf(image, control string, state controlState) (spm.Server, error) {
+// serverOf says in the terms of the manager on a socket what a server has told.
+func serverOf(image, control, manager string, state controlState) (spm.Server, error) {
 	if len(state.Exports) != 1 {
 		return spm.Server{}, fmt.Errorf("who answers on %s serves %d disks: expected one", control, len(state.Exports))
 	}
 	x := state.Exports[0]
 	return spm.Server{
-		Image: image, Leaf: x.Leaf, ReadOnly: x.ReadOnly, Socket: state.Address, Control: control, PID: state.PID,
-		URI:  (&url.URL{Scheme: "nbd+unix", Path: "/", RawQuery: "socket=" + state.Address}).String(),
-		Used: x.Used, Merge: x.Merge.State, MergeError: x.Merge.Error, MergeDone: x.Merge.Done, MergeTotal: x.Merge.Total,
+		Domain: x.Domain, Image: image, Leaf: x.Leaf, ReadOnly: x.ReadOnly, Socket: state.Address, Control: control, PID: state.PID,
+		Foreign: state.Manager != "" && state.Manager != manager,
+		URI:     (&url.URL{Scheme: "nbd+unix", Path: "/", RawQuery: "socket=" + state.Address}).String(),
+		Used:    x.Used, Merge: x.Merge.State, MergeError: x.Merge.Error, MergeDone: x.Merge.Done, MergeTotal: x.Merge.Total,
 	}, nil
 }
 
@@ -91,8 +97,13 @@ func serverOf(image, control string, state controlState) (spm.Server, error) {
 func (s *imageServers) Start(ctx context.Context, v spm.Serve) (spm.Server, error) {
 	s.starting.Lock()
 	defer s.starting.Unlock()
-	have, err := s.Find(ctx, v.Image)
+	asked, cancel := context.WithTimeout(ctx, serverAnswer)
+	have, err := s.Find(asked, v.Image)
+	cancel()
 	switch {
+	case err == nil && v.Domain != "" && have.Domain != "" && have.Domain != v.Domain:
+		return have, fmt.Errorf("image %s is served by process %d, out of domain %s, and of the copies of an image one is served at a time: stop that first: %w",
+			v.Image, have.PID, have.Domain, block.ErrInUse)
 	case err == nil && have.Leaf == v.Leaf && have.ReadOnly == v.ReadOnly:
 		return have, nil
 	case err == nil:
@@ -122,7 +133,7 @@ func (s *imageServers) launch(v spm.Serve, dir string) (<-chan struct{}, error) 
 		return nil, err
 	}
 	defer log.Close() //nolint:errcheck // the server has its own
-	args := []string{"nbd", "-t", "--spm", s.spm, "--control", filepath.Join(dir, "control.sock"), "-k", filepath.Join(dir, "nbd.sock")}
+	args := []string{"nbd", "-t", "--spm", s.spm, "--domain", v.Domain, "--control", filepath.Join(dir, "control.sock"), "-k", filepath.Join(dir, "nbd.sock")}
 	if v.ReadOnly {
 		args = append(args, "-r")
 	}
@@ -244,6 +255,16 @@ func (c controlClient) process(ctx context.Context) (*os.File, int, error) {
 	return os.NewFile(uintptr(fd), "process"), int(peer.Pid), nil
 }
 
+// who says which process does not answer. The kernel accepts connections for it.
+func (c controlClient) who() string {
+	process, pid, err := c.process(context.Background())
+	if err != nil {
+		return "it is not known which process that is"
+	}
+	_ = process.Close()
+	return fmt.Sprintf("process %d", pid)
+}
+
 // awaitEnd waits until a process has ended.
 func awaitEnd(ctx context.Context, process *os.File) error {
 	for {
@@ -258,6 +279,15 @@ func awaitEnd(ctx context.Context, process *os.File) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// Adopt is described at spm.ImageServers.
+func (s *imageServers) Adopt(ctx context.Context, image string) error {
+	err := s.do(ctx, image, "manager", controlRequest{Manager: s.spm})
+	if err == nil && s.log != nil {
+		s.log.Info("who serves an image asks this manager from now on", "image", image, "socket", s.spm)
+	}
+	return err
 }
 
 // Snapshot is described at spm.ImageServers.

@@ -57,7 +57,7 @@ looked at.`,
 	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of the API (default DIR/spm.sock, of a group /run/tidemark/NAME.sock, otherwise /run/tidemark/spm.sock)")
 	c.Flags().DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC, unless tidemark nbd says otherwise")
 	c.Flags().StringVar(&o.state, "state", "", "directory of this manager alone, for a cache: what is connected, and the pool's last state, to be read while no manager runs; it may be removed while none does")
-	c.Flags().Var(&o.reserve, "reserve", "what only merging and removing may use of a full pool, a size or none (default a 64th, from 2 extents to 1G)")
+	c.Flags().Var(&o.reserve, "reserve", "what only merging and removing may use of a full pool, a size or none (default a 64th, from 2 extents to 1G; none of a pool below 1G)")
 	c.Flags().StringVar(&o.group.name, "vg", "", "volume group of the pool")
 	c.Flags().StringSliceVar(&o.group.devices, "devices", nil, "all devices of the volume group, or those on which groups may be connected")
 	c.Flags().StringArrayVar(&o.roots, "root", nil, "directory beneath which domains may be connected (repeatable)")

@@ -123,6 +123,7 @@ type volumeView struct {
 	Description string       `json:"description"`
 	Priority    int          `json:"priority"`
 	Served      bool         `json:"served"`
+	Unanswered  string       `json:"servedUnknown,omitempty"` // why it is not known; then Served is true
 	Path        string       `json:"path"`
 	Damaged     string       `json:"damaged,omitempty"`
 

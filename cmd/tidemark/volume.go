@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,7 +24,8 @@ func newVolume() *cobra.Command {
 		Long: `Create, list, extend, snapshot, merge and remove the volumes of a pool, through the socket of
 its manager ("tidemark spm", or "tidemark run").
 
-NAME is a volume's name, the UUID of its image, or its own.`,
+NAME is a volume's name, the UUID of its image, or its own; DOMAIN/NAME is the one in
+that domain, where several have it.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return fmt.Errorf("volume: there is no verb %q: expected create, list, info, extend, remove, watch, snapshot, merge, delete, copy, move, resize, reduce, measure or priority", args[0])
@@ -61,6 +63,13 @@ func dialSPM(path string) (*manager, error) {
 		return nil, err
 	}
 	return &manager{c, path}, nil
+}
+
+// ref names the volume that a command is about, of its domain if name says one: DOMAIN/NAME.
+func (m *manager) ref(ctx context.Context, name string) (spm.VolumeRef, error) {
+	domain, volume := inDomain(name)
+	id, err := (&storage{m.Client, m.path}).domainFlag(ctx, domain)
+	return spm.VolumeRef{Volume: volume, DomainUUID: id}, err
 }
 
 func newVolumeList(dial dialer) *cobra.Command {
@@ -151,7 +160,11 @@ func newVolumeInfo(dial dialer) *cobra.Command {
 			return err
 		}
 		defer m.Close() //nolint:errcheck // returns nil
-		v, err := m.GetVolumeInfo(c.Context(), spm.VolumeInfoRequest{VolumeRef: spm.VolumeRef{Volume: args[0]}})
+		ref, err := m.ref(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		v, err := m.GetVolumeInfo(c.Context(), spm.VolumeInfoRequest{VolumeRef: ref})
 		if err != nil {
 			return err
 		}
@@ -202,7 +215,11 @@ the answer of a full pool comes at once.`,
 			return err
 		}
 		defer m.Close() //nolint:errcheck // returns nil
-		r, err := m.ExtendVolume(c.Context(), spm.VolumeExtendRequest{VolumeRef: spm.VolumeRef{Volume: args[0]}, Need: need})
+		ref, err := m.ref(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		r, err := m.ExtendVolume(c.Context(), spm.VolumeExtendRequest{VolumeRef: ref, Need: need})
 		if err != nil {
 			return adviseFull(c.Context(), m, err)
 		}
@@ -223,7 +240,11 @@ func newVolumeRemove(dial dialer) *cobra.Command {
 			return err
 		}
 		defer m.Close() //nolint:errcheck // returns nil
-		r, err := m.RemoveVolume(c.Context(), spm.VolumeRemoveRequest{VolumeRef: spm.VolumeRef{Volume: args[0]}})
+		ref, err := m.ref(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		r, err := m.RemoveVolume(c.Context(), spm.VolumeRemoveRequest{VolumeRef: ref})
 		if err != nil {
 			return err
 		}

@@ -73,7 +73,7 @@ func TestVolumeMistakes(t *testing.T) {
 	p, socket := testPool(t, 256<<20)
 	_, err := p.CreateVolume(t.Context(), spm.VolumeCreateRequest{Name: "disk1", Size: 1 << 30})
 	require.NoError(t, err)
-	v, err := p.Volume(t.Context(), "disk1")
+	v, err := p.Volume(t.Context(), spm.VolumeRef{Volume: "disk1"})
 	require.NoError(t, err)
 	held, err := hostfile.Open(v.Path(), hostfile.Options{Fixed: true})
 	require.NoError(t, err)

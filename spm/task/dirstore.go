@@ -41,6 +41,8 @@ type DirStore struct {
 type DirStoreOptions struct {
 	Log  *slog.Logger
 	Sync func(*os.File) error // nil: fsync
+	// Write lets a record be written, and may do so again if there was no space. nil: once.
+	Write func(do func() error) error
 }
 
 var _ Store = (*DirStore)(nil)
@@ -58,6 +60,9 @@ func OpenDirStore(dir string, o DirStoreOptions) (*DirStore, error) {
 	}
 	if o.Sync == nil {
 		o.Sync = (*os.File).Sync
+	}
+	if o.Write == nil {
+		o.Write = func(do func() error) error { return do() }
 	}
 	s := &DirStore{dir: dir, o: o}
 	if err := s.makeDir(dir); err != nil {
@@ -168,8 +173,13 @@ func (s *DirStore) Save(_ context.Context, r Record) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(s.dir, r.ID.String())
-	tmp := filepath.Join(s.dir, "."+r.ID.String()+extNew)
+	return s.o.Write(func() error { return s.write(r.ID, p) })
+}
+
+// write replaces the record of a task.
+func (s *DirStore) write(id uuid.UUID, p []byte) error {
+	path := filepath.Join(s.dir, id.String())
+	tmp := filepath.Join(s.dir, "."+id.String()+extNew)
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, modeFile)
 	if err != nil {
 		return err

@@ -63,15 +63,19 @@ func domainInfo(i spm.DomainInfo) map[string]any {
 	return m
 }
 
-const statsDoc = "granted, reserve, virtual, used (bytes), ratio (virtual to capacity), growth (bytes a second), time_to_full (seconds; 0: never), volumes, level (ok, warn, critical), waiting"
+const statsDoc = "state (of a domain; of one that is Unknown nothing is free), granted, reserve, virtual, used (bytes), ratio (virtual to capacity), growth (bytes a second), time_to_full (seconds; 0: never), volumes, level (ok, warn, critical), waiting"
 
 func stats(d spm.DomainStats) map[string]any {
-	return map[string]any{
+	m := map[string]any{
 		"disktotal": decimal(d.Capacity), "diskfree": decimal(d.Free),
-		"mdavalid": true, "mdathreshold": true, "mdasize": 0, "mdafree": 0,
+		"mdavalid": d.State != spm.DomainUnknown, "mdathreshold": true, "mdasize": 0, "mdafree": 0,
 		"granted": decimal(d.Granted), "reserve": decimal(d.Reserve), "virtual": decimal(d.Virtual), "used": decimal(d.Used),
 		"ratio": d.Ratio, "growth": d.Growth, "time_to_full": d.TimeToFull, "volumes": d.Volumes, "level": d.Level, "waiting": d.Waiting,
 	}
+	if d.State != "" {
+		m["state"] = string(d.State)
+	}
+	return m
 }
 
 func pool(p spm.PoolInfo, master spm.DomainInfo) map[string]any {
@@ -105,6 +109,9 @@ func volumeInfo(v spm.VolumeInfo) map[string]any {
 	}
 	if v.Name != "" {
 		m["name"] = v.Name
+	}
+	if v.ServedUnknown != "" {
+		m["servedUnknown"] = v.ServedUnknown
 	}
 	if v.Damaged != "" {
 		m["damaged"] = v.Damaged

@@ -17,7 +17,7 @@ var oneVolume = argsOf(argDomain, argPool, argImage, argVolume)
 const (
 	volumeDoc = "uuid, type (SPARSE, PREALLOCATED), format (COW, RAW), disktype, voltype (LEAF, INTERNAL, SHARED), capacity, apparentsize, truesize (bytes), " +
 		"parent, children (array of UUIDs), description, pool, domain, image, ctime (seconds since 1970), mtime (0), legality (LEGAL, ILLEGAL), " +
-		"status (OK, ILLEGAL, INVALID), generation, sequence; ours: bound (bytes), priority, served, path, parentImage, and name and damaged if there is one"
+		"status (OK, ILLEGAL, INVALID), generation, sequence; ours: bound (bytes), priority, served, path, parentImage, and name and damaged if there is one, and servedUnknown if its server does not answer (why; served is true then)"
 	sizesDoc = "bytes"
 )
 
