@@ -242,7 +242,8 @@
 //	             2 the master is of no pool       -> commit point
 //	StartSPM:    1 lease of the master            -> nothing
 //	             2 the epoch is raised            -> commit point
-//	             3 what the move of a master has left; active domains are opened
+//	             3 what the move of a master has left; active domains are opened, and who
+//	               serves images of them asks this manager from then on
 //	             4 tasks are recovered
 //	StopSPM:     1 no task runs (one may be blocked); domains are closed -> nothing
 //	             2 POOL_SPM_ID is -1              -> nobody has the role
