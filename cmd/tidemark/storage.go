@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/google/uuid"
 
@@ -193,18 +194,16 @@ func (s *storage) volumes(ctx context.Context, domain string) ([]volumeView, err
 	if err != nil {
 		return nil, err
 	}
-	var all []volumeView
-	for _, d := range domains {
-		if d.State != string(spm.DomainActive) || len(connected) > 0 && !slices.Contains(connected, d.pool()) {
-			continue
-		}
-		of, err := s.volumesOf(ctx, d)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, of...)
+	domains = slices.DeleteFunc(domains, func(d domainView) bool {
+		return d.State != string(spm.DomainActive) || len(connected) > 0 && !slices.Contains(connected, d.pool())
+	})
+	all, errs := make([][]volumeView, len(domains)), make([]error, len(domains))
+	var asking sync.WaitGroup // side by side: in each of them a server may hang
+	for i, d := range domains {
+		asking.Go(func() { all[i], errs[i] = s.volumesOf(ctx, d) })
 	}
-	return all, nil
+	asking.Wait()
+	return slices.Concat(all...), errors.Join(errs...)
 }
 
 func (s *storage) volumesOf(ctx context.Context, d domainView) ([]volumeView, error) {
