@@ -27,7 +27,6 @@ type verbWorld struct {
 	image, base, leaf, other        string // an image with its volumes, and one of the second domain
 	task                            string // that has ended
 	fresh                           string // a directory without a domain
-	served                          bool
 }
 
 // host starts a host that knows nothing.
@@ -44,16 +43,24 @@ func (w *verbWorld) end() {
 	if w.h == nil {
 		return
 	}
-	if w.served {
-		for _, domain := range []string{w.master, w.second} {
-			for _, image := range []string{w.image, w.other} {
-				_ = w.h.ask("teardownImage", w.h.at(domain, image, ""), nil) // if it is still served
-			}
-		}
-	}
+	w.teardown()
 	require.NoError(w.t, w.h.proc.Signal(syscall.SIGTERM))
 	require.NoError(w.t, w.h.proc.Wait(w.t, stopLimit))
-	w.h, w.served = nil, false
+	w.h = nil
+}
+
+// teardown ends what serves images, as the host's SPM, which it may be no more. Nobody
+// is left who serves one.
+func (w *verbWorld) teardown() {
+	w.t.Helper()
+	if len(serversOf(w.h.socket)) == 0 {
+		return
+	}
+	w.h.run("spmStart", arguments{"spUUID": w.h.pool})
+	for domain, image := range map[string]string{w.master: w.image, w.second: w.other} {
+		w.h.teardown(domain, image)
+	}
+	require.Empty(w.t, serversOf(w.h.socket), "who serves an image of this host is left")
 }
 
 // domains makes the domains, of no pool yet.
@@ -120,7 +127,6 @@ func (w *verbWorld) hide() {
 func (w *verbWorld) serve() {
 	w.h.prepare(w.master, w.image)
 	w.h.prepare(w.second, w.other)
-	w.served = true
 }
 
 // fill leaves no space in the active domains, which have three chunks each.
