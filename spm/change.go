@@ -318,6 +318,13 @@ func (m *Manager) takeAll(ctx context.Context, all []*volume) (release func(), e
 func (m *Manager) remove(all []*volume) (freed int64, err error) {
 	var gone []*volume
 	ctx := context.WithoutCancel(m.ctx)
+	remove := remainsOf(m.o.Remains, m.store, all)
+	defer func() {
+		remove(gone)
+		if len(m.imageOf(all[0].image)) == 0 {
+			m.o.Remains.OfImage(all[0].image.String())
+		}
+	}()
 	if len(all) > 1 {
 		gone, err = m.store.removeImage(ctx, all)
 	} else {

@@ -132,8 +132,17 @@ func (h *Host) FormatDomain(ctx context.Context, domain uuid.UUID) error {
 		if err := mayFormat(f); err != nil {
 			return err
 		}
+		volumes, err := s.volumes(ctx)
+		if err != nil {
+			return internal(err, "list the volumes of %s", at(domain, f))
+		}
+		remove := remainsOf(h.o.Remains, s, volumes)
 		if err := s.removeDomain(ctx); err != nil {
 			return internal(err, "format %s", at(domain, f))
+		}
+		remove(volumes)
+		for _, v := range volumes {
+			h.o.Remains.OfImage(v.image.String())
 		}
 		h.o.Log.Info("domain removed", "domain", domain, "in", f.site.name())
 		return nil

@@ -242,13 +242,15 @@ func (o *poolOptions) api() string {
 
 // open opens the pool, or what there is to make pools of.
 func (o *poolOptions) open(log *slog.Logger) (*spm.Host, error) {
+	servers := &imageServers{spm: absolute(o.api()), noDM: o.group.noDM, log: log}
 	s := spm.HostOptions{
-		Options: spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Reserve: int64(o.reserve), Images: images{}, Log: log},
+		Options: spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Reserve: int64(o.reserve), Images: images{}, Remains: servers, Log: log},
 		Jobs:    &imageJobs{noDM: o.group.noDM, log: log},
-		Servers: &imageServers{spm: absolute(o.api()), noDM: o.group.noDM, log: log},
+		Servers: servers,
 		At:      plannedDeath(),
 	}
 	o.group.log = log
+	servers.sweep(context.Background())
 	switch {
 	case o.many():
 		return o.openMany(s)
