@@ -106,18 +106,13 @@ func (f newVolumeFlags) derive(ctx context.Context, s *storage, name, domain str
 		return "", err
 	}
 	id := uuid.NewString()
-	var r struct {
-		UUID string `json:"uuid"`
-	}
-	err = s.ask(ctx, "createVolume", named{"sdUUID": of.Domain, "spUUID": of.pool, "imgUUID": uuid.NewString(), "size": fmt.Sprint(int64(f.virtual)),
-		"volFormat": spm.Cow, "preallocate": spm.Sparse, "diskType": "DATA", "volUUID": id, "desc": text, "srcImgUUID": of.UUID, "srcVolUUID": base.UUID}, &r)
+	task, err := s.beginTask(ctx, "createVolume", named{"sdUUID": of.Domain, "spUUID": of.pool, "imgUUID": uuid.NewString(), "size": fmt.Sprint(int64(f.virtual)),
+		"volFormat": spm.Cow, "preallocate": spm.Sparse, "diskType": "DATA", "volUUID": id, "desc": text, "srcImgUUID": of.UUID, "srcVolUUID": base.UUID})
 	if err != nil {
 		return "", err
 	}
-	if _, err := s.waitFor(ctx, r.UUID, nil); err != nil {
-		return "", err
-	}
-	return id, s.ask(ctx, "clearTask", named{"taskID": r.UUID}, nil)
+	_, err = s.endTask(ctx, task, nil)
+	return id, err
 }
 
 // describe is the description of a new image of that name. Without one it is the text
