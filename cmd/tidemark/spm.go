@@ -53,6 +53,7 @@ looked at.`,
   tidemark spm --root /srv/domains --devices /dev/sdb,/dev/sdc --state /var/lib/tidemark`,
 		Args: noArguments,
 	}
+	c.ValidArgsFunction = cobra.NoFileCompletions
 	addPoolFlags(c.Flags(), o)
 	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of the API (default DIR/spm.sock, of a group /run/tidemark/NAME.sock, otherwise /run/tidemark/spm.sock)")
 	c.Flags().DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC, unless tidemark nbd says otherwise")

@@ -37,9 +37,9 @@ has its size unless a larger one is given.`,
 	c.Flags().StringVar(&f.domain, "domain", "", "the domain that gets it (default: the master, or the template's)")
 	c.Flags().StringVar(&f.template, "template", "", "the template that it is based on")
 	completeDomainFlag(c, "domain", stores)
-	c.RegisterFlagCompletionFunc("template", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) { //nolint:errcheck // the option is there
-		return candidates(stores, func(s *storage, ctx context.Context) ([]imageView, error) { return s.images(ctx, "") }), cobra.ShellCompDirectiveNoFileComp
-	})
+	completeFlag(c, "template", stores, allImages)
+	completeWords(c, "format", spm.FormatQCOW2, spm.FormatRaw)
+	c.ValidArgsFunction = cobra.NoFileCompletions // a new name
 	out := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if f.virtual == 0 && f.template == "" {
