@@ -151,7 +151,7 @@ func (m *Manager) admitTask(v *volume, need int64, spare bool) (before, target i
 	}
 	if waiting > 0 || target-before > free {
 		return before, before, m.refuseLocked(v.id, v.name(), target-before,
-			"extend %s from %d to %d bytes: of the pool's %d bytes %d can be granted (%d volumes wait): remove a volume or raise the capacity",
+			"extend %s from %d to %d bytes: of the pool's %d bytes %d can be granted (%d volumes wait)",
 			v.name(), before, target, m.capacity, max(free, 0), waiting)
 	}
 	m.reserveLocked(v, target)
