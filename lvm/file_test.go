@@ -90,7 +90,7 @@ func TestSegmentFileConformance(t *testing.T) {
 		f, err := OpenSegments(g.m, SegmentOptions{Name: "v", Newest: g.newest})
 		require.NoError(t, err)
 		info := f.Info()
-		require.Equal(t, "volume "+g.m.LV, info.ID)
+		require.Equal(t, []string{info.ID}, IDs(g.m.LV, "/nowhere"))
 		info.ID = ""
 		require.Equal(t, block.FileInfo{Align: 1, TearUnit: 512, ZeroCheap: true, Direct: true}, info)
 		return thin.New(f, g, thin.Options{})
@@ -109,6 +109,7 @@ func TestDeviceFileConformance(t *testing.T) {
 			return nil
 		}})
 		require.NoError(t, err)
+		require.Contains(t, IDs("none", loop.Path), f.Info().ID)
 		return thin.New(f, extenderFunc(func(need int64) int64 {
 			target.Store(max(target.Load(), need))
 			return target.Load()

@@ -71,7 +71,7 @@ func OpenSegments(m Map, o SegmentOptions) (*File, error) {
 	if err := f.adoptLocked(m, o.Sys); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", o.Name, err), f.Close())
 	}
-	f.describe("volume " + m.LV)
+	f.describe(segmentsID(m.LV))
 	return f, nil
 }
 
@@ -234,7 +234,7 @@ func OpenDevice(path string, o DeviceOptions) (*File, error) {
 	if err := f.measureLocked(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	f.describe(fmt.Sprintf("device %d:%d", unix.Major(d.number), unix.Minor(d.number)))
+	f.describe(deviceID(d.number))
 	return f, nil
 }
 
@@ -267,4 +267,21 @@ func (f *File) describe(id string) {
 		cheap = cheap && d.zeroing
 	}
 	f.info = block.FileInfo{ID: id, Align: 1, TearUnit: tearUnit, ZeroCheap: cheap, Direct: true, ReadOnly: f.readOnly}
+}
+
+// IDs are what Info may call a volume of that UUID: opened through its segments, and, if
+// it is active, as the device at path.
+func IDs(lv, path string) []string {
+	ids := []string{segmentsID(lv)}
+	var st unix.Stat_t
+	if unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		ids = append(ids, deviceID(st.Rdev))
+	}
+	return ids
+}
+
+func segmentsID(lv string) string { return "volume " + lv }
+
+func deviceID(number uint64) string {
+	return fmt.Sprintf("device %d:%d", unix.Major(number), unix.Minor(number))
 }

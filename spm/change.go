@@ -151,7 +151,7 @@ func (m *Manager) admitTask(v *volume, need int64, spare bool) (before, target i
 	}
 	if waiting > 0 || target-before > free {
 		return before, before, m.refuseLocked(v.id, v.name(), target-before,
-			"extend %s from %d to %d bytes: of the pool's %d bytes %d can be granted (%d volumes wait): remove a volume or raise the capacity",
+			"extend %s from %d to %d bytes: of the pool's %d bytes %d can be granted (%d volumes wait)",
 			v.name(), before, target, m.capacity, max(free, 0), waiting)
 	}
 	m.reserveLocked(v, target)
@@ -318,6 +318,13 @@ func (m *Manager) takeAll(ctx context.Context, all []*volume) (release func(), e
 func (m *Manager) remove(all []*volume) (freed int64, err error) {
 	var gone []*volume
 	ctx := context.WithoutCancel(m.ctx)
+	remove := remainsOf(m.o.Remains, m.store, all)
+	defer func() {
+		remove(gone)
+		if len(m.imageOf(all[0].image)) == 0 {
+			m.o.Remains.OfImage(all[0].image.String())
+		}
+	}()
 	if len(all) > 1 {
 		gone, err = m.store.removeImage(ctx, all)
 	} else {

@@ -102,7 +102,7 @@ func (m *Manager) begin(mk making) (v *volume, made bool, err error) {
 	size = min(roundUp(size, m.unit()), v.bound)
 	if free := m.freeLocked() - m.reserveOfLocked(); size > free || len(m.queue) > 0 {
 		return nil, false, m.refuseLocked(mk.id, name, size,
-			"create %s: it needs %d bytes, and of the pool's %d bytes %d can be granted (%d volumes wait): remove a volume or raise the capacity",
+			"create %s: it needs %d bytes, and of the pool's %d bytes %d can be granted (%d volumes wait)",
 			name, size, m.capacity, max(free, 0), len(m.queue))
 	}
 	m.volumes[v.id] = v

@@ -65,6 +65,9 @@ func (h *Host) makeDomain(ctx context.Context, s store, meta domainMeta) error {
 	return nil
 }
 
+// capacityMax is more than any file system holds, and so little that sums of sizes fit.
+const capacityMax = 1 << 60
+
 func checkCreateDomain(r CreateDomain) error {
 	what := "create domain " + r.ID.String()
 	if err := checkLabel(r.Name); err != nil {
@@ -79,6 +82,8 @@ func checkCreateDomain(r CreateDomain) error {
 		return errorf(CodeUnsupported, "%s: version %d: only %d is made", what, r.Version, domainVersion)
 	case r.Capacity < 0 || r.Capacity > 0 && r.Type != DomainLocal:
 		return errorf(CodeInvalid, "%s: capacity %d: expected one for a directory, or 0", what, r.Capacity)
+	case r.Capacity > capacityMax:
+		return errorf(CodeInvalid, "%s: capacity %d: expected at most %d, or 0 for what the file system has", what, r.Capacity, int64(capacityMax))
 	case r.Capacity > 0 && r.Capacity < chunkSize:
 		return errorf(CodeDomainTooSmall, "%s: capacity %d: expected at least %d, which is what a new volume begins with", what, r.Capacity, int64(chunkSize))
 	}
@@ -103,6 +108,10 @@ func (h *Host) siteNamed(ctx context.Context, r CreateDomain) (site, error) {
 	}
 	for _, err := range errs {
 		return nil, err
+	}
+	if r.Type == DomainBlock {
+		return nil, errorf(CodeNotConnected, "create domain %s: there is no volume group %s on the devices that are connected: connect its devices first, or make one with vgcreate",
+			r.ID, r.Where)
 	}
 	return nil, errorf(CodeNotConnected, "create domain %s: %s is not connected: connect its server first", r.ID, r.Where)
 }
@@ -132,8 +141,17 @@ func (h *Host) FormatDomain(ctx context.Context, domain uuid.UUID) error {
 		if err := mayFormat(f); err != nil {
 			return err
 		}
+		volumes, err := s.volumes(ctx)
+		if err != nil {
+			return internal(err, "list the volumes of %s", at(domain, f))
+		}
+		remove := remainsOf(h.o.Remains, s, volumes)
 		if err := s.removeDomain(ctx); err != nil {
 			return internal(err, "format %s", at(domain, f))
+		}
+		remove(volumes)
+		for _, v := range volumes {
+			h.o.Remains.OfImage(v.image.String())
 		}
 		h.o.Log.Info("domain removed", "domain", domain, "in", f.site.name())
 		return nil

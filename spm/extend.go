@@ -204,7 +204,7 @@ func (w *wait) fullError() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.refuseLocked(w.v.id, w.v.name(), max(w.r.Need-w.v.size, 0),
-		"extend %s from %d to %d bytes: the pool is full (capacity %d, granted %d, kept for merging and removing %d, the host can carry %d more; %d volumes wait): remove a volume or raise the capacity",
+		"extend %s from %d to %d bytes: the pool is full (capacity %d, granted %d, kept for merging and removing %d, the host can carry %d more; %d volumes wait)",
 		w.v.name(), w.v.size, w.r.Need, m.capacity, m.granted, m.reserveOfLocked(), m.freeLocked(), len(m.queue))
 }
 

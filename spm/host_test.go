@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -244,6 +245,10 @@ func TestMasterMoves(t *testing.T) {
 	a := makeDomain(t, h, root, "a")
 	connect(t, h, DomainBlock, "/dev/one")
 	b := uuid.New()
+	err := h.CreateDomain(t.Context(), CreateDomain{Type: DomainBlock, ID: b, Name: "b", Where: "vg2"})
+	requireCode(t, CodeNotConnected, err)
+	require.ErrorContains(t, err, "there is no volume group vg2 on the devices that are connected")
+	requireCode(t, CodeInvalid, h.CreateDomain(t.Context(), CreateDomain{Type: DomainLocal, ID: b, Name: "b", Where: root, Capacity: math.MaxInt64}))
 	require.NoError(t, h.CreateDomain(t.Context(), CreateDomain{Type: DomainBlock, ID: b, Name: "b", Where: "vg1"}))
 	pool := makePool(t, h, a)
 	requireCode(t, CodeNotSPM, h.AttachDomain(t.Context(), pool, b))

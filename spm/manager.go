@@ -82,6 +82,9 @@ type Options struct {
 	WarnAt, CriticalAt float64
 	// Holder tells who holds a volume. Default: by QEMU's image locks.
 	Holder Holder
+	// Remains removes what servers that died have left of a volume that goes. Default:
+	// nothing is left.
+	Remains Remains
 	// HostFree returns the bytes that the file system of dir has left.
 	// Default: statfs.
 	HostFree func(dir string) (int64, error)
@@ -103,6 +106,9 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	if o.Holder == nil {
 		o.Holder = imageLocks{}
+	}
+	if o.Remains == nil {
+		o.Remains = noRemains{}
 	}
 	if o.HostFree == nil {
 		o.HostFree = statfsFree

@@ -131,7 +131,7 @@ func (o *operations) checkSpace(m *Manager, id uuid.UUID, meta volumeMeta, initi
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if free := m.freeLocked() - m.reserveOfLocked(); min(need, bound) > free {
-		return m.refuseLocked(id, meta.alias(), min(need, bound), "the volume needs %d bytes, and of the domain's %d bytes %d can be granted: remove a volume or raise the capacity",
+		return m.refuseLocked(id, meta.alias(), min(need, bound), "the volume needs %d bytes, and of the domain's %d bytes %d can be granted",
 			min(need, bound), m.capacity, max(free, 0))
 	}
 	return nil

@@ -114,12 +114,8 @@ func (m *Manager) places(id uuid.UUID) ([]Place, error) {
 		if err := m.store.confined(v); err != nil {
 			return nil, err
 		}
-		var d Volume
-		m.store.describe(v, &d)
-		p := Place{VolumeUUID: k.id.String(), Path: d.Path, Beneath: d.Beneath, Mapping: d.Mapping, Format: k.meta.wireFormat(), Granted: v.size}
-		if p.Mapping != nil {
-			p.Path = ""
-		}
+		p := placed(m.store, v)
+		p.Format, p.Granted = k.meta.wireFormat(), v.size
 		if k.meta.Format == Raw {
 			p.Size = k.meta.Capacity
 		}

@@ -143,11 +143,15 @@ func (m *Manager) measureLocked() {
 	m.noteLocked(Event{Kind: EventLevel, Level: level, Bytes: free})
 }
 
-// refuseLocked is the error of a request for bytes that the domain has not, and tells
-// who watches. The volume may be one that will not be made.
+// refuseLocked is the error of a request for bytes that the domain has not, which says what
+// to do, and tells who watches. The volume may be one that will not be made.
 func (m *Manager) refuseLocked(id uuid.UUID, name string, bytes int64, format string, args ...any) error {
 	m.noteLocked(Event{Kind: EventNoSpace, Name: name, VolumeUUID: id.String(), Bytes: bytes})
-	return errorf(CodePoolFull, format, args...)
+	more := "raise the capacity"
+	if m.store.kind() == typeGroup {
+		more = "extend the volume group"
+	}
+	return errorf(CodePoolFull, format+": remove a volume or %s", append(args, more)...)
 }
 
 // fullness is the part that is granted of what can be: 1 if nothing more can.

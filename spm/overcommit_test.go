@@ -164,6 +164,11 @@ func TestFullPoolMergesAndDeletes(t *testing.T) {
 		require.EqualValues(t, w.o.Reserve, m.stats().Free)
 		_, err := m.ExtendVolume(t.Context(), extendRequest(c.String(), 5*fakeExtent, 0))
 		requireCode(t, CodePoolFull, err)
+		wayOut := "raise the capacity"
+		if w.group != nil {
+			wayOut = "extend the volume group"
+		}
+		require.ErrorContains(t, err, ": remove a volume or "+wayOut)
 		_, _, err = w.ops.createVolume(t.Context(), w.newVolume(uuid.New(), uuid.New()))
 		requireCode(t, CodePoolFull, err)
 		require.NoError(t, m.grantAtLeast(t.Context(), low, a, 2*fakeExtent, true), "the reserve is for merging")

@@ -255,6 +255,9 @@ const (
 	EventNoSpace     = "no-space" // a request for Bytes more was refused: the domain is full
 )
 
+// EventKinds are all of them.
+var EventKinds = []string{EventWaits, EventWaitsNoMore, EventTight, EventTightNoMore, EventTask, EventExtended, EventLevel, EventNoSpace}
+
 // An Event is something that has happened to the pool. A volume that waits, or did,
 // needs Bytes more than it has, since when; of a domain that has become tight, or no
 // more, or has passed a watermark, Bytes are free.

@@ -53,7 +53,12 @@ func newVDSMHost(t testing.TB, devices ...string) *vdsmHost {
 	require.NoError(t, os.Mkdir(h.root, 0o700))
 	require.NoError(t, os.Mkdir(h.deaths(), 0o700))
 	h.client = spm.NewClient(h.socket)
-	t.Cleanup(func() { _ = h.client.Close() })
+	t.Cleanup(func() {
+		_ = h.client.Close()
+		for _, pid := range serversOf(h.socket) { // the test has ended before them
+			endServer(pid)
+		}
+	})
 	h.start()
 	return h
 }
@@ -323,11 +328,9 @@ func (h *vdsmHost) prepare(domain, image string) (uri, socket string) {
 		Path string `json:"path"`
 		Info struct {
 			Socket string `json:"socket"`
-			PID    int    `json:"pid"`
 		} `json:"info"`
 	}
 	require.NoError(h.t, h.ask("prepareImage", h.at(domain, image, ""), &r))
-	h.t.Cleanup(func() { endServer(r.Info.PID) })
 	return r.Path, r.Info.Socket
 }
 
@@ -337,6 +340,20 @@ func endServer(pid int) {
 	if err == nil && strings.HasPrefix(string(line), "tidemark\x00nbd\x00") && strings.Contains(string(line), testRunDir()) {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
+}
+
+// serversOf are the processes that serve images for the manager at a socket.
+func serversOf(socket string) (pids []int) {
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range lines {
+		line, err := os.ReadFile(path)
+		args := strings.Split(string(line), "\x00")
+		if err == nil && len(args) > 1 && args[1] == "nbd" && slices.Contains(args, socket) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 func (h *vdsmHost) teardown(domain, image string) {

@@ -52,6 +52,14 @@ var situations = []struct {
 		return true
 	}},
 	{"full", func(w *verbWorld) { w.managed(3 * chunk); w.fill() }, nil},
+	{"master only", func(w *verbWorld) { w.managed(2 * gib); w.leaveMaster() }, nil},
+	{"held by a task", func(w *verbWorld) { w.managed(2 * gib); w.hold() }, func(w *verbWorld, a arguments) bool {
+		a.replace(w.held, "taskID")
+		return true
+	}},
+	{"failed task", func(w *verbWorld) { w.managed(2 * gib); w.hold(); w.stop() }, func(_ *verbWorld, a arguments) bool {
+		return a["taskID"] != nil
+	}},
 	{"bad argument", func(w *verbWorld) { w.managed(2 * gib) }, func(_ *verbWorld, a arguments) bool {
 		a["colour"] = "red"
 		return true
@@ -75,7 +83,8 @@ func (a arguments) replace(by string, names ...string) (found bool) {
 
 // Every verb is called in every situation. What it answers is in testdata/verbs.golden:
 // ok, or the code of package spm, which is one that the verb's reference names; of a
-// task, how that ends. A dash is where a verb has no such argument. No cell is empty.
+// task, how that ends, or that it waits for another one. A dash is where a verb has no
+// such argument. No cell is empty.
 func TestEveryVerbInEverySituation(t *testing.T) {
 	workspace(t)
 	rows := make([][]string, len(verbs.Table))
@@ -122,11 +131,14 @@ func (w *verbWorld) cell(v *verbs.Verb, a arguments) string {
 	if err != nil {
 		code := spm.CodeOf(err)
 		require.NotEqual(w.t, spm.CodeInternal, code, "%s answers a code that says nothing: %v", v.Name, err)
+		require.NotContains(w.t, err.Error(), "(-U)", "%s has no such option", v.Name)
 		return fmt.Sprint(int(code))
 	}
 	cell := "ok"
 	if slices.ContainsFunc(v.Reply, func(m verbs.Member) bool { return m.Name == "uuid" }) {
-		if s := w.h.await(r.Task); s.Result != "success" {
+		if w.waits(r.Task) {
+			cell = "task: waits"
+		} else if s := w.h.await(r.Task); s.Result != "success" {
 			cell = fmt.Sprintf("task: %d", s.Code)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"tidemark/internal/testenv"
+	"tidemark/spm"
 	"tidemark/spm/verbs"
 )
 
@@ -26,8 +28,8 @@ type verbWorld struct {
 	master, second, attached, spare string // domains
 	image, base, leaf, other        string // an image with its volumes, and one of the second domain
 	task                            string // that has ended
+	held                            string // that has the image, and goes on for as long as the world, "" if there is none
 	fresh                           string // a directory without a domain
-	served                          bool
 }
 
 // host starts a host that knows nothing.
@@ -44,16 +46,24 @@ func (w *verbWorld) end() {
 	if w.h == nil {
 		return
 	}
-	if w.served {
-		for _, domain := range []string{w.master, w.second} {
-			for _, image := range []string{w.image, w.other} {
-				_ = w.h.ask("teardownImage", w.h.at(domain, image, ""), nil) // if it is still served
-			}
-		}
-	}
+	w.teardown()
 	require.NoError(w.t, w.h.proc.Signal(syscall.SIGTERM))
 	require.NoError(w.t, w.h.proc.Wait(w.t, stopLimit))
-	w.h, w.served = nil, false
+	w.h, w.held = nil, ""
+}
+
+// teardown ends what serves images, as the host's SPM, which it may be no more. Nobody
+// is left who serves one.
+func (w *verbWorld) teardown() {
+	w.t.Helper()
+	if len(serversOf(w.h.socket)) == 0 {
+		return
+	}
+	w.h.run("spmStart", arguments{"spUUID": w.h.pool})
+	for domain, image := range map[string]string{w.master: w.image, w.second: w.other} {
+		w.h.teardown(domain, image)
+	}
+	require.Empty(w.t, serversOf(w.h.socket), "who serves an image of this host is left")
 }
 
 // domains makes the domains, of no pool yet.
@@ -120,7 +130,46 @@ func (w *verbWorld) hide() {
 func (w *verbWorld) serve() {
 	w.h.prepare(w.master, w.image)
 	w.h.prepare(w.second, w.other)
-	w.served = true
+}
+
+// leaveMaster takes the second domain out of use.
+func (w *verbWorld) leaveMaster() {
+	w.h.do("deactivateStorageDomain", arguments{"spUUID": w.h.pool, "sdUUID": w.second, "msdUUID": blankID, "masterVersion": 0})
+}
+
+// hold begins to move the image, and lets the worker stop at once.
+func (w *verbWorld) hold() {
+	stop := filepath.Join(w.h.deaths(), "stop")
+	require.NoError(w.t, os.WriteFile(stop, []byte("0"), 0o600))
+	w.held = w.h.begin("moveImage", arguments{"spUUID": w.h.pool, "srcDomUUID": w.master, "dstDomUUID": w.second, "imgUUID": w.image, "vmUUID": blankID, "op": "MOVE"})
+	testenv.Eventually(w.t, startLimit, "the worker stops", func() bool {
+		_, err := os.Stat(filepath.Join(w.h.deaths(), "stopped"))
+		return err == nil
+	})
+}
+
+// stop stops the task that has the image. It stays in the list.
+func (w *verbWorld) stop() {
+	w.h.do("stopTask", arguments{"taskID": w.held})
+	require.Equal(w.t, verbs.Number(spm.CodeAborted), w.h.await(w.held).Code)
+	w.task, w.held = w.held, ""
+}
+
+// waits reports whether a task waits for the one that has the image: it has not begun when
+// another, which was begun behind it, has ended.
+func (w *verbWorld) waits(task string) bool {
+	if w.held == "" {
+		return false
+	}
+	other := uuid.NewString()
+	w.h.run("createVolume", w.h.newVolume(w.master, other, other, gib, nil))
+	var r struct {
+		Status struct {
+			State string `json:"state"`
+		} `json:"taskStatus"`
+	}
+	require.NoError(w.t, w.h.ask("getTaskStatus", arguments{"taskID": task}, &r))
+	return r.Status.State == "queued"
 }
 
 // fill leaves no space in the active domains, which have three chunks each.

@@ -59,6 +59,7 @@ Options of -o for qcow2:
 	quiet := c.Flags().BoolP("quiet", "q", false, "print nothing but errors")
 	backing := c.Flags().StringP("backing", "b", "", "backing file; only looked at, and not with -u")
 	backingFormat := c.Flags().StringP("backing-format", "F", "", "format of the backing file: raw or qcow2")
+	completeWords(c, "backing-format", formatRaw, formatQCOW2)
 	unseen := c.Flags().BoolP("backing-unsafe", "u", false, "do not look at the backing file; then SIZE is needed")
 	out := outputFlag(c)
 	refuse(c, refuseObject)

@@ -133,6 +133,12 @@ pool.`,
 	c.Flags().Var(&capacity, "capacity", "what its volumes may be granted together, of a directory; without it what the file system has")
 	devices := c.Flags().String("devices", "", "devices of the volume group, separated by commas, to be connected first")
 	asked := c.Flags().String("id", "", "its UUID; without it a new one")
+	c.ValidArgsFunction = func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) == 1 { // the directory, behind a new name
+			return nil, cobra.ShellCompDirectiveFilterDirs
+		}
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
 	out := outputFlag(c)
 	c.RunE = onStorage(dial, func(c *cobra.Command, s *storage, args []string) error {
 		if args[0] == "" {
@@ -196,6 +202,7 @@ func newDomainAttach(dial storageDialer) *cobra.Command {
 	c := &cobra.Command{Use: "attach", Short: "Make a domain of no pool one of a pool, not in use yet",
 		Example: "  tidemark domain attach second && tidemark domain activate second"}
 	pool := c.Flags().String("pool", "", "the pool (default: the one that is connected)")
+	completeFlag(c, "pool", dial, (*storage).pools)
 	return domainVerb(dial, c, "attachStorageDomain", "attached", func(c *cobra.Command, s *storage, _ domainView) (named, error) {
 		p, err := s.pool(c.Context(), *pool)
 		return named{"spUUID": p.UUID}, err

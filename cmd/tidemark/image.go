@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+
+	"tidemark/spm"
 )
 
 // newImageGroup is the group of verbs about images.
@@ -171,6 +173,7 @@ func newImagePrepare(dial storageDialer) *cobra.Command {
 	c := &cobra.Command{Use: "prepare", Short: "Serve an image over NBD, and print its address",
 		Example: "  tidemark image prepare web1\n  nbdinfo \"$(tidemark image prepare web1)\""}
 	volume := c.Flags().String("volume", "", "a volume of the image (default: the leaf)")
+	completeFlag(c, "volume", dial, allVolumes)
 	readOnly := c.Flags().BoolP("read-only", "r", false, "nobody may write")
 	illegal := c.Flags().Bool("illegal", false, "also a volume that is illegal")
 	out := outputFlag(c)
@@ -234,6 +237,7 @@ func newImageCopy(dial storageDialer) *cobra.Command {
 	name := c.Flags().String("name", "", "of the copy, which no other volume may have")
 	description := c.Flags().String("description", "", "of the copy")
 	format := c.Flags().String("format", "UNKNOWN", "COW or RAW; as it is, if it is not given")
+	completeWords(c, "format", spm.Cow, spm.Raw)
 	f := addTaskFlags(c)
 	oneImage(c, dial, func(c *cobra.Command, s *storage, i imageView) error {
 		target, err := s.domainFlag(c.Context(), *to)

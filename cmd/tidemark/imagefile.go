@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
 )
 
@@ -31,7 +32,11 @@ func newImageCommand(c *cobra.Command) *imageCommand {
 
 // open opens the file read-only.
 func (o *imageCommand) open(path string) (*hostfile.File, error) {
-	return hostfile.Open(path, hostfile.Options{ReadOnly: true, Lock: o.lock()})
+	f, err := hostfile.Open(path, hostfile.Options{ReadOnly: true, Lock: o.lock()})
+	if errors.Is(err, block.ErrInUse) {
+		err = fmt.Errorf("%w, or read with force-share (-U) if an inconsistent view is good enough", err)
+	}
+	return f, err
 }
 
 func (o *imageCommand) lock() hostfile.Lock {

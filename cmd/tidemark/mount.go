@@ -66,6 +66,7 @@ func newMount(g *global) *cobra.Command {
 	o.discard = &choice{value: "unmap", allowed: []string{"unmap", "ignore", "on", "off"}}
 	f.Var(o.discard, "discard", "what to do with the space of holes that are punched")
 	o.format, o.backing = formatFlag(c), backingFlag(c, false)
+	completeServed(c, &o.spm)
 	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		log, err := g.logger(c.ErrOrStderr())

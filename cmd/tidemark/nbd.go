@@ -88,6 +88,8 @@ func newNBD(g *global) *cobra.Command {
 		Example: nbdExample,
 	}
 	o.addFlags(c)
+	completeServed(c, &o.spm)
+	completeDomainID(c, &o.spm)
 	refuseNBD(c)
 	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, args []string) error {

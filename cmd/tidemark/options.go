@@ -94,6 +94,8 @@ type choice struct {
 
 func (o *choice) String() string { return o.value }
 
+func (o *choice) words() []string { return o.allowed }
+
 // Type is what the help text calls the value.
 func (o *choice) Type() string { return strings.ToUpper(strings.Join(o.allowed, "|")) }
 

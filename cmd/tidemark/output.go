@@ -20,6 +20,8 @@ type outputFormat string
 
 func (o *outputFormat) String() string { return string(*o) }
 
+func (*outputFormat) words() []string { return []string{"human", "json"} }
+
 // Type is what the help text calls the value.
 func (o *outputFormat) Type() string { return "FORMAT" }
 

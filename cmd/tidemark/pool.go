@@ -217,16 +217,12 @@ func (s *storage) start(c *cobra.Command, p poolView) error {
 	if err := s.connectPool(c.Context(), p); err != nil {
 		return err
 	}
-	var r struct {
-		Task string `json:"uuid"`
-	}
-	if err := s.ask(c.Context(), "spmStart", named{"spUUID": p.UUID}, &r); err != nil {
+	id, err := s.beginTask(c.Context(), "spmStart", named{"spUUID": p.UUID})
+	if err != nil {
 		return err
 	}
-	if _, err := s.waitFor(c.Context(), r.Task, terminal(c.ErrOrStderr())); err != nil {
-		return err
-	}
-	return s.ask(c.Context(), "clearTask", named{"taskID": r.Task}, nil)
+	_, err = s.endTask(c.Context(), id, terminal(c.ErrOrStderr()))
+	return err
 }
 
 // activateAll brings the domains of a pool into use that are not.

@@ -31,6 +31,8 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&g.logLevel, "log-level", "info", "debug, info, warn or error")
 	root.PersistentFlags().StringVar(&g.logFormat, "log-format", "text", "text or json")
+	completeWords(root, "log-level", "debug", "info", "warn", "error")
+	completeWords(root, "log-format", "text", "json")
 	root.AddCommand(
 		newSPM(g), newDomain(), newPoolGroup(), newImageGroup(), newVolume(), newTask(), newRun(g), newDemo(g),
 		newCreate(),
@@ -42,6 +44,7 @@ func newRoot() *cobra.Command {
 		newWorker(g),
 		newVersion(),
 	)
+	completeRest(root)
 	return root
 }
 

@@ -66,6 +66,7 @@ later ("tidemark volume create") are served after a restart.`,
 	o.files = &choice{value: "auto", allowed: []string{"auto", "off"}}
 	c.Flags().Var(o.files, "files", "show the disks as files in DIR/disks, if it can be done")
 	o.output = outputFlag(c)
+	c.ValidArgsFunction = cobra.NoFileCompletions // a name; no manager runs that would know it
 	c.SetFlagErrorFunc(flagError)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) == 1 {

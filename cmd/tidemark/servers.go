@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -53,6 +54,7 @@ const (
 	serverStart  = 60 * time.Second
 	serverStop   = 60 * time.Second
 	serverLook   = 20 * time.Millisecond
+	serverDies   = 100 // looks, until one that is ending has ended
 )
 
 func (s *imageServers) of(image string) string {
@@ -67,6 +69,9 @@ func (s *imageServers) client(image string) controlClient {
 func (s *imageServers) Find(ctx context.Context, image string) (spm.Server, error) {
 	c := s.client(image)
 	state, err := c.State(ctx)
+	for n := 0; dies(err) && n < serverDies && sleep(ctx, serverLook); n++ {
+		state, err = c.State(ctx)
+	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return spm.Server{}, fmt.Errorf("nobody serves image %s: %w", image, fs.ErrNotExist)
 	}
@@ -77,6 +82,22 @@ func (s *imageServers) Find(ctx context.Context, image string) (spm.Server, erro
 		return spm.Server{}, err
 	}
 	return serverOf(image, c.socket, s.spm, state)
+}
+
+// dies reports whether an error is that of a server that ends while it is asked. In a moment
+// nobody answers any more.
+func dies(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF)
+}
+
+// sleep reports whether ctx lasts for d.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // serverOf says in the terms of the manager on a socket what a server has told.

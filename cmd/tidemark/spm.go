@@ -53,6 +53,7 @@ looked at.`,
   tidemark spm --root /srv/domains --devices /dev/sdb,/dev/sdc --state /var/lib/tidemark`,
 		Args: noArguments,
 	}
+	c.ValidArgsFunction = cobra.NoFileCompletions
 	addPoolFlags(c.Flags(), o)
 	c.Flags().StringVar(&o.socket, "socket", "", "unix socket of the API (default DIR/spm.sock, of a group /run/tidemark/NAME.sock, otherwise /run/tidemark/spm.sock)")
 	c.Flags().DurationVar(&o.patience, "patience", 20*time.Second, "how long a write may wait for space until the guest gets ENOSPC, unless tidemark nbd says otherwise")
@@ -242,13 +243,15 @@ func (o *poolOptions) api() string {
 
 // open opens the pool, or what there is to make pools of.
 func (o *poolOptions) open(log *slog.Logger) (*spm.Host, error) {
+	servers := &imageServers{spm: absolute(o.api()), noDM: o.group.noDM, log: log}
 	s := spm.HostOptions{
-		Options: spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Reserve: int64(o.reserve), Images: images{}, Log: log},
+		Options: spm.Options{Capacity: int64(o.capacity), Patience: o.patience, Reserve: int64(o.reserve), Images: images{}, Remains: servers, Log: log},
 		Jobs:    &imageJobs{noDM: o.group.noDM, log: log},
-		Servers: &imageServers{spm: absolute(o.api()), noDM: o.group.noDM, log: log},
+		Servers: servers,
 		At:      plannedDeath(),
 	}
 	o.group.log = log
+	servers.sweep(context.Background())
 	switch {
 	case o.many():
 		return o.openMany(s)

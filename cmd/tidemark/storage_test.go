@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -30,14 +31,31 @@ func (noManager) GetPoolInfo(context.Context, spm.PoolInfoRequest) (spm.PoolRepl
 // fakeStorage serves storage in memory on the socket that TIDEMARK_SPM names.
 func fakeStorage(t *testing.T) *storagetest.Fake {
 	t.Helper()
+	f := &storagetest.Fake{Root: "/srv"}
+	serveFake(t, f, func(string) {})
+	return f
+}
+
+// serveFake serves it on a socket more, which TIDEMARK_SPM names from now on. at is told
+// of each request that comes, before it is looked at.
+func serveFake(t *testing.T, f *storagetest.Fake, at func(body string)) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "storage-")
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	path := filepath.Join(dir, "spm.sock")
 	l, err := net.Listen("unix", path)
 	require.NoError(t, err)
-	f := &storagetest.Fake{Root: "/srv"}
-	s := &http.Server{Handler: verbs.Handler(f, noManager{})}
+	h := verbs.Handler(f, noManager{})
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return // the client has gone
+		}
+		at(string(body))
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		h.ServeHTTP(w, r)
+	})}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() {
@@ -45,7 +63,6 @@ func fakeStorage(t *testing.T) *storagetest.Fake {
 		require.True(t, errors.Is(<-served, http.ErrServerClosed))
 	})
 	t.Setenv("TIDEMARK_SPM", path)
-	return f
 }
 
 // does runs a command line, expects success, and returns what it has printed.
@@ -193,6 +210,43 @@ func TestTaskVerbs(t *testing.T) {
 	go close(hold)
 	require.Equal(t, "reduceVolume: finished\n", does(t, "task wait "+b.Task))
 	require.Equal(t, "cleared 1\n", does(t, "task clear --all"))
+}
+
+// Whenever who waits for a task is interrupted, he is told which it is, and how to go on.
+func TestInterruptedWaits(t *testing.T) {
+	f, leaf := aPool(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	requests := -1
+	serveFake(t, f, func(string) {
+		if requests--; requests == 0 {
+			cancel()
+		}
+	})
+	named := 0
+	for n := 1; ; n++ {
+		does(t, "task clear --all")
+		ctx, cancel = context.WithCancel(t.Context())
+		requests = n
+		var stdout, stderr bytes.Buffer
+		code := run(ctx, []string{"volume", "reduce", leaf.UUID, "--wait"}, &stdout, &stderr)
+		interrupted := ctx.Err() != nil
+		cancel()
+		requests = -1
+		all, err := f.Tasks(t.Context())
+		require.NoError(t, err)
+		if code == exitOK {
+			require.Empty(t, all)
+			if !interrupted {
+				break // all requests have been tried
+			}
+			continue
+		}
+		for _, task := range all {
+			require.Contains(t, stderr.String(), "task "+task.ID.String()+" goes on; wait for it with: "+self()+" task wait "+task.ID.String(), "request %d", n)
+			named++
+		}
+	}
+	require.NotZero(t, named)
 }
 
 // What is printed of a task says no more than what has become of it.

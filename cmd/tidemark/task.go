@@ -207,11 +207,8 @@ func newTaskWait(dial storageDialer) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		t, err := s.waitFor(c.Context(), v.UUID, terminal(c.ErrOrStderr()))
+		t, err := s.endTask(c.Context(), v.UUID, terminal(c.ErrOrStderr()))
 		if err != nil {
-			return err
-		}
-		if err := s.ask(c.Context(), "clearTask", named{"taskID": v.UUID}, nil); err != nil {
 			return err
 		}
 		v.State, v.Step, v.Done, v.Total, v.Result = t.State, t.Step, t.Done, t.Total, t.Result

@@ -37,10 +37,11 @@ that domain, where several have it.`,
 	socket := c.PersistentFlags().String("spm", "", "socket of the pool manager (default $TIDEMARK_SPM)")
 	dial := func() (*manager, error) { return dialSPM(*socket) }
 	storage := func() (*storage, error) { return dialStorage(*socket) }
-	c.AddCommand(
-		newVolumeCreate(dial, storage), newVolumeList(dial), newVolumeInfo(dial), newVolumeExtend(dial), newVolumeRemove(dial),
-		newVolumeWatch(dial),
-	)
+	c.AddCommand(newVolumeCreate(dial, storage), newVolumeList(dial), newVolumeWatch(dial))
+	for _, of := range []*cobra.Command{newVolumeInfo(dial), newVolumeExtend(dial), newVolumeRemove(dial)} {
+		of.ValidArgsFunction = completeVolumes(storage)
+		c.AddCommand(of)
+	}
 	addChainVerbs(c, storage)
 	return c
 }

@@ -73,6 +73,7 @@ func newVolumeMerge(dial storageDialer) *cobra.Command {
 	c := &cobra.Command{Use: "merge", Short: "Merge a volume into the one that it is based on, which stays",
 		Example: "  tidemark volume merge web1 --wait\n  tidemark volume merge 6f1e --into 03ab"}
 	into := c.Flags().String("into", "", "the volume that stays (default: the one that it is based on); what is between them goes as well")
+	completeFlag(c, "into", dial, allVolumes)
 	f := addTaskFlags(c)
 	oneVolume(c, dial, func(c *cobra.Command, s *storage, v volumeView, _ []string) error {
 		ancestor := v.Parent
@@ -164,6 +165,7 @@ func newVolumeReduce(dial storageDialer) *cobra.Command {
 func newVolumeMeasure(dial storageDialer) *cobra.Command {
 	c := &cobra.Command{Use: "measure", Short: "Say what a copy of a volume, with everything below it, would take"}
 	format := c.Flags().String("format", "COW", "of the copy: COW or RAW")
+	completeWords(c, "format", spm.Cow, spm.Raw)
 	out := outputFlag(c)
 	oneVolume(c, dial, func(c *cobra.Command, s *storage, v volumeView, _ []string) error {
 		a := v.at()

@@ -37,9 +37,9 @@ has its size unless a larger one is given.`,
 	c.Flags().StringVar(&f.domain, "domain", "", "the domain that gets it (default: the master, or the template's)")
 	c.Flags().StringVar(&f.template, "template", "", "the template that it is based on")
 	completeDomainFlag(c, "domain", stores)
-	c.RegisterFlagCompletionFunc("template", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) { //nolint:errcheck // the option is there
-		return candidates(stores, func(s *storage, ctx context.Context) ([]imageView, error) { return s.images(ctx, "") }), cobra.ShellCompDirectiveNoFileComp
-	})
+	completeFlag(c, "template", stores, allImages)
+	completeWords(c, "format", spm.FormatQCOW2, spm.FormatRaw)
+	c.ValidArgsFunction = cobra.NoFileCompletions // a new name
 	out := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if f.virtual == 0 && f.template == "" {
@@ -106,18 +106,13 @@ func (f newVolumeFlags) derive(ctx context.Context, s *storage, name, domain str
 		return "", err
 	}
 	id := uuid.NewString()
-	var r struct {
-		UUID string `json:"uuid"`
-	}
-	err = s.ask(ctx, "createVolume", named{"sdUUID": of.Domain, "spUUID": of.pool, "imgUUID": uuid.NewString(), "size": fmt.Sprint(int64(f.virtual)),
-		"volFormat": spm.Cow, "preallocate": spm.Sparse, "diskType": "DATA", "volUUID": id, "desc": text, "srcImgUUID": of.UUID, "srcVolUUID": base.UUID}, &r)
+	task, err := s.beginTask(ctx, "createVolume", named{"sdUUID": of.Domain, "spUUID": of.pool, "imgUUID": uuid.NewString(), "size": fmt.Sprint(int64(f.virtual)),
+		"volFormat": spm.Cow, "preallocate": spm.Sparse, "diskType": "DATA", "volUUID": id, "desc": text, "srcImgUUID": of.UUID, "srcVolUUID": base.UUID})
 	if err != nil {
 		return "", err
 	}
-	if _, err := s.waitFor(ctx, r.UUID, nil); err != nil {
-		return "", err
-	}
-	return id, s.ask(ctx, "clearTask", named{"taskID": r.UUID}, nil)
+	_, err = s.endTask(ctx, task, nil)
+	return id, err
 }
 
 // describe is the description of a new image of that name. Without one it is the text

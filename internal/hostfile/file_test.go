@@ -3,6 +3,7 @@
 package hostfile_test
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -19,4 +20,16 @@ func TestFile(t *testing.T) {
 		require.NoError(t, err)
 		return f
 	})
+}
+
+// Who does not open a file can say what it is called.
+func TestID(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	f, err := hostfile.Create(path, 4096, hostfile.CreateOptions{})
+	require.NoError(t, err)
+	defer f.Close()
+	st, err := os.Lstat(path)
+	require.NoError(t, err)
+	require.NotEmpty(t, hostfile.ID(st))
+	require.Equal(t, f.Info().ID, hostfile.ID(st))
 }

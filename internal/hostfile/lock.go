@@ -101,16 +101,16 @@ func (f *File) lock(l Lock) error {
 
 // inUse is the error that names the holder and what can be done.
 func (f *File) inUse(conflict string) error {
-	how, advice := "for writing", "stop it first"
+	how := "for writing"
 	if f.readOnly {
-		how, advice = "for reading", "stop it first, or read with force-share (-U) if an inconsistent view is good enough"
+		how = "for reading"
 	}
 	st, err := f.f.Stat()
 	holder := unknownHolder
 	if err == nil {
 		holder = holders(st, os.Getpid(), f.fd())
 	}
-	return fmt.Errorf("open %s %s: %w by %s, which %s; %s", f.path, how, block.ErrInUse, holder, conflict, advice)
+	return fmt.Errorf("open %s %s: %w by %s, which %s; stop it first", f.path, how, block.ErrInUse, holder, conflict)
 }
 
 func (f *File) fd() (fd int) {

@@ -132,9 +132,7 @@ func newFile(osf *os.File, path string, o Options) (*File, error) {
 		return nil, err
 	}
 	f.size.Store(st.Size())
-	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-		f.id = fmt.Sprintf("file %d:%d", sys.Dev, sys.Ino)
-	}
+	f.id = ID(st)
 	f.probeZeroes()
 	return f, f.openDurable()
 }
@@ -218,4 +216,12 @@ func (f *File) reopen() (again *os.File, raw syscall.RawConn, err error) {
 		return err
 	})
 	return again, raw, err
+}
+
+// ID is what Info calls a file that is described so; empty: it has no such name.
+func ID(st os.FileInfo) string {
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		return fmt.Sprintf("file %d:%d", sys.Dev, sys.Ino)
+	}
+	return ""
 }

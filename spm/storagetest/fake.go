@@ -164,15 +164,17 @@ func (f *Fake) FormatDomain(_ context.Context, id uuid.UUID) error {
 // AttachDomain attaches a domain of no pool.
 func (f *Fake) AttachDomain(_ context.Context, pool, id uuid.UUID) error {
 	defer f.lock()()
+	if _, err := f.managed(pool); err != nil {
+		return err
+	}
 	d, err := f.find(uuid.Nil, id)
 	switch {
 	case err != nil:
 		return err
+	case d.Pool == pool:
+		return nil
 	case d.Pool != uuid.Nil:
 		return fail(spm.CodeAttached, "domain %s is of pool %s", id, d.Pool)
-	}
-	if _, err := f.managed(pool); err != nil {
-		return err
 	}
 	d.Pool, d.State = pool, spm.DomainAttached
 	return nil
@@ -181,7 +183,7 @@ func (f *Fake) AttachDomain(_ context.Context, pool, id uuid.UUID) error {
 // DetachDomain detaches one that is not in use.
 func (f *Fake) DetachDomain(_ context.Context, pool, id uuid.UUID) error {
 	defer f.lock()()
-	d, err := f.find(pool, id)
+	d, err := f.member(pool, id)
 	switch {
 	case err != nil:
 		return err
@@ -194,43 +196,54 @@ func (f *Fake) DetachDomain(_ context.Context, pool, id uuid.UUID) error {
 	return nil
 }
 
+// member returns a domain of a pool that this host manages. The caller has the lock.
+func (f *Fake) member(pool, id uuid.UUID) (*domain, error) {
+	if _, err := f.managed(pool); err != nil {
+		return nil, err
+	}
+	return f.find(pool, id)
+}
+
 // ActivateDomain brings an attached domain into use.
 func (f *Fake) ActivateDomain(_ context.Context, pool, id uuid.UUID) error {
-	return f.turn(pool, id, spm.DomainAttached, spm.DomainActive)
+	defer f.lock()()
+	d, err := f.member(pool, id)
+	if err == nil {
+		d.State = spm.DomainActive
+	}
+	return err
 }
 
 // DeactivateDomain takes a domain out of use.
 func (f *Fake) DeactivateDomain(_ context.Context, pool, id, newMaster uuid.UUID, version int64) error {
 	defer f.lock()()
-	d, err := f.find(pool, id)
+	d, err := f.member(pool, id)
+	if err == nil {
+		err = d.idle()
+	}
 	if err != nil {
 		return err
 	}
 	if d.Role == "Master" {
-		next := f.domains[newMaster]
-		if next == nil || next.Pool != pool || next == d {
+		next, p := f.domains[newMaster], f.pools[pool]
+		switch {
+		case next == nil || next.Pool != pool || next == d || next.State != spm.DomainActive:
 			return fail(spm.CodeIsMaster, "domain %s is the master", id)
+		case version <= p.version:
+			return fail(spm.CodeWrongVersion, "the master's version is %d, expected more, found %d", p.version, version)
 		}
 		d.Role, next.Role, next.Master = "Regular", "Master", version
-		f.pools[pool].master, f.pools[pool].version = newMaster, version
+		p.master, p.version = newMaster, version
 	}
-	return turn(d, spm.DomainActive, spm.DomainAttached)
+	d.State = spm.DomainAttached
+	return nil
 }
 
-func (f *Fake) turn(pool, id uuid.UUID, from, to spm.DomainState) error {
-	defer f.lock()()
-	d, err := f.find(pool, id)
-	if err != nil {
-		return err
+// idle refuses a domain of which an image is served.
+func (d *domain) idle() error {
+	for image := range d.prepared {
+		return fail(spm.CodeInUse, "image %s of domain %s is served", image, d.ID)
 	}
-	return turn(d, from, to)
-}
-
-func turn(d *domain, from, to spm.DomainState) error {
-	if d.State != from {
-		return fail(spm.CodeWrongState, "domain %s is %s, expected %s", d.ID, d.State, from)
-	}
-	d.State = to
 	return nil
 }
 

@@ -52,11 +52,23 @@ func (f *Fake) managed(id uuid.UUID) (*pool, error) {
 	return p, err
 }
 
-// DestroyPool detaches all domains.
+// DestroyPool detaches all domains, with or without the role.
 func (f *Fake) DestroyPool(_ context.Context, id uuid.UUID) error {
 	defer f.lock()()
-	if _, err := f.managed(id); err != nil {
+	p, err := f.attached(id)
+	if err == nil {
+		err = f.allEnded()
+	}
+	if err != nil {
 		return err
+	}
+	for _, d := range f.domains {
+		switch err := d.idle(); {
+		case d.Pool == id && d.ID == p.master && err != nil:
+			return err
+		case d.Pool == id && d.ID != p.master && d.State == spm.DomainActive:
+			return fail(spm.CodeActive, "domain %s is active", d.ID)
+		}
 	}
 	for _, d := range f.domains {
 		if d.Pool == id {
@@ -128,7 +140,7 @@ func (f *Fake) StartSPM(_ context.Context, id uuid.UUID) (uuid.UUID, error) {
 	if err != nil {
 		return uuid.Nil, err
 	}
-	return f.begin("spmStart", id, func() {
+	return f.begin(kindStart, id, func() {
 		if !p.spm {
 			p.spm, p.epoch = true, p.epoch+1
 		}
@@ -138,16 +150,23 @@ func (f *Fake) StartSPM(_ context.Context, id uuid.UUID) (uuid.UUID, error) {
 // StopSPM gives it up.
 func (f *Fake) StopSPM(_ context.Context, id uuid.UUID) error {
 	defer f.lock()()
-	p, err := f.managed(id)
-	if err != nil {
-		return err
+	p, err := f.attached(id)
+	if err == nil {
+		err = f.allEnded()
 	}
+	if err == nil {
+		p.spm = false
+	}
+	return err
+}
+
+// allEnded refuses what cannot be while a task goes on. The caller has the lock.
+func (f *Fake) allEnded() error {
 	for _, t := range f.tasks {
 		if t.Ended.IsZero() {
 			return fail(spm.CodeUnfinished, "task %s has not ended", t.ID)
 		}
 	}
-	p.spm = false
 	return nil
 }
 

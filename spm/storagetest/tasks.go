@@ -54,7 +54,7 @@ func (f *Fake) Progress(done int64) {
 }
 
 func (f *Fake) task(id uuid.UUID) (*spm.TaskInfo, error) {
-	if t := f.tasks[id]; t != nil {
+	if t := f.tasks[id]; t != nil && (t.Kind == kindStart || f.pool != nil && f.pool.spm) {
 		return t, nil
 	}
 	return nil, fail(spm.CodeUnknownTask, "there is no task %s", id)
@@ -90,10 +90,26 @@ func (f *Fake) Tasks(context.Context) ([]spm.TaskInfo, error) {
 	return out, nil
 }
 
-// StopTask ends a running task, and RevertTask does.
+// changing returns a task of a pool that this host manages. The caller has the lock.
+func (f *Fake) changing(id uuid.UUID) (*spm.TaskInfo, error) {
+	if f.pool == nil {
+		return nil, fail(spm.CodeNotConnected, "no pool is connected")
+	}
+	if t := f.tasks[id]; t == nil || t.Kind != kindStart {
+		if _, err := f.managed(f.pool.id); err != nil {
+			return nil, err
+		}
+	}
+	return f.task(id)
+}
+
+// kindStart are the tasks that go on without the role.
+const kindStart = "spmStart"
+
+// StopTask ends a running task.
 func (f *Fake) StopTask(_ context.Context, id uuid.UUID) error {
 	defer f.lock()()
-	t, err := f.task(id)
+	t, err := f.changing(id)
 	switch {
 	case err != nil:
 		return err
@@ -105,13 +121,26 @@ func (f *Fake) StopTask(_ context.Context, id uuid.UUID) error {
 	return nil
 }
 
-// RevertTask is as StopTask.
-func (f *Fake) RevertTask(ctx context.Context, id uuid.UUID) error { return f.StopTask(ctx, id) }
+// RevertTask has nothing to do: here no task is blocked, and of one that has failed all is
+// undone.
+func (f *Fake) RevertTask(_ context.Context, id uuid.UUID) error {
+	defer f.lock()()
+	t, err := f.changing(id)
+	switch {
+	case err != nil:
+		return err
+	case t.Ended.IsZero():
+		return fail(spm.CodeWrongState, "task %s has not ended: stop it, or wait", id)
+	case t.Success:
+		return fail(spm.CodeWrongState, "task %s has ended, and cannot be undone as a whole", id)
+	}
+	return nil
+}
 
 // ClearTask forgets a task that has ended.
 func (f *Fake) ClearTask(_ context.Context, id uuid.UUID) error {
 	defer f.lock()()
-	t, err := f.task(id)
+	t, err := f.changing(id)
 	switch {
 	case err != nil:
 		return err

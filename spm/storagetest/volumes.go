@@ -22,6 +22,14 @@ func (f *Fake) active(pool, id uuid.UUID) (*domain, error) {
 	return d, err
 }
 
+// inUse is active for a domain of the pool that is connected.
+func (f *Fake) inUse(id uuid.UUID) (*domain, error) {
+	if f.pool == nil {
+		return nil, fail(spm.CodeNotConnected, "no pool is connected")
+	}
+	return f.active(f.pool.id, id)
+}
+
 // volume returns the volume at a place of an active domain.
 func (f *Fake) volume(at spm.VolumeAt) (*domain, *spm.VolumeInfo, error) {
 	d, err := f.active(at.Pool, at.Domain)
@@ -57,8 +65,14 @@ func (f *Fake) CreateImageVolume(_ context.Context, r spm.NewVolume) (uuid.UUID,
 	if err != nil {
 		return uuid.Nil, err
 	}
-	if d.volumes[r.Volume] != nil {
+	switch {
+	case d.volumes[r.Volume] != nil:
 		return uuid.Nil, fail(spm.CodeExists, "volume %s is there", r.Volume)
+	case r.Parent == uuid.Nil && len(d.ofImage(r.Image)) > 0:
+		return uuid.Nil, fail(spm.CodeExists, "image %s is there", r.Image)
+	}
+	if err := mayWait(r.Priority); err != nil {
+		return uuid.Nil, err
 	}
 	v := &spm.VolumeInfo{
 		VolumeAt: r.VolumeAt, ParentImage: r.ParentImage, Parent: r.Parent, Capacity: r.Size, Granted: Granted, Used: 1 << 18, Bound: r.Size + r.Size/10,
@@ -72,13 +86,51 @@ func (f *Fake) CreateImageVolume(_ context.Context, r spm.NewVolume) (uuid.UUID,
 			return uuid.Nil, err
 		case p.Legality == spm.Illegal:
 			return uuid.Nil, fail(spm.CodeIllegal, "volume %s is illegal", p.Volume)
+		case r.Format == spm.Raw || r.Size != 0 && r.Size < p.Capacity:
+			return uuid.Nil, fail(spm.CodeInvalid, "volume %s cannot be based on %s: it is raw, or smaller", r.Volume, p.Volume)
+		case p.Image == r.Image && len(p.Children) > 0:
+			return uuid.Nil, fail(spm.CodeHasChildren, "volume %s is based on %s", p.Children[0], p.Volume)
+		case p.Image != r.Image && p.Type != spm.Shared:
+			return uuid.Nil, fail(spm.CodeWrongState, "volume %s is no template", p.Volume)
 		}
 		v.Capacity = max(v.Capacity, p.Capacity)
 	}
-	if d.stats().Free < Granted {
-		return uuid.Nil, fail(spm.CodePoolFull, "domain %s is full", d.ID)
+	if err := d.room(r.Volume); err != nil {
+		return uuid.Nil, err
 	}
 	return f.begin("createVolume", r.Pool, func() { d.add(v) }), nil
+}
+
+// mayWait refuses a priority that no volume may have.
+func mayWait(priority int) error {
+	if priority < -1000 || priority > 1000 {
+		return fail(spm.CodeInvalid, "priority is %d, expected -1000 to 1000", priority)
+	}
+	return nil
+}
+
+// still refuses a volume that is served, or illegal.
+func still(v *spm.VolumeInfo) error {
+	switch {
+	case v.Served:
+		return fail(spm.CodeInUse, "volume %s is served", v.Volume)
+	case v.Legality == spm.Illegal:
+		return fail(spm.CodeIllegal, "volume %s is illegal", v.Volume)
+	}
+	return nil
+}
+
+// room refuses volumes that a domain has not the space for, or has.
+func (d *domain) room(all ...uuid.UUID) error {
+	for _, id := range all {
+		if d.volumes[id] != nil {
+			return fail(spm.CodeExists, "volume %s is there", id)
+		}
+	}
+	if d.stats().Free < Granted*int64(len(all)) {
+		return fail(spm.CodePoolFull, "domain %s is full", d.ID)
+	}
+	return nil
 }
 
 // add adds a volume, and tells its parent.
@@ -149,87 +201,7 @@ func (f *Fake) removal(kind string, pool, id uuid.UUID, gone []*spm.VolumeInfo) 
 	}), nil
 }
 
-// ofImage are the volumes of an image.
-func (d *domain) ofImage(image uuid.UUID) (out []*spm.VolumeInfo) {
-	for _, v := range sorted(d.volumes) {
-		if v.Image == image {
-			out = append(out, v)
-		}
-	}
-	return out
-}
-
-// DeleteImage is a task that removes an image.
-func (f *Fake) DeleteImage(_ context.Context, r spm.DeleteImage) (uuid.UUID, error) {
-	defer f.lock()()
-	d, _, err := f.volume(spm.VolumeAt{Pool: r.Pool, Domain: r.Domain, Image: r.Image})
-	if err != nil {
-		return uuid.Nil, err
-	}
-	return f.removal("deleteImage", r.Pool, r.Domain, d.ofImage(r.Image))
-}
-
-// CopyImage is a task that makes a volume like another.
-func (f *Fake) CopyImage(_ context.Context, r spm.CopyImage) (uuid.UUID, error) {
-	defer f.lock()()
-	_, from, err := f.volume(r.From)
-	if err != nil {
-		return uuid.Nil, err
-	}
-	to, err := f.active(r.To.Pool, r.To.Domain)
-	if err != nil {
-		return uuid.Nil, err
-	}
-	v := *from
-	v.VolumeAt, v.Parent, v.ParentImage, v.Children, v.Description, v.Type = r.To, uuid.Nil, uuid.Nil, nil, r.Description, r.Type
-	return f.begin("copyImage", r.From.Pool, func() { to.add(&v) }), nil
-}
-
-// MoveImage is a task that moves the volumes of an image.
-func (f *Fake) MoveImage(_ context.Context, r spm.MoveImage) (uuid.UUID, error) {
-	defer f.lock()()
-	from, _, err := f.volume(spm.VolumeAt{Pool: r.Pool, Domain: r.From, Image: r.Image})
-	if err != nil {
-		return uuid.Nil, err
-	}
-	to, err := f.active(r.Pool, r.To)
-	if err != nil {
-		return uuid.Nil, err
-	}
-	return f.begin("moveImage", r.Pool, func() {
-		for _, v := range from.ofImage(r.Image) {
-			moved := *v
-			moved.Domain = r.To
-			to.volumes[v.Volume] = &moved
-			if !r.Copy {
-				delete(from.volumes, v.Volume)
-			}
-		}
-	}), nil
-}
-
 // MergeVolumes is a task that removes what is above the ancestor, up to the
-// successor.
-func (f *Fake) MergeVolumes(_ context.Context, r spm.MergeVolumes) (uuid.UUID, error) {
-	defer f.lock()()
-	d, v, err := f.volume(spm.VolumeAt{Pool: r.Pool, Domain: r.Domain, Image: r.Image, Volume: r.Successor})
-	if err != nil {
-		return uuid.Nil, err
-	}
-	var gone []*spm.VolumeInfo
-	for ; v != nil && v.Volume != r.Ancestor; v = d.volumes[v.Parent] {
-		gone = append(gone, v)
-	}
-	if v == nil {
-		return uuid.Nil, fail(spm.CodeWrongState, "volume %s is not based on %s", r.Successor, r.Ancestor)
-	}
-	return f.begin("mergeSnapshots", r.Pool, func() {
-		for _, v := range gone {
-			d.remove(v)
-		}
-	}), nil
-}
-
 // ExtendVolumeSize is a task that makes a volume larger.
 func (f *Fake) ExtendVolumeSize(_ context.Context, at spm.VolumeAt, size int64) (uuid.UUID, error) {
 	defer f.lock()()
@@ -237,6 +209,10 @@ func (f *Fake) ExtendVolumeSize(_ context.Context, at spm.VolumeAt, size int64) 
 	switch {
 	case err != nil:
 		return uuid.Nil, err
+	case v.Legality == spm.Illegal:
+		return uuid.Nil, fail(spm.CodeIllegal, "volume %s is illegal", v.Volume)
+	case len(v.Children) > 0:
+		return uuid.Nil, fail(spm.CodeHasChildren, "volume %s is based on %s", v.Children[0], v.Volume)
 	case size < v.Capacity:
 		return uuid.Nil, fail(spm.CodeInvalid, "volume %s has %d bytes, found %d", v.Volume, v.Capacity, size)
 	}
@@ -246,7 +222,11 @@ func (f *Fake) ExtendVolumeSize(_ context.Context, at spm.VolumeAt, size int64) 
 // ReduceImageVolume is a task that does nothing.
 func (f *Fake) ReduceImageVolume(_ context.Context, at spm.VolumeAt) (uuid.UUID, error) {
 	defer f.lock()()
-	if _, _, err := f.volume(at); err != nil {
+	_, v, err := f.volume(at)
+	if err == nil {
+		err = still(v)
+	}
+	if err != nil {
 		return uuid.Nil, err
 	}
 	return f.begin("reduceVolume", at.Pool, func() {}), nil
@@ -266,8 +246,11 @@ func (f *Fake) VolumeInfo(_ context.Context, at spm.VolumeAt) (spm.VolumeInfo, e
 func (f *Fake) MeasureVolume(_ context.Context, at spm.VolumeAt, _ string) (spm.Measure, error) {
 	defer f.lock()()
 	_, v, err := f.volume(at)
-	if err != nil {
+	switch {
+	case err != nil:
 		return spm.Measure{}, err
+	case v.Served:
+		return spm.Measure{}, fail(spm.CodeInUse, "volume %s is served", v.Volume)
 	}
 	return spm.Measure{Required: v.Used, FullyAllocated: v.Bound}, nil
 }
@@ -275,9 +258,12 @@ func (f *Fake) MeasureVolume(_ context.Context, at spm.VolumeAt, _ string) (spm.
 // VolumesOf are the volumes of a domain, or of an image.
 func (f *Fake) VolumesOf(_ context.Context, id, image uuid.UUID) ([]spm.VolumeInfo, error) {
 	defer f.lock()()
-	d, err := f.find(uuid.Nil, id)
+	d, err := f.inUse(id)
 	if err != nil {
 		return nil, err
+	}
+	if image != uuid.Nil && len(d.ofImage(image)) == 0 {
+		return nil, fail(spm.CodeUnknownImage, "there is no image %s", image)
 	}
 	var out []spm.VolumeInfo
 	for _, v := range sorted(d.volumes) {
@@ -288,63 +274,15 @@ func (f *Fake) VolumesOf(_ context.Context, id, image uuid.UUID) ([]spm.VolumeIn
 	return out, nil
 }
 
-// Images are the images of a domain.
-func (f *Fake) Images(_ context.Context, id uuid.UUID) ([]uuid.UUID, error) {
-	defer f.lock()()
-	d, err := f.find(uuid.Nil, id)
-	if err != nil {
-		return nil, err
-	}
-	images := map[uuid.UUID]uuid.UUID{}
-	for _, v := range d.volumes {
-		images[v.Image] = v.Image
-	}
-	return sorted(images), nil
-}
-
 // SetPriority sets a volume's priority.
 func (f *Fake) SetPriority(_ context.Context, at spm.VolumeAt, priority int) error {
 	defer f.lock()()
 	_, v, err := f.volume(at)
 	if err == nil {
+		err = mayWait(priority)
+	}
+	if err == nil {
 		v.Priority = priority
 	}
 	return err
-}
-
-// PrepareImage says that a volume is served.
-func (f *Fake) PrepareImage(_ context.Context, at spm.VolumeAt, o spm.PrepareOptions) (spm.Prepared, error) {
-	defer f.lock()()
-	d, v, err := f.volume(at)
-	if err != nil {
-		return spm.Prepared{}, err
-	}
-	if v.Legality == spm.Illegal && !o.AllowIllegal {
-		return spm.Prepared{}, fail(spm.CodeIllegal, "volume %s is illegal", v.Volume)
-	}
-	if p, ok := d.prepared[at.Image]; ok {
-		return p, nil
-	}
-	socket := "/run/tidemark/images/" + at.Image.String() + "/nbd.sock"
-	p := spm.Prepared{VolumeAt: v.VolumeAt, URI: "nbd+unix:///?socket=" + socket, Socket: socket, Control: socket + ".control", PID: 4711}
-	for c := v; c != nil; c = d.volumes[c.Parent] {
-		p.Chain = slices.Insert(p.Chain, 0, *c)
-	}
-	d.prepared[at.Image], v.Served = p, true
-	return p, nil
-}
-
-// TeardownImage says that it is served no more.
-func (f *Fake) TeardownImage(_ context.Context, at spm.VolumeAt) error {
-	defer f.lock()()
-	d, err := f.active(at.Pool, at.Domain)
-	if err != nil {
-		return err
-	}
-	p := d.prepared[at.Image]
-	delete(d.prepared, at.Image)
-	if v := d.volumes[p.Volume]; v != nil {
-		v.Served = false
-	}
-	return nil
 }

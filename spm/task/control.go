@@ -84,10 +84,18 @@ func (e *Engine) uses(id uuid.UUID, resource string) bool {
 	return t != nil && t.claim != nil && slices.ContainsFunc(t.claim.locks, func(l Lock) bool { return l.Name == resource })
 }
 
+// unknown is the error about a task that is not there.
+type unknown struct{}
+
+func (unknown) Error() string { return "there is none of that UUID, or it has been cleared" }
+
+// Is says that it is as a file that does not exist.
+func (unknown) Is(target error) bool { return target == fs.ErrNotExist }
+
 func (e *Engine) findLocked(id uuid.UUID) (*task, error) {
 	t := e.tasks[id]
 	if t == nil || t.hidden {
-		return nil, fmt.Errorf("task %s: %w", id, fs.ErrNotExist)
+		return nil, at(id, unknown{})
 	}
 	return t, nil
 }

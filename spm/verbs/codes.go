@@ -56,6 +56,7 @@ var codes = []code{
 // numbersOfVerbs are the numbers that a code has in some verbs only.
 var numbersOfVerbs = []code{
 	{spm.CodeNotFound, 453, "StorageServerValidationError", "there is no such directory"},
+	{spm.CodeInvalid, 229, "createVolumeSizeError", "a volume without a parent needs a size"},
 	{spm.CodeExists, 365, "StorageDomainAlreadyExists", "there is a domain already"},
 	{spm.CodeExists, 316, "StoragePoolAlreadyExists", "there is a pool already"},
 	{spm.CodeWrongState, 381, "StorageDomainStateTransitionIllegal", "the domain is in another state"},

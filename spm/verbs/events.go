@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -47,8 +48,13 @@ func (h eventsHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s := eventStream{w: w, to: http.NewResponseController(w), kinds: map[string]bool{}}
 	for kind := range strings.SplitSeq(r.FormValue("kinds"), ",") {
-		if kind != "" {
+		switch {
+		case kind == "":
+		case slices.Contains(spm.EventKinds, kind):
 			s.kinds[kind] = true
+		default:
+			http.Error(w, fmt.Sprintf("kinds: %q: expected some of %s", kind, strings.Join(spm.EventKinds, ",")), http.StatusBadRequest)
+			return
 		}
 	}
 	w.Header().Set("Content-Type", "text/event-stream")

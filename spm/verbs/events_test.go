@@ -86,10 +86,12 @@ func TestEventsRefused(t *testing.T) {
 	e := serve(t, newFake())
 	status, _ := e.post(t, "/events", "text/plain", "")
 	require.Equal(t, http.StatusMethodNotAllowed, status)
-	r, err := e.http.Get("http://spm/events?after=x")
-	require.NoError(t, err)
-	require.NoError(t, r.Body.Close())
-	require.Equal(t, http.StatusBadRequest, r.StatusCode)
+	for _, query := range []string{"after=x", "kinds=bogus", "kinds=task,bogus"} {
+		r, err := e.http.Get("http://spm/events?" + query)
+		require.NoError(t, err)
+		require.NoError(t, r.Body.Close())
+		require.Equal(t, http.StatusBadRequest, r.StatusCode, query)
+	}
 }
 
 // A client that reads nothing holds up neither the storage nor another client.

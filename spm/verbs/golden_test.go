@@ -16,11 +16,14 @@ import (
 	"tidemark/spm/verbs"
 )
 
-// A step is a call of the scene: a verb, the UUID of the task before it being TASK.
+// A step is a call of the scene: a verb, the UUID of the task before it being TASK. Between
+// two that are holding no task ends that begins.
 type step struct {
 	verb   string
 	params []any
 }
+
+const holding = "holding"
 
 // everyVerb calls every verb with success, in an order in which that is possible.
 func everyVerb() []step {
@@ -63,6 +66,14 @@ func everyVerb() []step {
 		{"setVolumePriority", []any{sd, sp, img, leaf, 7}},
 		{"extendVolumeSize", []any{sp, sd, img, leaf, "21474836480"}},
 		{"reduceVolume", []any{sp, sd, img, leaf, false}},
+		{holding, nil},
+		{"reduceVolume", []any{sp, sd, img, leaf}},
+		{"getTaskStatus", []any{"TASK"}},
+		{"stopTask", []any{"TASK"}},
+		{"getTaskStatus", []any{"TASK"}},
+		{"revertTask", []any{"TASK"}},
+		{"clearTask", []any{"TASK"}},
+		{holding, nil},
 		{"prepareImage", []any{sp, sd, img, leaf}},
 		{"teardownImage", []any{sp, sd, img}},
 		{"mergeSnapshots", []any{sd, sp, blank, img, vol, leaf, "false"}},
@@ -94,13 +105,25 @@ func derived(n byte) uuid.UUID {
 // JSON-RPC the same.
 func TestReplies(t *testing.T) {
 	now := func() time.Time { return time.Date(2026, 11, 26, 14, 0, 0, 0, time.UTC) }
-	xml := serve(t, &storagetest.Fake{Root: "/srv", Now: now})
-	other := serve(t, &storagetest.Fake{Root: "/srv", Now: now})
+	fakes := []*storagetest.Fake{{Root: "/srv", Now: now}, {Root: "/srv", Now: now}}
+	xml, other := serve(t, fakes[0]), serve(t, fakes[1])
+	held := make(chan struct{})
+	defer close(held)
 	var b strings.Builder
 	b.WriteString("# What each verb answers, call after call, over XML-RPC; over JSON-RPC it is the same.\n# Written by: go test ./spm/verbs -run TestReplies -update\n")
-	called := map[string]bool{"stopTask": true, "revertTask": true} // TestStopAndRevert
+	called := map[string]bool{}
 	var tasks [2]string
 	for _, s := range everyVerb() {
+		if s.verb == holding {
+			for _, f := range fakes {
+				hold := func(string) { <-held }
+				if f.Hold != nil {
+					hold = nil
+				}
+				f.Hold = hold
+			}
+			continue
+		}
 		called[s.verb] = true
 		params := func(i int) []any {
 			out := make([]any, len(s.params))

@@ -190,27 +190,31 @@ func TestMethodsOfVDSM(t *testing.T) {
 	require.Equal(t, 1000, e.json(t, "StorageDomain.getInfo", map[string]any{}).Error.Code)
 }
 
-// A task that has not ended is stopped or reverted, and then has failed in VDSM's
-// words; one that has ended is neither.
+// A task that has not ended is stopped, and then has failed in VDSM's words; it is not
+// reverted before that, and it is no error behind it. One that has finished is neither.
 func TestStopAndRevert(t *testing.T) {
 	f := newFake()
 	e := serve(t, f)
 	scene(t, e)
 	held := make(chan struct{})
 	defer close(held)
-	f.Hold = func(string) { <-held }
+	finished := e.xml(t, "reduceVolume", id(poolID), id(domainID), id(imageID), id(volumeID))["uuid"]
 	for _, verb := range []string{"stopTask", "revertTask"} {
-		task := e.xml(t, "reduceVolume", id(poolID), id(domainID), id(imageID), id(volumeID))["uuid"]
-		require.Equal(t, "running", e.xml(t, "getTaskStatus", task)["taskStatus"].(map[string]any)["taskState"])
-		require.Equal(t, int64(410), code(t, e.xml(t, "clearTask", task)))
-		require.Equal(t, int64(406), code(t, e.xml(t, "spmStop", id(poolID))))
-		require.Zero(t, code(t, e.xml(t, verb, task)))
-		status := e.xml(t, "getTaskStatus", task)["taskStatus"].(map[string]any)
-		require.Equal(t, []any{"finished", "cleanSuccess", int64(411)}, []any{status["taskState"], status["taskResult"], status["code"]})
-		require.Equal(t, int64(410), code(t, e.xml(t, verb, task)))
-		require.Zero(t, code(t, e.xml(t, "clearTask", task)))
-		require.Equal(t, int64(401), code(t, e.xml(t, "getTaskStatus", task)))
+		require.Equal(t, int64(410), code(t, e.xml(t, verb, finished)))
 	}
+	f.Hold = func(string) { <-held }
+	task := e.xml(t, "reduceVolume", id(poolID), id(domainID), id(imageID), id(volumeID))["uuid"]
+	require.Equal(t, "running", e.xml(t, "getTaskStatus", task)["taskStatus"].(map[string]any)["taskState"])
+	require.Equal(t, int64(410), code(t, e.xml(t, "clearTask", task)))
+	require.Equal(t, int64(406), code(t, e.xml(t, "spmStop", id(poolID))))
+	require.Equal(t, int64(410), code(t, e.xml(t, "revertTask", task)))
+	require.Zero(t, code(t, e.xml(t, "stopTask", task)))
+	status := e.xml(t, "getTaskStatus", task)["taskStatus"].(map[string]any)
+	require.Equal(t, []any{"finished", "cleanSuccess", int64(411)}, []any{status["taskState"], status["taskResult"], status["code"]})
+	require.Equal(t, int64(410), code(t, e.xml(t, "stopTask", task)))
+	require.Zero(t, code(t, e.xml(t, "revertTask", task)))
+	require.Zero(t, code(t, e.xml(t, "clearTask", task)))
+	require.Equal(t, int64(401), code(t, e.xml(t, "getTaskStatus", task)))
 }
 
 // A code has the number that VDSM has for it in the verb.
@@ -229,7 +233,6 @@ func TestNumbersOfVerbs(t *testing.T) {
 		{394, "createStorageDomain", []any{4, id(unknown), "x", "/srv/a", 1, 3}},
 		{316, "createStoragePool", []any{4, id(poolID), "x", id(domainID), []any{id(domainID)}, 1}},
 		{380, "createStoragePool", []any{4, id(unknown), "x", id(domainID), []any{id(domainID)}, 1}},
-		{381, "activateStorageDomain", []any{id(otherID), id(poolID)}},
 		{358, "activateStorageDomain", []any{id(unknown), id(poolID)}},
 		{382, "detachStorageDomain", []any{id(otherID), id(poolID), id(uuid.Nil), 1}},
 		{383, "detachStorageDomain", []any{id(domainID), id(poolID), id(uuid.Nil), 1}},
@@ -244,7 +247,8 @@ func TestNumbersOfVerbs(t *testing.T) {
 		{268, "deleteImage", []any{id(domainID), id(poolID), id(unknown)}},
 		{201, "deleteVolume", []any{id(domainID), id(poolID), id(imageID), id(unknown)}},
 		{358, "getVolumeInfo", []any{id(unknown), id(poolID), id(imageID), id(volumeID)}},
-		{922, "mergeSnapshots", []any{id(domainID), id(poolID), "", id(imageID), id(unknown), id(volumeID)}},
+		{201, "mergeSnapshots", []any{id(domainID), id(poolID), "", id(imageID), id(unknown), id(volumeID)}},
+		{922, "createVolume", []any{id(domainID), id(poolID), id(derived(9)), "0", 4, 2, 2, id(derived(9)), "", id(imageID), id(volumeID)}},
 		{401, "clearTask", []any{id(unknown)}},
 	} {
 		r := e.xml(t, c.verb, c.params...)

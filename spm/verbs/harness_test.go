@@ -114,6 +114,7 @@ func (e *endpoint) json(t *testing.T, method string, params any) (a jsonAnswer) 
 	require.NoError(t, d.Decode(&a), answer)
 	if v := verbs.Find(method); v != nil && a.Error != nil {
 		require.True(t, v.Lists(a.Error.Data.Code), "%s answers a code that its reference does not name: %+v", method, a.Error)
+		require.Contains(t, v.Numbers(), a.Error.Code, "%s answers a number that its reference does not name: %+v", method, a.Error)
 	}
 	return a
 }

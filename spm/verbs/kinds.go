@@ -13,16 +13,24 @@ import (
 
 // A Kind is a type of argument: how it is written, and how it is decoded. zero is
 // what an optional one is that was not given, and has the type of what is decoded.
+// numbers are those of refusals that have another number than their code has.
 type Kind struct {
-	Type   string
-	Doc    string
-	zero   any
-	decode func(v any) (any, error)
+	Type    string
+	Doc     string
+	zero    any
+	decode  func(v any) (any, error)
+	numbers []int
 }
 
 // kindOf is a kind of values of type T.
 func kindOf[T any](name, doc string, zero T, decode func(v any) (T, error)) *Kind {
-	return &Kind{name, doc, zero, func(v any) (any, error) { return decode(v) }}
+	return &Kind{Type: name, Doc: doc, zero: zero, decode: func(v any) (any, error) { return decode(v) }}
+}
+
+// refusing is a kind whose refusals may have a number of their own.
+func (k *Kind) refusing(number int) *Kind {
+	k.numbers = append(k.numbers, number)
+	return k
 }
 
 // kinds are all that there are, in the order of the reference.
@@ -47,7 +55,7 @@ var (
 
 	kindDomainType   = wordKind("domain type", domainTypes, spm.DomainType(""))
 	kindClass        = wordKind("domain class", classes, "")
-	kindVersion      = kindOf("domain version", "5, or 0, which is the newest", 0, decodeVersion)
+	kindVersion      = kindOf("domain version", "5, or 0, which is the newest", 0, decodeVersion).refusing(394)
 	kindFormat       = wordKind("format", formats, "")
 	kindFormatOrSame = wordKind("format or UNKNOWN", append(formats, word[string]{number: 0, name: "UNKNOWN", doc: "as it is"}, word[string]{number: 3, name: "UNKNOWN", doc: "the same"}), "")
 	kindAlloc        = wordKind("allocation", allocs, "")
@@ -55,8 +63,8 @@ var (
 	kindVolType      = wordKind("volume type", volTypes, "")
 	kindDiskType     = kindOf("disk type", "a word: "+strings.Join(diskTypes, ", ")+"; or a number from 0 to 8, which is DATA", "DATA", decodeDiskType)
 	kindOperation    = wordKind("operation", operations, false)
-	kindIgnored      = &Kind{"anything", "is ignored", nil, func(any) (any, error) { return nil, nil }}
-	kindNone         = &Kind{"nothing", "VDSM has it, and we do not: false, 0 or an empty string only", nil, decodeNone}
+	kindIgnored      = &Kind{Type: "anything", Doc: "is ignored", decode: func(any) (any, error) { return nil, nil }}
+	kindNone         = &Kind{Type: "nothing", Doc: "VDSM has it, and we do not: false, 0 or an empty string only", decode: decodeNone}
 	kindTrue         = kindOf("true", "VDSM has it false, too, and we do not", true, decodeTrue)
 )
 

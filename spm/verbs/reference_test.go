@@ -74,8 +74,8 @@ func section(b *strings.Builder, v *Verb) {
 	if len(v.Reply) == 0 {
 		b.WriteString("- answers the status only\n")
 	}
-	if len(v.Codes) > 0 {
-		fmt.Fprintf(b, "- errors: %s\n", numbersOf(v))
+	if errors := numbersOf(v); errors != "" {
+		fmt.Fprintf(b, "- errors: %s\n", errors)
 	}
 	for _, m := range v.Methods {
 		fmt.Fprintf(b, "- JSON-RPC of VDSM: `%s(%s)`%s\n", m.Name, parameters(m), result(m))
@@ -85,11 +85,10 @@ func section(b *strings.Builder, v *Verb) {
 // numbersOf are the numbers of a verb's codes, with their names.
 func numbersOf(v *Verb) string {
 	var out []string
-	for _, c := range v.Codes {
-		n := v.failure(&spm.Error{Code: c}).Number
+	add := func(n int, is func(code) bool) {
 		name := ""
 		for _, k := range slices.Concat(codes, numbersOfVerbs) {
-			if k.Code == c && k.Number == n {
+			if k.Number == n && is(k) {
 				name = cmp.Or(k.Name, k.Doc)
 			}
 		}
@@ -97,7 +96,22 @@ func numbersOf(v *Verb) string {
 			out = append(out, text)
 		}
 	}
+	for _, c := range v.Codes {
+		add(v.failure(&spm.Error{Code: c}).Number, func(k code) bool { return k.Code == c })
+	}
+	for _, n := range v.more() {
+		add(n, func(code) bool { return true })
+	}
 	return strings.Join(out, ", ")
+}
+
+// more are the numbers of a verb that are those of a reason, and not of a code.
+func (v *Verb) more() []int {
+	more := slices.Clone(v.Also)
+	for _, a := range v.Args {
+		more = append(more, a.Kind.numbers...)
+	}
+	return more
 }
 
 func parameters(m Method) string {
@@ -150,7 +164,8 @@ stopped.
 that are kept after that number, or after the one of the header ` + "`Last-Event-ID`" + `, then each as it happens. ` + "`id`" + ` is the number,
 ` + "`event`" + ` the kind, ` + "`data`" + ` an object: number, time, kind, name, volume_uuid, domain_uuid, task_uuid, bytes, since, granted, state,
 level, of which those are missing that say nothing. Numbers begin anew with each manager; a number that has not been
-given yet means all that are kept. A client that does not read for 10 seconds is left.
+given yet means all that are kept. A client that does not read for 10 seconds is left. A kind that does not exist
+has the HTTP status 400.
 
 | kind | what has happened |
 |---|---|
@@ -179,6 +194,8 @@ const tail = `
 | addBitmaps and bitmap of createVolume, backing and baseID of measureVolume have their defaults only; sequence is ignored | there are no bitmaps; a copy has everything below it |
 | mergeSnapshots keeps the ancestor | as VDSM's newer SDM.merge; the oldest one kept the successor |
 | prepareImage serves the image over NBD, and path is its address | there is no file or device that a guest could open |
+| what is in a domain is asked of the SPM only: prepareImage, teardownImage, getImagesList and all verbs about volumes answer 654 on a host that is none | there is one host, and the manager of a domain is the SPM's |
+| the DiskAlias of an image is a name, and unique in the pool: createVolume and copyImage fail with 212, once their task runs | our command line finds images by it |
 | a task that has failed has the result cleanSuccess | it has been rolled back; VDSM says cleanFailure where nothing was to be rolled back |
 | tasks outlive the manager and the role, and are cleared by hand only | VDSM forgets those of hosts when it restarts |
 | getTaskStatus, getVolumeInfo, getStorageDomainStats and others have more members | VDSM's are there with VDSM's meaning; the others are said to be ours |

@@ -72,7 +72,9 @@ var taskVerbs = []Verb{
 		call: ofTask(spm.Storage.StopTask),
 	},
 	{
-		Name: "revertTask", VDSM: true, Doc: "Undo a task that has not gone too far for that.",
+		Name: "revertTask", VDSM: true,
+		Doc: "Set a task going again that does not go on (recovering): it is rolled back, or finished if it has gone too far for that. Of one that has failed, " +
+			"or is being rolled back, it is no error. One that goes on is refused: stop it, or wait. So is one that has finished.",
 		Methods: []Method{{"Task.revert", "taskID", ""}},
 		Args:    argsOf(argTask), Codes: endCodes, As: taskNumbers,
 		call: ofTask(spm.Storage.RevertTask),

@@ -18,7 +18,8 @@ const (
 	volumeDoc = "uuid, type (SPARSE, PREALLOCATED), format (COW, RAW), disktype, voltype (LEAF, INTERNAL, SHARED), capacity, apparentsize, truesize (bytes), " +
 		"parent, children (array of UUIDs), description, pool, domain, image, ctime (seconds since 1970), mtime (0), legality (LEGAL, ILLEGAL), " +
 		"status (OK, ILLEGAL, INVALID), generation, sequence; ours: bound (bytes), priority, served, path, parentImage, and name and damaged if there is one, and servedUnknown if its server does not answer (why; served is true then)"
-	sizesDoc = "bytes"
+	sizesDoc    = "bytes"
+	priorityDoc = "from -1000 to 1000"
 )
 
 var volumeVerbs = []Verb{
@@ -29,10 +30,10 @@ var volumeVerbs = []Verb{
 			Arg{Name: "imgUUID", Kind: kindNewUUID, Doc: "the image; it is made if there is none"},
 			Arg{Name: "size", Kind: kindSectors, Doc: "virtual size; 0 on a parent: the parent's"},
 			Arg{Name: "volFormat", Kind: kindFormat, Doc: "COW on a parent"},
-			Arg{Name: "preallocate", Kind: kindAlloc, Doc: "SPARSE on a parent"},
+			Arg{Name: "preallocate", Kind: kindAlloc, Doc: "PREALLOCATED: it is granted all that it can ever need"},
 			Arg{Name: "diskType", Kind: kindDiskType, Doc: "what is in it"},
 			Arg{Name: "volUUID", Kind: kindNewUUID, Doc: "the new volume"},
-			Arg{Name: "desc", Kind: kindString, Doc: "a description; DiskAlias, if it is JSON with that, is the name of the image, which no other image of the pool may have"},
+			Arg{Name: "desc", Kind: kindString, Doc: "a description; DiskAlias, if it is JSON with that, is the name of the image, which no other image of the pool may have: that is found by the task"},
 			Arg{Name: "srcImgUUID", Kind: kindUUID, Optional: true, Doc: "the parent's image; blank: the same"},
 			Arg{Name: "srcVolUUID", Kind: kindUUID, Optional: true, Doc: "the parent; blank: none"},
 			Arg{Name: "initialSize", Kind: kindSectors, Optional: true, Doc: "what it is granted at first; 0: the pool's choice"},
@@ -40,11 +41,12 @@ var volumeVerbs = []Verb{
 			Arg{Name: "legal", Kind: kindTrue, Optional: true, Doc: "a volume that is there is legal"},
 			ignored("sequence"),
 			Arg{Name: "bitmap", Kind: kindNone, Optional: true, Doc: "there are no bitmaps"},
-			Arg{Name: "priority", Kind: kindInt, Optional: true, Doc: "ours: who waits first in a full pool, the lower"}),
+			Arg{Name: "priority", Kind: kindInt, Optional: true, Doc: "ours: who waits first in a full pool, the lower; " + priorityDoc}),
 		Reply: taskReply,
 		Codes: with(volumeCodes, spm.CodeDamaged, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeExists, spm.CodeActive, spm.CodeUnfinished,
 			spm.CodePoolFull, spm.CodeUnsupported, spm.CodeTooManyTasks),
 		As:   map[spm.Code]int{spm.CodeWrongState: 922, spm.CodeIllegal: 226},
+		Also: []int{noSize},
 		call: createVolume,
 	},
 	{
@@ -147,13 +149,16 @@ var volumeVerbs = []Verb{
 	},
 	{
 		Name: "setVolumePriority", Doc: "Say who waits first in a full pool: the lower.",
-		Args:  append(slices.Clone(oneVolume), Arg{Name: "priority", Kind: kindInt, Doc: "any integer; a new volume has 0"}),
+		Args:  append(slices.Clone(oneVolume), Arg{Name: "priority", Kind: kindInt, Doc: priorityDoc + "; a new volume has 0"}),
 		Codes: with(volumeCodes, spm.CodeDamaged),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return nothing(s.SetPriority(ctx, at(a), int(get[int64](a, "priority"))))
 		},
 	},
 }
+
+// noSize is VDSM's number for a size of 0.
+const noSize = 229
 
 func createVolume(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 	v := spm.NewVolume{
@@ -166,7 +171,7 @@ func createVolume(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 		v.ParentImage = v.Image
 	}
 	if v.Parent == uuid.Nil && v.Size == 0 {
-		return nil, refuse(spm.CodeInvalid, 229, "argument size: a volume without a parent needs one")
+		return nil, refuse(spm.CodeInvalid, noSize, "argument size: a volume without a parent needs one")
 	}
 	return begun(s.CreateImageVolume(ctx, v))
 }

@@ -20,8 +20,10 @@ type Verb struct {
 	Reply   []Member
 	// Codes are those of its errors, beside the ones that every verb has.
 	Codes []spm.Code
-	// As are the numbers of codes that VDSM has a number for in this verb only.
+	// As are the numbers of codes that VDSM has a number for in this verb only, and Also
+	// those that it has for one of the reasons of a code, beside that of the code.
 	As   map[spm.Code]int
+	Also []int
 	call func(ctx context.Context, s spm.Storage, a args) (Reply, error)
 }
 

@@ -2,6 +2,7 @@ package verbs
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"tidemark/spm"
@@ -57,6 +58,9 @@ func wordKind[T any](name string, words []word[T], zero T) *Kind {
 	var doc []string
 	for _, w := range words {
 		if w.error != 0 {
+			if w.error != Number(spm.CodeInvalid) && !slices.Contains(k.numbers, w.error) {
+				k.refusing(w.error)
+			}
 			continue
 		}
 		text := fmt.Sprintf("%s or %d", w.name, w.number)
