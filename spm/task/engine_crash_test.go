@@ -75,10 +75,10 @@ func TestKilledAtEveryPoint(t *testing.T) {
 				break
 			}
 			kills++
-			left, stopped, state := w.get(), w.stopped, copyOf(t, store)
+			left, begun, stopped, state := w.get(), w.begun, w.stopped, copyOf(t, store)
 			for then := 1; ; then++ {
 				store, w := copyOf(t, state), newWorld()
-				w.is, w.stopped = maps.Clone(left), stopped
+				w.is, w.begun, w.stopped = maps.Clone(left), maps.Clone(begun), stopped
 				next := live(t, w, store, then, task.Options{})
 				again(next)
 				died := next.isDead()

@@ -26,10 +26,11 @@ var (
 type world struct {
 	mu      sync.Mutex
 	is      map[string]string // "half" or "done"
+	begun   map[string]int    // how many steps of a job ever were, by its name
 	stopped bool              // a Stop has been accepted
 }
 
-func newWorld() *world { return &world{is: map[string]string{}} }
+func newWorld() *world { return &world{is: map[string]string{}, begun: map[string]int{}} }
 
 func (w *world) set(name, value string) {
 	w.mu.Lock()
@@ -165,6 +166,7 @@ func (l *life) do(ctx context.Context, r *task.Run, j job, i int) error {
 	}
 	l.requireDurable(r.ID(), i, false)
 	l.requireAlone(j)
+	l.requireReached(r, j, i, false)
 	l.w.set(j.key(i), "half")
 	if !l.point("do:" + j.key(i) + ":half") {
 		return errDead
@@ -194,10 +196,25 @@ func (l *life) do(ctx context.Context, r *task.Run, j job, i int) error {
 	return nil
 }
 
+// requireReached requires that a step knows how far its task has come: to itself, if it
+// goes ahead, and otherwise to the last one that has begun, or was about to.
+func (l *life) requireReached(r *task.Run, j job, i int, back bool) {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	if !back {
+		require.Equal(l.t, i, r.Reached, j.key(i))
+		l.w.begun[j.Name] = max(l.w.begun[j.Name], i+1)
+		return
+	}
+	require.Contains(l.t, []int{l.w.begun[j.Name] - 1, l.w.begun[j.Name]}, r.Reached, "undo of %s", j.key(i))
+	require.GreaterOrEqual(l.t, r.Reached, i, "undo of %s", j.key(i))
+}
+
 func (l *life) undo(r *task.Run, j job, i int) error {
 	if !l.point("undo:" + j.key(i) + ":begin") {
 		return errDead
 	}
+	l.requireReached(r, j, i, true)
 	l.requireDurable(r.ID(), i, true)
 	l.requireAlone(j)
 	if l.w.get()[j.key(i)] != "" {
