@@ -75,13 +75,11 @@ func TestDocument(t *testing.T) {
 	for i, own := range []float64{300, 170, 250} {
 		o := options{run: string(rune('a' + i)), out: filepath.Join(dir, "run-"+string(rune('a'+i)))}
 		require.NoError(t, os.Mkdir(o.out, 0o755))
-		r, err := openRecord(o)
-		require.NoError(t, err)
+		r := newRecord(o)
 		r.Samples = spoken(cell, map[string]float64{ours: own, "qemu-nbd, threads": 100, "qemu-nbd, io_uring": 50})
 		r.Curves = []curve{{Name: "C", Columns: []string{"x", "y"}, Points: []point{{"1", []float64{2.5}}}, Bounds: []bound{{"b", own, 200, "KiB"}}}}
 		require.NoError(t, r.keep())
-		o.resume = true
-		again, err := openRecord(o)
+		again, err := newRecord(o).orKept()
 		require.NoError(t, err)
 		require.True(t, again.has(cell, ours, 2))
 		require.False(t, again.has(cell, ours, 3))
@@ -99,6 +97,24 @@ func TestDocument(t *testing.T) {
 	require.Contains(t, text, "| 4K allocating, QD1 | qemu-nbd, threads | 1.80 | 2.20 | 1.70 | 1.70-1.70 | missed | 3.00 | missed |")
 	require.Contains(t, text, "| b | 200 KiB | 300 KiB | missed |")
 	require.Equal(t, 2, report(io.Discard, runs[1]), "the ratio and the processor time; what grows is held")
+}
+
+// TestGoingOn: results are of one commit and one time of a turn; when it began stays.
+func TestGoingOn(t *testing.T) {
+	of := func(date, commit, turn string) *record {
+		return &record{Rounds: 2, Time: turn, Machine: []string{"2 processors", date, commitIs + commit, "qemu-nbd 7"}, Arms: []string{"a: x"}}
+	}
+	kept, now := of("2026-01-01 10:00 UTC", "abc", "1s"), of("2026-01-02 11:00 UTC", "abc", "1s")
+	now.Rounds, now.Machine, now.Arms = 3, append(now.Machine, "fio-3"), []string{"b: y"}
+	require.NoError(t, kept.goOn(now))
+	require.Equal(t, []string{"2 processors", "2026-01-01 10:00 UTC", commitIs + "abc", "qemu-nbd 7", "fio-3"}, kept.Machine)
+	require.Equal(t, []string{"a: x", "b: y"}, kept.Arms)
+	require.Equal(t, 3, kept.Rounds)
+
+	require.ErrorContains(t, kept.goOn(of("", "abd", "1s")), "at commit abc, and the tree is at abd")
+	require.ErrorContains(t, kept.goOn(of("", "abc"+dirty, "1s")), "the tree is at abc-dirty")
+	require.ErrorContains(t, of("", "abc"+dirty, "1s").goOn(of("", "abc"+dirty, "1s")), "expected a tree whose changes are committed")
+	require.ErrorContains(t, kept.goOn(of("", "abc", "5s")), "turns are of 1s: expected that time, found 5s")
 }
 
 // TestBenchmarksAreRead: the figures of go test, of several times the same.

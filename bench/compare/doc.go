@@ -26,7 +26,7 @@
 // goal, held or missed. How our own cost grows is measured after the cells (curves.go).
 //
 // A run is kept in -out/run-ID/run.json after every turn, and goes on from there with
-// -resume. The document is made of all runs under -out; of each goal the worst counts.
+// -resume, if the commit and -time are the same and every change is committed. The document is made of all runs under -out; of each goal the worst counts.
 //
 //	go run ./bench/compare -rounds 3 -cells 'overwrite|allocate' -curves dirty -out .cache/bench -run-id 1
 //	go run ./bench/compare -render -out .cache/bench -doc docs/performance.md

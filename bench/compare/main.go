@@ -55,7 +55,7 @@ func parse() (o options, err error) {
 	flag.BoolVar(&o.strict, "strict", false, "fail if something that is wanted is missed")
 	flag.StringVar(&o.doc, "doc", "", "write the document of all runs under -out to this file, and its chart beside it")
 	flag.BoolVar(&o.render, "render", false, "measure nothing: only report, and write -doc, of the runs that there are")
-	flag.BoolVar(&o.resume, "resume", false, "go on with what -out has of an earlier run")
+	flag.BoolVar(&o.resume, "resume", false, "go on with what -out has of this run: of the same commit, with the same -time")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the order and the places")
 	flag.Parse()
 	if o.cells, err = regexp.Compile(*cellsRE); err != nil {
@@ -121,11 +121,14 @@ func measureAll(ctx context.Context, o options) error {
 	if err := errors.Join(os.MkdirAll(o.out, 0o755), os.MkdirAll(o.work, 0o755)); err != nil {
 		return err
 	}
-	r, err := openRecord(o)
-	if err != nil {
-		return err
-	}
+	r := newRecord(o)
 	r.describe(list, missing)
+	if o.resume {
+		var err error
+		if r, err = r.orKept(); err != nil {
+			return err
+		}
+	}
 	for _, line := range slices.Concat(r.Machine, r.Arms, r.Missing) {
 		fmt.Fprintln(os.Stderr, line)
 	}
