@@ -24,6 +24,21 @@ func TestMedianAndInterval(t *testing.T) {
 	require.InDelta(t, 2, high, 0.05)
 }
 
+// TestIntervalsAreWhatTheySay: their range below six values, narrower from there on.
+func TestIntervalsAreWhatTheySay(t *testing.T) {
+	for n := 1; n <= 12; n++ {
+		var list []float64
+		for i := range n {
+			list = append(list, float64(i+1))
+		}
+		low, high := interval(list)
+		require.Equal(t, n < fewRounds, low == 1 && high == float64(n), n)
+	}
+	require.Contains(t, meaning(3), "with 3 rounds have the median between them in 75 of 100 cases")
+	require.Contains(t, meaning(5), "in 94 of 100")
+	require.Contains(t, meaning(10), "95 %")
+}
+
 // spoken are samples of a cell of three rounds, in which the machine was not as fast.
 func spoken(cell string, speeds map[string]float64) (all []sample) {
 	for round, speed := range []float64{1, 3, 0.5} {

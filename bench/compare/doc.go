@@ -4,8 +4,12 @@
 // A cell is a kind of load, an arm a server. One run is several rounds; in each of
 // them every arm of a cell has its turn, in a shuffled order, with a fresh copy of the
 // same image, the same cache mode, and the same time. What is reported is the median of
-// the ratios of the rounds, with an interval that has it in 95 of 100 cases: the speed
-// of the machine, which others use too, is not in it.
+// the ratios of the rounds: the speed of the machine, which others use too, is not in it.
+// The interval beside it is from the smallest to the largest ratio with fewer than six
+// rounds, and the 95 % interval from six on. The median alone says whether a goal is held,
+// whatever the interval. Of a peer with several arms the one that ours is compared with is
+// that with the largest median of its own speed over the rounds of the run: it is chosen
+// after they were measured, in each run again.
 //
 // A cell that writes to a file begins with an image that is not in the page cache, as
 // after the boot of a host (forget says why); one that reads, with an image that is.

@@ -101,13 +101,15 @@ Written by %[1]sgo run ./bench/compare -render -doc docs/performance.md%[1]s fro
 
 ## Goals
 
-How many times as fast as the best arm of the peer: the worst of the runs, the median of the ratios of its rounds with its
-95 %% interval. Processor time is the server's for each operation, its children and on LVM the pool's manager included, ours by
-the peer's: the largest of the runs; at most %[6]g is wanted beside QEMU, %[6]g to %[7]g is the way there. The speed of writes is
-that with a FLUSH and the end of the connections. QEMU 7.2's FUSE export loses concurrent writes: its content is not checked.
+How many times as fast as the best arm of the peer: the worst of the runs, the median of the ratios of its rounds. The interval
+is %[8]s; the median alone
+says what is held. The best arm is that with the largest median of its own speed in the run, chosen after it was measured.
+Processor time is the server's for each operation, its children and on LVM the pool's manager included, ours by the peer's: the
+largest of the runs; at most %[6]g is wanted beside QEMU, %[6]g to %[7]g is the way there. The speed of writes is that with a FLUSH and
+the end of the connections. QEMU 7.2's FUSE export loses concurrent writes: its content is not checked.
 
-`, "`", len(runs), last.Rounds, last.Time, svg, cpuMost, cpuAim)
-	table(&b, []string{"cell", "beside", "at least", "aim", "measured", "95 %", "", "processor time", ""}, func(add func(...string)) {
+`, "`", len(runs), last.Rounds, last.Time, svg, cpuMost, cpuAim, meaning(last.Rounds))
+	table(&b, []string{"cell", "beside", "at least", "aim", "measured", "interval", "", "processor time", ""}, func(add func(...string)) {
 		for _, v := range worst(runs) {
 			word := v.word()
 			if v.Void != "" {

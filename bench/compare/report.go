@@ -13,7 +13,7 @@ const ours = "tidemark"
 
 // A verdict is how ours stands in a cell beside a peer.
 type verdict struct {
-	Cell, Peer, Arm  string // Arm is the one that counts as the peer: the best
+	Cell, Peer, Arm  string // Arm is the one that counts as the peer: with the best median of its own
 	Ratio, Low, High float64
 	Wanted, Aim      float64 // 0: nothing is
 	CPU              float64 // ours by the peer's
@@ -174,7 +174,7 @@ func report(w io.Writer, r *record) (misses int) {
 // printGoals prints a line for every goal, and returns how many are missed.
 func printGoals(w io.Writer, r *record) (misses int) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "goal\tbeside\tat least\taim\tmeasured\t95 %\t\tCPU ratio\t\t")
+	fmt.Fprintln(t, "goal\tbeside\tat least\taim\tmeasured\tinterval\t\tCPU ratio\t\t")
 	for _, v := range judgeAll(r.Samples, allArms(ours)) {
 		for _, word := range []string{v.word(), v.cpuWord()} {
 			if word == missed {
@@ -193,6 +193,7 @@ func printGoals(w io.Writer, r *record) (misses int) {
 		}
 	}
 	t.Flush()
+	fmt.Fprintf(w, "The interval is %s; what counts is the median.\n", meaning(r.Rounds))
 	fmt.Fprintf(w, "%d goals are missed\n", misses)
 	return misses
 }
