@@ -17,9 +17,12 @@
 // A cell that writes ends with a FLUSH and the end of the connections, which is part
 // of the time that counts; where fio makes the load it says what time counts, and that is
 // without them. It counts only if qemu-img check finds no error and a sample
-// of the blocks holds what was written there. The client's own ceiling, against a
-// server that does nothing, is a line beside the table, and so is a plain loop of
-// pwrite on a raw file.
+// of the blocks holds what was written there.
+//
+// Beside the table are lines of what the machine does without a disk, which bound
+// nothing: the client with nbdkit's null plugin (a server that answers sooner goes beyond
+// it, and ours does), and a plain loop of pwrite, measured once, on a raw file of 64 MiB
+// that is in the page cache, without a FLUSH.
 //
 // The cells on LVM need root, lvm and a loop device: ours is a volume of a pool, which
 // grows as it is written, and QEMU has an image in the same part of the same device with

@@ -136,7 +136,17 @@ the end of the connections. QEMU 7.2's FUSE export loses concurrent writes: its 
 	return strings.TrimRight(b.String(), "\n") + "\n"
 }
 
-// figures are the medians of all arms over all runs, and what bounds them.
+// floorNames are those of all runs.
+func floorNames(runs []*record) (names []string) {
+	for _, r := range runs {
+		for _, f := range r.Floors {
+			names = including(names, f.Name)
+		}
+	}
+	return names
+}
+
+// figures are the medians of all arms over all runs, and what to compare them with.
 func figures(b *strings.Builder, runs []*record) {
 	fmt.Fprint(b, "## Figures\n\nOperations a second, medians of all rounds of all runs.\n\n")
 	table(b, append([]string{"cell", "server"}, rowColumns...), func(add func(...string)) {
@@ -144,15 +154,17 @@ func figures(b *strings.Builder, runs []*record) {
 			add(append([]string{r.cell, r.arm}, numbers(r.values)...)...)
 		}
 	})
-	table(b, []string{"what bounds them", "a second, of each run"}, func(add func(...string)) {
-		for i, f := range runs[0].Floors {
+	table(b, []string{"to compare with", "a second, of each run"}, func(add func(...string)) {
+		for _, name := range floorNames(runs) {
 			var each []string
 			for _, r := range runs {
-				if i < len(r.Floors) {
+				if i := slices.IndexFunc(r.Floors, func(f floor) bool { return f.Name == name }); i >= 0 {
 					each = append(each, fmt.Sprintf("%.0f", r.Floors[i].IOPS))
+				} else {
+					each = append(each, "not measured")
 				}
 			}
-			add(f.Name, strings.Join(each, ", "))
+			add(name, strings.Join(each, ", "))
 		}
 	})
 	table(b, []string{"cell", "server", "syncs for each flush"}, func(add func(...string)) {

@@ -31,7 +31,7 @@ type record struct {
 	directory string
 }
 
-// A floor is what the machine and the client are able to do without a disk server.
+// A floor is what the machine does without a disk (floor.go).
 type floor struct {
 	Name string  `json:"name"`
 	IOPS float64 `json:"iops"`
@@ -126,6 +126,11 @@ func readRecord(path string) (*record, error) {
 	r := &record{}
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	for i, f := range r.Floors {
+		if name, ok := formerFloors[f.Name]; ok {
+			r.Floors[i].Name = name
+		}
 	}
 	return r, nil
 }
