@@ -112,8 +112,53 @@ func TestDocument(t *testing.T) {
 	text := document(runs, "c.svg")
 	require.Contains(t, text, "| 4K allocating, QD1 | qemu-nbd, threads | 1.80 | 2.20 | 1.70 | 1.70-1.70 | missed | 3.00 | missed |")
 	require.Contains(t, text, "| "+loopFloor+" | 300, 170, 250 |", "a name from before")
+	require.Contains(t, text, "| 4K overwrite, QD1, fio | best QEMU | 1.10 | 1.30 |  |  | not measured |  |  |")
 	require.Contains(t, text, "| b | 200 KiB | 300 KiB | missed |")
-	require.Equal(t, 2, report(io.Discard, runs[1]), "the ratio and the processor time; what grows is held")
+	require.Equal(t, 2, report(io.Discard, runs[1], expectation{}), "the ratio and the processor time; what grows is held")
+}
+
+// TestOptionsThatMeasureNothing are refused.
+func TestOptionsThatMeasureNothing(t *testing.T) {
+	for args, want := range map[string]string{
+		"-cells nosuch":                 "-cells nosuch: expected a pattern",
+		"-curves nosuch":                "-curves nosuch: expected a pattern",
+		"-arms nosuch":                  "-arms nosuch: expected a pattern",
+		"-cells - -curves ^-":           "nothing to measure",
+		"-rounds 0":                     "-rounds 0: expected 1 or more",
+		"-rounds -1":                    "-rounds -1: expected 1 or more",
+		"-time 0s":                      "-time 0s",
+		"-rounds 1 more":                `["more"] behind the flags`,
+		"-run-id a/b":                   `-run-id "a/b": expected letters`,
+		"-cells LVM -curves - -arms -":  "",
+		"-cells - -curves dirty":        "",
+		"-render -out /tmp/o[1] -doc d": "",
+	} {
+		_, err := parse(strings.Fields(args), io.Discard)
+		if want == "" {
+			require.NoError(t, err, args)
+		} else {
+			require.ErrorContains(t, err, want, args)
+		}
+	}
+}
+
+// TestGoalsThatWereNotMeasured do not vanish, if all that they need was chosen.
+func TestGoalsThatWereNotMeasured(t *testing.T) {
+	expected := func(args ...string) []goal {
+		o, err := parse(args, io.Discard)
+		require.NoError(t, err)
+		return o.expected().goals
+	}
+	require.Equal(t, goals, expected())
+	require.Equal(t, []goal{{"4K allocating, QD1", bestQEMU, 1.8, 2.2}}, expected("-cells", "^4K allocating, QD1$"))
+	require.Equal(t, []goal{{"4K overwrite, QD32, 16 MiB", nbdkit, 0.95, 1.1}}, expected("-cells", "16 MiB", "-arms", "nbdkit|threads"), "qemu-storage-daemon is not there")
+	require.Empty(t, expected("-cells", "-"))
+
+	list := expectation{expected("-cells", "QD32, 16 MiB"), []string{"latency"}}
+	r := &record{Rounds: 3, Samples: spoken("4K overwrite, QD32, 16 MiB", map[string]float64{ours: 300, "qemu-nbd, threads": 100})}
+	var text strings.Builder
+	require.Equal(t, 3, report(&text, r, list), "the processor time is missed, nbdkit and the latency were not measured")
+	require.Contains(t, text.String(), "1 goals are missed, 2 were to be measured and were not")
 }
 
 // TestGoingOn: results are of one commit and one time of a turn; when it began stays.

@@ -30,7 +30,8 @@
 // processors counts as ours.
 //
 // What is wanted is data (goals.go): the report and the document have a line for each
-// goal, held or missed. How our own cost grows is measured after the cells (curves.go).
+// goal: held, missed, or not measured. With -strict one that was to be measured, as its cell
+// and all arms of its peer were chosen, and was not, is missed too. How our own cost grows is measured after the cells (curves.go).
 //
 // A run is kept in -out/run-ID/run.json after every turn, and goes on from there with
 // -resume, if the commit and -time are the same and every change is committed. The document is made of all runs under -out; of each goal the worst counts.

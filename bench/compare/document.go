@@ -110,12 +110,16 @@ the end of the connections. QEMU 7.2's FUSE export loses concurrent writes: its 
 
 `, "`", len(runs), last.Rounds, last.Time, svg, cpuMost, cpuAim, meaning(last.Rounds))
 	table(&b, []string{"cell", "beside", "at least", "aim", "measured", "interval", "", "processor time", ""}, func(add func(...string)) {
-		for _, v := range worst(runs) {
+		judged := worst(runs)
+		for _, v := range judged {
 			word := v.word()
 			if v.Void != "" {
 				word = "void: " + v.Void
 			}
 			add(v.Cell, v.Arm, wish(v.Wanted), wish(v.Aim), fmt.Sprintf("%.2f", v.Ratio), fmt.Sprintf("%.2f-%.2f", v.Low, v.High), word, fmt.Sprintf("%.2f", v.CPU), v.cpuWord())
+		}
+		for _, g := range unmeasured(goals, judged) {
+			add(g.Cell, g.Peer, wish(g.Least), wish(g.Aim), "", "", notThere, "", "")
 		}
 	})
 	table(&b, []string{"what grows", "at most", "measured, the worst of the runs", ""}, func(add func(...string)) {
