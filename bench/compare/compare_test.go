@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/xml"
 	"errors"
 	"io"
@@ -204,4 +205,26 @@ func TestCellsAreJobs(t *testing.T) {
 	for _, g := range goals {
 		require.True(t, seen[g.Cell], g.Cell)
 	}
+}
+
+// TestContent: how much is read back, what fio may have left, and which row is marked.
+func TestContent(t *testing.T) {
+	whole, heads := split([]int64{0, 1, 2, 3, 4, 5, 6}, 3)
+	require.Equal(t, []int64{0, 3, 6}, whole)
+	require.Equal(t, []int64{1, 2, 4, 5}, heads)
+	whole, heads = split([]int64{7, 8}, 3)
+	require.Equal(t, []int64{7, 8}, whole)
+	require.Empty(t, heads)
+
+	block := bytes.Repeat([]byte{0, 0x10, 0, 0, 0, 0, 0, 0}, 512)
+	require.NoError(t, checkFio(4096, block))
+	require.NoError(t, checkFio(0, make([]byte, 4096)), "its offset")
+	require.NoError(t, checkFio(4096, bytes.Repeat([]byte{1}, 4096)))
+	require.Error(t, checkFio(4096, make([]byte, 4096)), "nothing was zero")
+	block[4095] = 1
+	require.Error(t, checkFio(4096, block), "torn")
+
+	require.Equal(t, "qemu-storage-daemon, fuse (content not checked)", cellOf("FUSE 4K overwrite, 4 jobs").marked("qemu-storage-daemon, fuse"))
+	require.Equal(t, "qemu-storage-daemon, fuse", cellOf("FUSE 4K overwrite, QD1").marked("qemu-storage-daemon, fuse"))
+	require.Equal(t, ours+", mount", cellOf("FUSE 4K overwrite, 4 jobs").marked(ours+", mount"))
 }

@@ -106,7 +106,8 @@ is %[8]s; the median alone
 says what is held. The best arm is that with the largest median of its own speed in the run, chosen after it was measured.
 Processor time is the server's for each operation, its children and on LVM the pool's manager included, ours by the peer's: the
 largest of the runs; at most %[6]g is wanted beside QEMU, %[6]g to %[7]g is the way there. The speed of writes is that with a FLUSH and
-the end of the connections. QEMU 7.2's FUSE export loses concurrent writes: its content is not checked.
+the end of the connections. QEMU 7.2's FUSE export loses concurrent writes: its content is
+not checked then.
 
 `, "`", len(runs), last.Rounds, last.Time, svg, cpuMost, cpuAim, meaning(last.Rounds))
 	table(&b, []string{"cell", "beside", "at least", "aim", "measured", "interval", "", "processor time", ""}, func(add func(...string)) {
@@ -116,7 +117,7 @@ the end of the connections. QEMU 7.2's FUSE export loses concurrent writes: its 
 			if v.Void != "" {
 				word = "void: " + v.Void
 			}
-			add(v.Cell, v.Arm, wish(v.Wanted), wish(v.Aim), fmt.Sprintf("%.2f", v.Ratio), fmt.Sprintf("%.2f-%.2f", v.Low, v.High), word, fmt.Sprintf("%.2f", v.CPU), v.cpuWord())
+			add(v.Cell, cellOf(v.Cell).marked(v.Arm), wish(v.Wanted), wish(v.Aim), fmt.Sprintf("%.2f", v.Ratio), fmt.Sprintf("%.2f-%.2f", v.Low, v.High), word, fmt.Sprintf("%.2f", v.CPU), v.cpuWord())
 		}
 		for _, g := range unmeasured(goals, judged) {
 			add(g.Cell, g.Peer, wish(g.Least), wish(g.Aim), "", "", notThere, "", "")
@@ -155,7 +156,7 @@ func figures(b *strings.Builder, runs []*record) {
 	fmt.Fprint(b, "## Figures\n\nOperations a second, medians of all rounds of all runs.\n\n")
 	table(b, append([]string{"cell", "server"}, rowColumns...), func(add func(...string)) {
 		for _, r := range rowsOf(together(runs), allArms(ours)) {
-			add(append([]string{r.cell, r.arm}, numbers(r.values)...)...)
+			add(append([]string{r.cell, cellOf(r.cell).marked(r.arm)}, numbers(r.values)...)...)
 		}
 	})
 	table(b, []string{"to compare with", "a second, of each run"}, func(add func(...string)) {

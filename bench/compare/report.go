@@ -151,7 +151,7 @@ func report(w io.Writer, r *record, expected expectation) (misses int) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(t, "cell\tarm\t%s\t\n", strings.Join(rowColumns, "\t"))
 	for _, row := range rowsOf(r.Samples, allArms(ours)) {
-		fmt.Fprintf(t, "%s\t%s\t%s\t\n", row.cell, row.arm, strings.Join(numbers(row.values), "\t"))
+		fmt.Fprintf(t, "%s\t%s\t%s\t\n", row.cell, cellOf(row.cell).marked(row.arm), strings.Join(numbers(row.values), "\t"))
 	}
 	for _, c := range r.Curves {
 		fmt.Fprintf(t, "\t\n%s\t\n%s\t\n", c.Name, strings.Join(c.Columns, "\t"))
@@ -187,7 +187,7 @@ func printGoals(w io.Writer, r *record, expected expectation) (misses int) {
 				misses++
 			}
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.2f\t%.2f-%.2f\t%s\t%.2f\t%s\t\n", v.Cell, v.Arm, wish(v.Wanted), wish(v.Aim), v.Ratio, v.Low, v.High, v.word(), v.CPU, v.cpuWord())
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.2f\t%.2f-%.2f\t%s\t%.2f\t%s\t\n", v.Cell, cellOf(v.Cell).marked(v.Arm), wish(v.Wanted), wish(v.Aim), v.Ratio, v.Low, v.High, v.word(), v.CPU, v.cpuWord())
 	}
 	absent := 0
 	for _, g := range unmeasured(expected.goals, judged) {
