@@ -116,6 +116,23 @@ func (c cell) has(a arm) bool {
 	return a.ours() || g != nil && (g.Least > 0 || !a.raw || a.name == nbdkitFile(4).name)
 }
 
+// needs is what a cell needs of the machine beside its servers and the image tools of
+// QEMU: programs, files, and root (here).
+func (c cell) needs() (list []string) {
+	switch {
+	case c.fio != nil:
+		list = append(list, "fio")
+	case c.at == onLVM:
+		list = append(list, "root", "/dev/loop-control", "losetup", "fallocate", "blkdiscard", "lvm")
+	case c.at == mounted:
+		list = append(list, "/dev/fuse")
+	}
+	if c.loop {
+		list = append(list, "root", "/dev/loop-control", "losetup")
+	}
+	return list
+}
+
 // exempt reports whether what an arm leaves in a cell does not have to be what was
 // written: QEMU's FUSE export loses writes that are in flight together (fuseCells).
 func (c cell) exempt(a arm) bool {

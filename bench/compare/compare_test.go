@@ -87,7 +87,10 @@ func TestVerdicts(t *testing.T) {
 // what grows; and a run can be kept and gone on with.
 func TestDocument(t *testing.T) {
 	const cell = "4K allocating, QD1"
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "o[1]")
+	require.NoError(t, os.Mkdir(dir, 0o755))
+	_, err := readRuns(dir)
+	require.ErrorContains(t, err, "no run under")
 	for i, own := range []float64{300, 170, 250} {
 		o := options{run: string(rune('a' + i)), out: filepath.Join(dir, "run-"+string(rune('a'+i)))}
 		require.NoError(t, os.Mkdir(o.out, 0o755))
@@ -101,9 +104,14 @@ func TestDocument(t *testing.T) {
 		require.True(t, again.has(cell, ours, 2))
 		require.False(t, again.has(cell, ours, 3))
 	}
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "run-without"), 0o755))
 	runs, err := readRuns(dir)
 	require.NoError(t, err)
 	require.Len(t, runs, 3)
+	require.NoError(t, os.Rename(filepath.Join(dir, "run-c"), filepath.Join(dir, "run-d")))
+	copied, err := (&record{Run: "d", directory: filepath.Join(dir, "run-d"), Time: runs[2].Time}).orKept()
+	require.NoError(t, err)
+	require.Equal(t, "d", copied.Run, "the name is that of the directory")
 	v := worst(runs)
 	require.Len(t, v, 1)
 	require.InDelta(t, 1.7, v[0].Ratio, 1e-9)
@@ -227,4 +235,21 @@ func TestContent(t *testing.T) {
 	require.Equal(t, "qemu-storage-daemon, fuse (content not checked)", cellOf("FUSE 4K overwrite, 4 jobs").marked("qemu-storage-daemon, fuse"))
 	require.Equal(t, "qemu-storage-daemon, fuse", cellOf("FUSE 4K overwrite, QD1").marked("qemu-storage-daemon, fuse"))
 	require.Equal(t, ours+", mount", cellOf("FUSE 4K overwrite, 4 jobs").marked(ours+", mount"))
+}
+
+// TestWhatThisMachineCannotDo is named, and does not stop the rest.
+func TestWhatThisMachineCannotDo(t *testing.T) {
+	rest, missing := possible(cells(), func(need string) error {
+		if need == "root" || need == "fio" {
+			return errors.New("no " + need)
+		}
+		return nil
+	})
+	require.Len(t, missing, len(lvmCells())+2)
+	require.Len(t, rest, len(cells())-len(missing))
+	require.Equal(t, `the cell "4K overwrite, QD1, fio": no fio`, missing[0])
+	require.Equal(t, `the cell "LVM 4K overwrite, QD32": no root`, missing[1])
+	for _, c := range rest {
+		require.False(t, c.loop || c.at == onLVM, c.name)
+	}
 }

@@ -3,24 +3,33 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 )
 
-// readRuns reads the records of all runs under dir, by their names.
+// readRuns reads the records of all runs under dir, by their names: those of their
+// directories, whatever they were called before.
 func readRuns(dir string) (runs []*record, err error) {
-	paths, err := filepath.Glob(filepath.Join(dir, "run-*", recordName))
-	if err != nil {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	slices.Sort(paths)
-	for _, path := range paths {
-		r, err := readRecord(path)
+	for _, e := range entries {
+		name, ok := strings.CutPrefix(e.Name(), "run-")
+		if !ok {
+			continue
+		}
+		r, err := readRecord(filepath.Join(dir, e.Name(), recordName))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
+		r.Run = name
 		runs = append(runs, r)
 	}
 	if len(runs) == 0 {

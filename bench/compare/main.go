@@ -31,8 +31,9 @@ func compare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var done *record
 	if !o.render {
-		if err := measureAll(ctx, o); err != nil {
+		if done, err = measureAll(ctx, o); err != nil {
 			return err
 		}
 	}
@@ -45,35 +46,37 @@ func compare(ctx context.Context) error {
 			return err
 		}
 	}
-	last := runs[len(runs)-1]
-	if !o.render {
-		last = runs[slices.IndexFunc(runs, func(r *record) bool { return r.Run == o.run })]
+	if o.render {
+		done = runs[len(runs)-1]
 	}
-	missed := report(os.Stdout, last, o.expected())
+	missed := report(os.Stdout, done, o.expected())
 	if o.strict && missed > 0 {
 		return fmt.Errorf("%d goals are missed or not measured", missed)
 	}
 	return nil
 }
 
-// measureAll does a run: what its record has already is left out.
-func measureAll(ctx context.Context, o options) error {
+// measureAll does a run: what its record has already is left out, and what this machine
+// cannot do is named in it.
+func measureAll(ctx context.Context, o options) (*record, error) {
 	list, missing := arms(o.tidemark)
 	list = slices.DeleteFunc(list, func(a arm) bool { return !a.ours() && !o.arms.has(a.name) })
 	wanted := slices.DeleteFunc(cells(), func(c cell) bool { return !o.cells.has(c.name) })
 	if !slices.ContainsFunc(list, func(a arm) bool { return a.name == ours }) {
-		return fmt.Errorf("nothing to do: %s is missing (%s)", o.tidemark, strings.Join(missing, "; "))
+		return nil, fmt.Errorf("nothing to do: %s is missing (%s)", o.tidemark, strings.Join(missing, "; "))
 	}
+	wanted, cannot := possible(wanted, here)
+	missing = append(missing, cannot...)
 	o.out = filepath.Join(o.out, "run-"+o.run)
 	if err := errors.Join(os.MkdirAll(o.out, 0o755), os.MkdirAll(o.work, 0o755)); err != nil {
-		return err
+		return nil, err
 	}
 	r := newRecord(o)
 	r.describe(list, missing)
 	if o.resume {
 		var err error
 		if r, err = r.orKept(); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	for _, line := range slices.Concat(r.Machine, r.Arms, r.Missing) {
@@ -82,15 +85,15 @@ func measureAll(ctx context.Context, o options) error {
 	m := &bench{stable: stable{o.work}, tidemark: o.tidemark, work: o.work, duration: o.duration, seed: r.Seed}
 	defer m.clean()
 	if err := m.floors(ctx, r); err != nil {
-		return err
+		return nil, err
 	}
 	if err := m.rounds(ctx, r, wanted, list); err != nil {
-		return err
+		return nil, err
 	}
 	if err := m.allSyncs(ctx, r, wanted, list); err != nil {
-		return err
+		return nil, err
 	}
-	return m.plotAll(ctx, r, o.curves)
+	return r, m.plotAll(ctx, r, o.curves)
 }
 
 // rounds are all turns, in rounds; each sample is kept at once, so that a run that
