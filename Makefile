@@ -104,8 +104,8 @@ packages:
 
 # What is compared with the peers, and how cost grows, in bench/compare: some twenty
 # minutes, or until it is known well. RUN names a run; one that was stopped goes on where it
-# was. Goals that are missed are printed, and make bench fails only with
-# BENCH_FLAGS=-strict.
+# was, and another commit is another run. Goals that are missed are printed, and make bench
+# fails only with BENCH_FLAGS=-strict.
 RUN ?= 1
 bench: build packages ## compare with QEMU and nbdkit: 3 rounds and the curves, some twenty minutes
 	$(GO) run ./bench/compare -rounds 3 -time 1s -out .cache/bench -run-id $(RUN) -resume $(BENCH_FLAGS)

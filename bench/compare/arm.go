@@ -81,6 +81,40 @@ func arms(tidemark string) (list []arm, missing []string) {
 	return list, missing
 }
 
+// here looks for something a cell needs: a program, a file by its path, or "root".
+func here(need string) error {
+	switch {
+	case need == "root" && os.Geteuid() != 0:
+		return fmt.Errorf("root is needed, found the user %d", os.Geteuid())
+	case need == "root":
+		return nil
+	case filepath.IsAbs(need):
+		_, err := os.Stat(need)
+		return err
+	}
+	_, err := exec.LookPath(need)
+	return err
+}
+
+// possible are the cells of which look finds all that they need; missing says which are
+// not, and why.
+func possible(list []cell, look func(need string) error) (rest []cell, missing []string) {
+	for _, c := range list {
+		var errs []string
+		for _, need := range c.needs() {
+			if err := look(need); err != nil {
+				errs = append(errs, err.Error())
+			}
+		}
+		if len(errs) == 0 {
+			rest = append(rest, c)
+		} else {
+			missing = append(missing, fmt.Sprintf("the cell %q: %s", c.name, strings.Join(errs, "; ")))
+		}
+	}
+	return rest, missing
+}
+
 func qemuNBD(aio string) arm {
 	return arm{name: "qemu-nbd, " + aio, qemu: true, args: func(b bed) []string {
 		return []string{"qemu-nbd", "-f", "qcow2", "-t", "-e", "8", "--aio", aio, "--cache", "writeback", "--discard", "unmap", "-k", b.socket, b.image}

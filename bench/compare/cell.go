@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"time"
 
 	"tidemark/bench/load"
@@ -113,6 +114,37 @@ func (c cell) has(a arm) bool {
 	}
 	g := goalOf(c.name, a.peer())
 	return a.ours() || g != nil && (g.Least > 0 || !a.raw || a.name == nbdkitFile(4).name)
+}
+
+// needs is what a cell needs of the machine beside its servers and the image tools of
+// QEMU: programs, files, and root (here).
+func (c cell) needs() (list []string) {
+	switch {
+	case c.fio != nil:
+		list = append(list, "fio")
+	case c.at == onLVM:
+		list = append(list, "root", "/dev/loop-control", "losetup", "fallocate", "blkdiscard", "lvm")
+	case c.at == mounted:
+		list = append(list, "/dev/fuse")
+	}
+	if c.loop {
+		list = append(list, "root", "/dev/loop-control", "losetup")
+	}
+	return list
+}
+
+// exempt reports whether what an arm leaves in a cell does not have to be what was
+// written: QEMU's FUSE export loses writes that are in flight together (fuseCells).
+func (c cell) exempt(a arm) bool {
+	return a.at == mounted && a.qemu && c.job.Depth*max(c.job.Conns, 1) > 1
+}
+
+// marked is an arm's name in a row of a cell, with what has to be known of it there.
+func (c cell) marked(name string) string {
+	if slices.ContainsFunc(allArms(ours), func(a arm) bool { return a.name == name && c.exempt(a) }) {
+		return name + " (content not checked)"
+	}
+	return name
 }
 
 // withTime gives a cell's job its time and its seed.

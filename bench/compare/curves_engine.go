@@ -15,8 +15,8 @@ func (m *bench) engine(ctx context.Context) (*curve, error) {
 		return nil, err
 	}
 	c := &curve{Name: "The engine by itself", Says: "Over files that cost nothing, the median of three: opening an image that is allocated as a whole, 4K overwrites at random in it, " +
-		"4K reads at random through a chain, what an idle disk of 100 GiB takes, what the metadata of a disk of 16 TiB takes when all of it is used.",
-		Columns: []string{"benchmark", "value", "µs, KiB or MiB"}}
+		"4K reads at random through a chain, what an idle disk of 100 GiB takes, in memory and in goroutines, what the metadata of a disk of 16 TiB takes when all of it is used.",
+		Columns: []string{"benchmark", "µs; KiB or goroutines a disk; MiB"}}
 	found := benchmarks(text)
 	units := map[string]struct {
 		unit string
@@ -27,10 +27,12 @@ func (m *bench) engine(ctx context.Context) (*curve, error) {
 		kind, _, _ := strings.Cut(f.name, "/")
 		u := units[kind]
 		by[f.name] = median(f.values[u.unit]) / u.by
-		c.Points = append(c.Points, point{strings.TrimPrefix(f.name, "Benchmark"), []float64{by[f.name]}})
+		name := strings.TrimPrefix(f.name, "Benchmark")
+		c.Points = append(c.Points, point{name, []float64{by[f.name]}})
+		if routines, ok := f.values["goroutines/disk"]; ok {
+			c.Points = append(c.Points, point{name + ", goroutines", []float64{median(routines)}})
+		}
 	}
-	c.Columns = c.Columns[:2]
-	c.Columns[1] = "µs; KiB a disk; MiB"
 	open := 0.0
 	for name, v := range by {
 		if strings.HasPrefix(name, "BenchmarkOpen/") {

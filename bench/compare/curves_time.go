@@ -162,12 +162,17 @@ const (
 	besideWrites = 10
 )
 
-// dirty is a minute of overwrites of more than the kernel lets be dirty.
+// dirtyRows is how many times the time of a turn the curve beyond the dirty limit takes.
+const dirtyRows = 60
+
+// dirty is writes of more than the kernel lets be dirty: a minute of them, where turns are
+// of a second.
 func (m *bench) dirty(ctx context.Context) (*curve, error) {
-	c := &curve{Name: "Beyond the dirty limit", Says: "4K writes at random over 12 GiB of an empty disk for 60 s, 32 in flight; " + dirtyLimit() + ". By the second:",
-		Columns: []string{"second", "IOPS", "p50 µs", "p99 µs", "p99.9 µs", "max µs"}}
+	c := &curve{Name: "Beyond the dirty limit", Says: fmt.Sprintf("4K writes at random over 12 GiB of an empty disk for %g s, 32 in flight; %s. Each row is of %g s:",
+		(dirtyRows * m.duration).Seconds(), dirtyLimit(), m.duration.Seconds()),
+		Columns: []string{"until, s", "IOPS", "p50 µs", "p99 µs", "p99.9 µs", "max µs"}}
 	err := m.serve(ctx, imageKind{size: 16 * gib}, func(_, socket string, _ *server) error {
-		j := load.Job{Block: int(4 * kib), Set: 12 * gib, Depth: 32, Duration: 60 * m.duration, Seed: m.seed, Window: m.duration}
+		j := load.Job{Block: int(4 * kib), Set: 12 * gib, Depth: 32, Duration: dirtyRows * m.duration, Seed: m.seed, Window: m.duration}
 		r, err := load.Run(socket, "", j)
 		if err != nil {
 			return err
@@ -175,8 +180,8 @@ func (m *bench) dirty(ctx context.Context) (*curve, error) {
 		row := func(at string, h *load.Histogram, d time.Duration) {
 			c.Points = append(c.Points, point{at, []float64{float64(h.Count()) / d.Seconds(), us(h, 0.5), us(h, 0.99), us(h, 0.999), us(h, 1)}})
 		}
-		for i := range r.Windows[:min(len(r.Windows), 60)] { // what came later is no whole second
-			row(strconv.Itoa(i+1), &r.Windows[i], m.duration)
+		for i := range r.Windows[:min(len(r.Windows), dirtyRows)] { // what came later is no whole row
+			row(fmt.Sprintf("%g", (time.Duration(i+1)*m.duration).Seconds()), &r.Windows[i], m.duration)
 		}
 		row("all", &r.Latency, r.Asked)
 		row("with FLUSH and close", &r.Latency, r.Closed)

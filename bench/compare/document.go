@@ -3,24 +3,33 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 )
 
-// readRuns reads the records of all runs under dir, by their names.
+// readRuns reads the records of all runs under dir, by their names: those of their
+// directories, whatever they were called before.
 func readRuns(dir string) (runs []*record, err error) {
-	paths, err := filepath.Glob(filepath.Join(dir, "run-*", recordName))
-	if err != nil {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	slices.Sort(paths)
-	for _, path := range paths {
-		r, err := readRecord(path)
+	for _, e := range entries {
+		name, ok := strings.CutPrefix(e.Name(), "run-")
+		if !ok {
+			continue
+		}
+		r, err := readRecord(filepath.Join(dir, e.Name(), recordName))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
+		r.Run = name
 		runs = append(runs, r)
 	}
 	if len(runs) == 0 {
@@ -101,19 +110,26 @@ Written by %[1]sgo run ./bench/compare -render -doc docs/performance.md%[1]s fro
 
 ## Goals
 
-How many times as fast as the best arm of the peer: the worst of the runs, the median of the ratios of its rounds with its
-95 %% interval. Processor time is the server's for each operation, its children and on LVM the pool's manager included, ours by
-the peer's: the largest of the runs; at most %[6]g is wanted beside QEMU, %[6]g to %[7]g is the way there. The speed of writes is
-that with a FLUSH and the end of the connections. QEMU 7.2's FUSE export loses concurrent writes: its content is not checked.
+How many times as fast as the best arm of the peer: the worst of the runs, the median of the ratios of its rounds. The interval
+is %[8]s; the median alone
+says what is held. The best arm is that with the largest median of its own speed in the run, chosen after it was measured.
+Processor time is the server's for each operation, its children and on LVM the pool's manager included, ours by the peer's: the
+largest of the runs; at most %[6]g is wanted beside QEMU, %[6]g to %[7]g is the way there. The speed of writes is that with a FLUSH and
+the end of the connections. QEMU 7.2's FUSE export loses concurrent writes: its content is
+not checked then.
 
-`, "`", len(runs), last.Rounds, last.Time, svg, cpuMost, cpuAim)
-	table(&b, []string{"cell", "beside", "at least", "aim", "measured", "95 %", "", "processor time", ""}, func(add func(...string)) {
-		for _, v := range worst(runs) {
+`, "`", len(runs), last.Rounds, last.Time, svg, cpuMost, cpuAim, meaning(last.Rounds))
+	table(&b, []string{"cell", "beside", "at least", "aim", "measured", "interval", "", "processor time", ""}, func(add func(...string)) {
+		judged := worst(runs)
+		for _, v := range judged {
 			word := v.word()
 			if v.Void != "" {
 				word = "void: " + v.Void
 			}
-			add(v.Cell, v.Arm, wish(v.Wanted), wish(v.Aim), fmt.Sprintf("%.2f", v.Ratio), fmt.Sprintf("%.2f-%.2f", v.Low, v.High), word, fmt.Sprintf("%.2f", v.CPU), v.cpuWord())
+			add(v.Cell, cellOf(v.Cell).marked(v.Arm), wish(v.Wanted), wish(v.Aim), fmt.Sprintf("%.2f", v.Ratio), fmt.Sprintf("%.2f-%.2f", v.Low, v.High), word, fmt.Sprintf("%.2f", v.CPU), v.cpuWord())
+		}
+		for _, g := range unmeasured(goals, judged) {
+			add(g.Cell, g.Peer, wish(g.Least), wish(g.Aim), "", "", notThere, "", "")
 		}
 	})
 	table(&b, []string{"what grows", "at most", "measured, the worst of the runs", ""}, func(add func(...string)) {
@@ -134,23 +150,35 @@ that with a FLUSH and the end of the connections. QEMU 7.2's FUSE export loses c
 	return strings.TrimRight(b.String(), "\n") + "\n"
 }
 
-// figures are the medians of all arms over all runs, and what bounds them.
+// floorNames are those of all runs.
+func floorNames(runs []*record) (names []string) {
+	for _, r := range runs {
+		for _, f := range r.Floors {
+			names = including(names, f.Name)
+		}
+	}
+	return names
+}
+
+// figures are the medians of all arms over all runs, and what to compare them with.
 func figures(b *strings.Builder, runs []*record) {
 	fmt.Fprint(b, "## Figures\n\nOperations a second, medians of all rounds of all runs.\n\n")
 	table(b, append([]string{"cell", "server"}, rowColumns...), func(add func(...string)) {
 		for _, r := range rowsOf(together(runs), allArms(ours)) {
-			add(append([]string{r.cell, r.arm}, numbers(r.values)...)...)
+			add(append([]string{r.cell, cellOf(r.cell).marked(r.arm)}, numbers(r.values)...)...)
 		}
 	})
-	table(b, []string{"what bounds them", "a second, of each run"}, func(add func(...string)) {
-		for i, f := range runs[0].Floors {
+	table(b, []string{"to compare with", "a second, of each run"}, func(add func(...string)) {
+		for _, name := range floorNames(runs) {
 			var each []string
 			for _, r := range runs {
-				if i < len(r.Floors) {
+				if i := slices.IndexFunc(r.Floors, func(f floor) bool { return f.Name == name }); i >= 0 {
 					each = append(each, fmt.Sprintf("%.0f", r.Floors[i].IOPS))
+				} else {
+					each = append(each, "not measured")
 				}
 			}
-			add(f.Name, strings.Join(each, ", "))
+			add(name, strings.Join(each, ", "))
 		}
 	})
 	table(b, []string{"cell", "server", "syncs for each flush"}, func(add func(...string)) {

@@ -1,5 +1,7 @@
 package main
 
+import "slices"
+
 // The peers that a goal speaks of: the best arm of QEMU, nbdkit on a raw file.
 const (
 	bestQEMU = "best QEMU"
@@ -61,4 +63,37 @@ func goalOf(cell, peer string) *goal {
 		}
 	}
 	return nil
+}
+
+// What is expected of a run: goals, and curves that something is wanted of.
+type expectation struct {
+	goals  []goal
+	curves []string
+}
+
+// expected is what that which was chosen measures: of its cells the goals whose peer has all
+// of its arms in it, and of its curves those with bounds.
+func (o options) expected() (e expectation) {
+	for _, g := range goals {
+		c, left := cellOf(g.Cell), func(a arm) bool { return a.peer() == g.Peer && !o.arms.has(a.name) }
+		if o.cells.has(g.Cell) && !slices.ContainsFunc(allArms(ours), func(a arm) bool { return c.has(a) && left(a) }) {
+			e.goals = append(e.goals, g)
+		}
+	}
+	for _, p := range plots {
+		if p.bounded && o.curves.has(p.name) {
+			e.curves = append(e.curves, p.name)
+		}
+	}
+	return e
+}
+
+// unmeasured are those of the goals that there is no verdict of.
+func unmeasured(list []goal, judged []verdict) (rest []goal) {
+	for _, g := range list {
+		if !slices.ContainsFunc(judged, func(v verdict) bool { return v.Cell == g.Cell && v.Peer == g.Peer }) {
+			rest = append(rest, g)
+		}
+	}
+	return rest
 }

@@ -9,11 +9,9 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 )
 
 func main() {
@@ -25,67 +23,17 @@ func main() {
 	}
 }
 
-type options struct {
-	rounds   int
-	duration time.Duration
-	cells    *regexp.Regexp
-	arms     *regexp.Regexp
-	out      string
-	work     string
-	tidemark string
-	resume   bool
-	seed     uint64
-	run      string
-	curves   *regexp.Regexp
-	strict   bool
-	doc      string
-	render   bool
-}
-
-func parse() (o options, err error) {
-	flag.IntVar(&o.rounds, "rounds", 3, "how often every arm has its turn")
-	flag.DurationVar(&o.duration, "time", 2*time.Second, "of one turn")
-	cellsRE := flag.String("cells", "", "a pattern for the names of the cells; all")
-	armsRE := flag.String("arms", "", "a pattern for the names of the arms, ours apart; all")
-	flag.StringVar(&o.out, "out", ".cache/bench", "the directory for the report")
-	flag.StringVar(&o.work, "work", "", "a directory on the file system to be measured; default: in -out")
-	flag.StringVar(&o.tidemark, "tidemark", "bin/tidemark", "our program")
-	flag.StringVar(&o.run, "run-id", "1", "names the run: its record is -out/run-ID/run.json")
-	curvesRE := flag.String("curves", ".", "a pattern for the curves: connections, exports, churn, latency, dirty, engine; - for none")
-	flag.BoolVar(&o.strict, "strict", false, "fail if something that is wanted is missed")
-	flag.StringVar(&o.doc, "doc", "", "write the document of all runs under -out to this file, and its chart beside it")
-	flag.BoolVar(&o.render, "render", false, "measure nothing: only report, and write -doc, of the runs that there are")
-	flag.BoolVar(&o.resume, "resume", false, "go on with what -out has of an earlier run")
-	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the order and the places")
-	flag.Parse()
-	if o.cells, err = regexp.Compile(*cellsRE); err != nil {
-		return o, err
-	}
-	if o.arms, err = regexp.Compile(*armsRE); err != nil {
-		return o, err
-	}
-	if o.curves, err = regexp.Compile(*curvesRE); err != nil {
-		return o, err
-	}
-	if o.work == "" {
-		o.work = filepath.Join(o.out, "work")
-	}
-	if o.work, err = filepath.Abs(o.work); err != nil {
-		return o, err
-	}
-	if o.tidemark, err = filepath.Abs(o.tidemark); err != nil {
-		return o, err
-	}
-	return o, nil
-}
-
 func compare(ctx context.Context) error {
-	o, err := parse()
+	o, err := parse(os.Args[1:], os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
+	var done *record
 	if !o.render {
-		if err := measureAll(ctx, o); err != nil {
+		if done, err = measureAll(ctx, o); err != nil {
 			return err
 		}
 	}
@@ -98,49 +46,54 @@ func compare(ctx context.Context) error {
 			return err
 		}
 	}
-	last := runs[len(runs)-1]
-	if !o.render {
-		last = runs[slices.IndexFunc(runs, func(r *record) bool { return r.Run == o.run })]
+	if o.render {
+		done = runs[len(runs)-1]
 	}
-	missed := report(os.Stdout, last)
+	missed := report(os.Stdout, done, o.expected())
 	if o.strict && missed > 0 {
-		return fmt.Errorf("%d goals are missed", missed)
+		return fmt.Errorf("%d goals are missed or not measured", missed)
 	}
 	return nil
 }
 
-// measureAll does a run: what its record has already is left out.
-func measureAll(ctx context.Context, o options) error {
+// measureAll does a run: what its record has already is left out, and what this machine
+// cannot do is named in it.
+func measureAll(ctx context.Context, o options) (*record, error) {
 	list, missing := arms(o.tidemark)
-	list = slices.DeleteFunc(list, func(a arm) bool { return !a.ours() && !o.arms.MatchString(a.name) })
-	wanted := slices.DeleteFunc(cells(), func(c cell) bool { return !o.cells.MatchString(c.name) })
+	list = slices.DeleteFunc(list, func(a arm) bool { return !a.ours() && !o.arms.has(a.name) })
+	wanted := slices.DeleteFunc(cells(), func(c cell) bool { return !o.cells.has(c.name) })
 	if !slices.ContainsFunc(list, func(a arm) bool { return a.name == ours }) {
-		return fmt.Errorf("nothing to do: %s is missing (%s)", o.tidemark, strings.Join(missing, "; "))
+		return nil, fmt.Errorf("nothing to do: %s is missing (%s)", o.tidemark, strings.Join(missing, "; "))
 	}
+	wanted, cannot := possible(wanted, here)
+	missing = append(missing, cannot...)
 	o.out = filepath.Join(o.out, "run-"+o.run)
 	if err := errors.Join(os.MkdirAll(o.out, 0o755), os.MkdirAll(o.work, 0o755)); err != nil {
-		return err
+		return nil, err
 	}
-	r, err := openRecord(o)
-	if err != nil {
-		return err
-	}
+	r := newRecord(o)
 	r.describe(list, missing)
+	if o.resume {
+		var err error
+		if r, err = r.orKept(); err != nil {
+			return nil, err
+		}
+	}
 	for _, line := range slices.Concat(r.Machine, r.Arms, r.Missing) {
 		fmt.Fprintln(os.Stderr, line)
 	}
 	m := &bench{stable: stable{o.work}, tidemark: o.tidemark, work: o.work, duration: o.duration, seed: r.Seed}
 	defer m.clean()
 	if err := m.floors(ctx, r); err != nil {
-		return err
+		return nil, err
 	}
 	if err := m.rounds(ctx, r, wanted, list); err != nil {
-		return err
+		return nil, err
 	}
 	if err := m.allSyncs(ctx, r, wanted, list); err != nil {
-		return err
+		return nil, err
 	}
-	return m.plotAll(ctx, r, o.curves)
+	return r, m.plotAll(ctx, r, o.curves)
 }
 
 // rounds are all turns, in rounds; each sample is kept at once, so that a run that
@@ -170,9 +123,9 @@ func (m *bench) rounds(ctx context.Context, r *record, cells []cell, arms []arm)
 }
 
 // plotAll measures the curves.
-func (m *bench) plotAll(ctx context.Context, r *record, which *regexp.Regexp) error {
+func (m *bench) plotAll(ctx context.Context, r *record, which choice) error {
 	for _, p := range plots {
-		if !which.MatchString(p.name) || slices.ContainsFunc(r.Curves, func(c curve) bool { return c.ID == p.name }) {
+		if !which.has(p.name) || slices.ContainsFunc(r.Curves, func(c curve) bool { return c.ID == p.name }) {
 			continue
 		}
 		fmt.Fprintln(os.Stderr, "curve", p.name)

@@ -3,11 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -78,15 +76,19 @@ func (m *bench) measure(ctx context.Context, c cell, a arm, round int) (s sample
 	before := srv.cpu() + b.pool.cpu()
 	r, err := ask(ctx, c, b.socket, j)
 	cpu := srv.cpu() + b.pool.cpu() - before
+	var wrong error
+	if err == nil && j.Op == load.Read {
+		s.Checked, wrong = verifyReads(c, b.socket, j)
+	}
 	if err := errors.Join(err, srv.stop(a)); err != nil {
 		return s, err
 	}
 	s.fill(r, cpu, j)
 	if j.Op == load.Write {
-		s.Checked, err = m.judge(ctx, c, a, *b, j, r)
+		s.Checked, wrong = m.judge(ctx, c, a, *b, j, r)
 	}
-	if err != nil {
-		s.Void = err.Error()
+	if wrong != nil {
+		s.Void = wrong.Error()
 	}
 	return s, nil
 }
@@ -154,94 +156,6 @@ func (b *bed) remove() error {
 		return nil
 	}
 	return b.pool.stop()
-}
-
-// mostChecked bounds how many blocks are read back.
-const mostChecked = 20000
-
-// judge checks what an arm has left: the image by qemu-img, and a sample of its blocks
-// through qemu-nbd.
-func (m *bench) judge(ctx context.Context, c cell, a arm, b bed, j load.Job, r *load.Result) (int, error) {
-	image, err := a.image(ctx, &b)
-	if err != nil {
-		return 0, err
-	}
-	if !a.raw {
-		if err := run(ctx, "qemu-img", append([]string{"check", "-q"}, image...)...); err != nil {
-			return 0, err
-		}
-	}
-	reader := arm{name: "reader", args: func(b bed) []string {
-		return append([]string{"qemu-nbd", "-r", "-t", "-k", b.socket}, image...)
-	}}
-	again := b
-	again.socket = b.socket + "r"
-	srv, err := reader.start(ctx, again)
-	if err != nil {
-		return 0, err
-	}
-	n, err := verify(c, again.socket, j, r)
-	if a.at == mounted && a.qemu && j.Depth*max(j.Conns, 1) > 1 {
-		err = nil // known to lose writes: see fuseCells
-	}
-	return n, errors.Join(err, srv.stop(reader))
-}
-
-// verify reads blocks back, as many as it says: those that were written, and where it
-// is known what was there before, those that were not.
-func verify(c cell, socket string, j load.Job, r *load.Result) (int, error) {
-	if c.fio != nil {
-		offs := anywhere(j, mostChecked)
-		return len(offs), load.Verify(socket, "", offs, checkFio)
-	}
-	written := r.Sample(j, mostChecked)
-	err := load.Verify(socket, "", written, load.CheckStamp(j.Seed))
-	if c.prefill > 0 {
-		return len(written), err
-	}
-	rest := r.Untouched(j, mostChecked/4)
-	return len(written) + len(rest), errors.Join(err, load.Verify(socket, "", rest, load.CheckFormer(c.image.former())))
-}
-
-// image is how QEMU is told where what an arm has left is.
-func (a arm) image(ctx context.Context, b *bed) ([]string, error) {
-	switch {
-	case a.raw:
-		return []string{"-f", "raw", b.image}, nil
-	case a.at != onLVM:
-		return []string{"-f", "qcow2", b.image}, nil
-	}
-	if a.ours() {
-		p, err := b.pool.where(ctx)
-		if err != nil {
-			return nil, err
-		}
-		b.part = p
-	}
-	return []string{"--image-opts", b.part.options("native")}, nil
-}
-
-// anywhere are up to most places of a Job, at random.
-func anywhere(j load.Job, most int) (offs []int64) {
-	stride := max(j.Stride, int64(j.Block))
-	rng := rand.New(rand.NewPCG(j.Seed, 3))
-	for range most {
-		offs = append(offs, rng.Int64N(j.Set/stride)*stride)
-	}
-	return offs
-}
-
-// checkFio accepts what fio writes at off, its offset again and again, and what was
-// there before: the places that it chose are not known.
-func checkFio(off int64, sector []byte) error {
-	var mark [8]byte
-	binary.LittleEndian.PutUint64(mark[:], uint64(off))
-	for _, legal := range [][]byte{bytes.Repeat(mark[:], len(sector)/8), bytes.Repeat([]byte{1}, len(sector)), make([]byte, len(sector))} {
-		if bytes.Equal(legal, sector) {
-			return nil
-		}
-	}
-	return fmt.Errorf("expected its offset, or what was there before, found % x", sector[:16])
 }
 
 // fioOutput is what is needed of fio's report.

@@ -18,7 +18,7 @@ import (
 // that was stopped can go on, and the document is made of several.
 type record struct {
 	Run       string   `json:"run"`
-	Machine   []string `json:"machine"` // what was measured on, with which versions
+	Machine   []string `json:"machine"` // what was measured on, when it began, with which versions
 	Arms      []string `json:"arms"`    // each with its command
 	Missing   []string `json:"missing,omitempty"`
 	Rounds    int      `json:"rounds"`
@@ -31,7 +31,7 @@ type record struct {
 	directory string
 }
 
-// A floor is what the machine and the client are able to do without a disk server.
+// A floor is what the machine does without a disk (floor.go).
 type floor struct {
 	Name string  `json:"name"`
 	IOPS float64 `json:"iops"`
@@ -46,22 +46,76 @@ type syncs struct {
 
 const recordName = "run.json"
 
-// openRecord begins the record of a run in its directory, or goes on with the one that
-// is there.
-func openRecord(o options) (*record, error) {
-	r := &record{Run: o.run, Rounds: o.rounds, Time: o.duration.String(), Seed: o.seed, directory: o.out}
-	if !o.resume {
-		return r, nil
-	}
-	kept, err := readRecord(filepath.Join(o.out, recordName))
+func newRecord(o options) *record {
+	return &record{Run: o.run, Rounds: o.rounds, Time: o.duration.String(), Seed: o.seed, directory: o.out}
+}
+
+// orKept is the record that is in the directory, to go on with; r if there is none.
+func (r *record) orKept() (*record, error) {
+	path := filepath.Join(r.directory, recordName)
+	kept, err := readRecord(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return r, nil
 	case err != nil:
 		return nil, fmt.Errorf("go on with a run: %w", err)
 	}
-	kept.directory, kept.Rounds = o.out, o.rounds
+	if err := kept.goOn(r); err != nil {
+		return nil, fmt.Errorf("go on with %s: %w; name another run (-run-id, or make bench RUN=), or remove that file", path, err)
+	}
 	return kept, nil
+}
+
+// goOn takes into a record what is to be measured now. What is in it already has to be of
+// the same program and of turns of the same time: a tree with changes that are not
+// committed is another one each time. The date of the begin stays, as does the seed;
+// there may be more rounds, other arms, and programs of other versions, which are named
+// beside the first.
+func (r *record) goOn(now *record) error {
+	switch had, have := commitOf(r.Machine), commitOf(now.Machine); {
+	case had != have:
+		return fmt.Errorf("it was measured at commit %s, and the tree is at %s", had, have)
+	case strings.HasSuffix(have, dirty):
+		return fmt.Errorf("it was measured at commit %s: expected a tree whose changes are committed, whether they are still the same cannot be told", had)
+	case r.Time != now.Time:
+		return fmt.Errorf("its turns are of %s: expected that time, found %s", r.Time, now.Time)
+	}
+	r.Run, r.directory, r.Rounds, r.Missing = now.Run, now.directory, max(r.Rounds, now.Rounds), now.Missing
+	for _, line := range now.Machine {
+		if _, err := time.Parse(begun, line); err != nil {
+			r.Machine = including(r.Machine, line)
+		}
+	}
+	for _, line := range now.Arms {
+		r.Arms = including(r.Arms, line)
+	}
+	return nil
+}
+
+// including is a list that has a line.
+func including(list []string, line string) []string {
+	if slices.Contains(list, line) {
+		return list
+	}
+	return append(list, line)
+}
+
+// How the lines of a record's machine are written.
+const (
+	begun    = "2006-01-02 15:04 UTC"
+	commitIs = "tidemark commit "
+	dirty    = "-dirty"
+)
+
+// commitOf is the commit that the lines of a machine name; "" for none, where there is
+// no repository.
+func commitOf(machine []string) string {
+	for _, line := range machine {
+		if commit, ok := strings.CutPrefix(line, commitIs); ok {
+			return commit
+		}
+	}
+	return ""
 }
 
 func readRecord(path string) (*record, error) {
@@ -72,6 +126,11 @@ func readRecord(path string) (*record, error) {
 	r := &record{}
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	for i, f := range r.Floors {
+		if name, ok := formerFloors[f.Name]; ok {
+			r.Floors[i].Name = name
+		}
 	}
 	return r, nil
 }
@@ -106,12 +165,11 @@ func (r *record) describe(list []arm, missing []string) {
 	}
 	r.Machine = []string{
 		fmt.Sprintf("%d processors, %s; %s", runtime.NumCPU(), model, strings.TrimSpace(string(uname))),
-		time.Now().UTC().Format("2006-01-02 15:04 UTC"),
+		time.Now().UTC().Format(begun),
 	}
-	if commit, err := exec.Command("git", "describe", "--always", "--dirty").Output(); err == nil {
-		r.Machine = append(r.Machine, "tidemark commit "+strings.TrimSpace(string(commit)))
+	if commit, err := exec.Command("git", "describe", "--always", "--dirty="+dirty).Output(); err == nil {
+		r.Machine = append(r.Machine, commitIs+strings.TrimSpace(string(commit)))
 	}
-	r.Arms = nil
 	seen := map[string]bool{}
 	for _, a := range list {
 		args := a.args(bed{image: "IMAGE", socket: "SOCKET", part: part{device: "DEVICE", offset: lunStart, size: lunGranted}})

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -13,7 +14,7 @@ const ours = "tidemark"
 
 // A verdict is how ours stands in a cell beside a peer.
 type verdict struct {
-	Cell, Peer, Arm  string // Arm is the one that counts as the peer: the best
+	Cell, Peer, Arm  string // Arm is the one that counts as the peer: with the best median of its own
 	Ratio, Low, High float64
 	Wanted, Aim      float64 // 0: nothing is
 	CPU              float64 // ours by the peer's
@@ -43,8 +44,9 @@ func (v verdict) cpuWord() string {
 }
 
 const (
-	held   = "held"
-	missed = "missed"
+	held     = "held"
+	missed   = "missed"
+	notThere = "not measured"
 )
 
 // samplesOf are the values of an arm in a cell, by round; void ones are left out.
@@ -86,7 +88,7 @@ func judgeAll(all []sample, arms []arm) (list []verdict) {
 		for _, a := range arms {
 			speed := func(arm string) float64 { return median(values(samplesOf(all, g.Cell, arm, iops))) }
 			switch {
-			case a.at != placeOf(g.Cell):
+			case a.at != cellOf(g.Cell).at:
 			case a.ours():
 				own = a.name
 			case a.peer() == g.Peer && (best == "" || speed(a.name) > speed(best)):
@@ -111,13 +113,14 @@ func judgeAll(all []sample, arms []arm) (list []verdict) {
 	return list
 }
 
-func placeOf(name string) place {
+// cellOf is the cell with a name.
+func cellOf(name string) cell {
 	for _, c := range cells() {
 		if c.name == name {
-			return c.at
+			return c
 		}
 	}
-	return inFile
+	return cell{}
 }
 
 // A row is an arm in a cell: medians.
@@ -142,12 +145,13 @@ func rowsOf(all []sample, arms []arm) (list []row) {
 	return list
 }
 
-// report prints a run, and returns how many goals it misses.
-func report(w io.Writer, r *record) (misses int) {
+// report prints a run, and returns how many goals it misses, and of those that are
+// expected does not have.
+func report(w io.Writer, r *record, expected expectation) (misses int) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(t, "cell\tarm\t%s\t\n", strings.Join(rowColumns, "\t"))
 	for _, row := range rowsOf(r.Samples, allArms(ours)) {
-		fmt.Fprintf(t, "%s\t%s\t%s\t\n", row.cell, row.arm, strings.Join(numbers(row.values), "\t"))
+		fmt.Fprintf(t, "%s\t%s\t%s\t\n", row.cell, cellOf(row.cell).marked(row.arm), strings.Join(numbers(row.values), "\t"))
 	}
 	for _, c := range r.Curves {
 		fmt.Fprintf(t, "\t\n%s\t\n%s\t\n", c.Name, strings.Join(c.Columns, "\t"))
@@ -168,20 +172,29 @@ func report(w io.Writer, r *record) (misses int) {
 		}
 	}
 	fmt.Fprintln(w)
-	return printGoals(w, r)
+	return printGoals(w, r, expected)
 }
 
-// printGoals prints a line for every goal, and returns how many are missed.
-func printGoals(w io.Writer, r *record) (misses int) {
+// printGoals prints a line for every goal, and returns how many are missed or, if they
+// are expected, not measured.
+func printGoals(w io.Writer, r *record, expected expectation) (misses int) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "goal\tbeside\tat least\taim\tmeasured\t95 %\t\tCPU ratio\t\t")
-	for _, v := range judgeAll(r.Samples, allArms(ours)) {
+	fmt.Fprintln(t, "goal\tbeside\tat least\taim\tmeasured\tinterval\t\tCPU ratio\t\t")
+	judged := judgeAll(r.Samples, allArms(ours))
+	for _, v := range judged {
 		for _, word := range []string{v.word(), v.cpuWord()} {
 			if word == missed {
 				misses++
 			}
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.2f\t%.2f-%.2f\t%s\t%.2f\t%s\t\n", v.Cell, v.Arm, wish(v.Wanted), wish(v.Aim), v.Ratio, v.Low, v.High, v.word(), v.CPU, v.cpuWord())
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.2f\t%.2f-%.2f\t%s\t%.2f\t%s\t\n", v.Cell, cellOf(v.Cell).marked(v.Arm), wish(v.Wanted), wish(v.Aim), v.Ratio, v.Low, v.High, v.word(), v.CPU, v.cpuWord())
+	}
+	absent := 0
+	for _, g := range unmeasured(expected.goals, judged) {
+		if g.Least > 0 {
+			absent++
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t\t\t%s\t\t\t\n", g.Cell, g.Peer, wish(g.Least), wish(g.Aim), notThere)
 	}
 	fmt.Fprintln(t, "goal\t\tat most\t\tmeasured\t")
 	for _, c := range r.Curves {
@@ -192,9 +205,16 @@ func printGoals(w io.Writer, r *record) (misses int) {
 			fmt.Fprintf(t, "%s\t\t%g %s\t\t%.3g\t\t%s\t\n", b.Name, b.Most, b.Unit, b.Value, b.word())
 		}
 	}
+	for _, name := range expected.curves {
+		if !slices.ContainsFunc(r.Curves, func(c curve) bool { return c.ID == name }) {
+			absent++
+			fmt.Fprintf(t, "curve %s\t\t\t\t\t\t%s\t\n", name, notThere)
+		}
+	}
 	t.Flush()
-	fmt.Fprintf(w, "%d goals are missed\n", misses)
-	return misses
+	fmt.Fprintf(w, "The interval is %s; what counts is the median.\n", meaning(r.Rounds))
+	fmt.Fprintf(w, "%d goals are missed, %d were to be measured and were not\n", misses, absent)
+	return misses + absent
 }
 
 // wish is what is wanted; "" for nothing.

@@ -38,7 +38,7 @@ func (m *bench) syncsPerFlush(ctx context.Context, c cell, a arm) (float64, erro
 	const flushes = 200
 	before, err := countSyncs(trace)
 	if err != nil {
-		return 0, err
+		return 0, errors.Join(err, srv.stop(traced))
 	}
 	j := c.withTime(m.duration, m.seed)
 	j.Set, j.Once = flushes*max(j.Stride, int64(j.Block)), true

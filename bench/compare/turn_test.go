@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"tidemark/bench/load"
 	"tidemark/internal/testenv"
 )
 
@@ -26,6 +27,8 @@ func TestTurns(t *testing.T) {
 	dir := t.TempDir()
 	m := &bench{stable: stable{dir}, work: dir, duration: 50 * time.Millisecond, seed: 7}
 	turns := 0
+	reads := c
+	reads.job.Op, reads.image.full = load.Read, 64*mib
 	for _, a := range list {
 		if !c.has(a) || a.name != ours && a.name != "qemu-nbd, threads" && a.name != "nbdkit, raw file, 4 threads" {
 			continue
@@ -34,6 +37,10 @@ func TestTurns(t *testing.T) {
 		require.NoError(t, err, a.name)
 		require.Empty(t, s.Void, a.name)
 		require.Positive(t, s.IOPS, a.name)
+		require.Positive(t, s.Checked, a.name)
+		s, err = m.measure(t.Context(), reads, a, 0)
+		require.NoError(t, err, a.name)
+		require.Empty(t, s.Void, a.name)
 		require.Positive(t, s.Checked, a.name)
 		turns++
 	}

@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -83,6 +84,8 @@ func TestFile(t *testing.T) {
 		for _, off := range written {
 			require.NoError(t, CheckStamp(j.Seed)(off, after[off:][:j.Block]))
 			require.Error(t, CheckFormer(1)(off, after[off:][:j.Block]))
+			after[off+int64(j.Block)-1]++
+			require.ErrorContains(t, CheckStamp(j.Seed)(off, after[off:][:j.Block]), fmt.Sprintf("at byte %d of the block", j.Block-16), "its end as well")
 			copy(after[off:], before[:j.Block])
 		}
 		require.Equal(t, before, after)

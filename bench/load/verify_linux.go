@@ -20,13 +20,16 @@ func stamp(b []byte, off int64, seed uint64) {
 	binary.LittleEndian.PutUint64(b[8:], seed)
 }
 
-// Verify reads the sectors at offs and gives each to check.
-func Verify(path, name string, offs []int64, check func(off int64, sector []byte) error) error {
+// Verify reads a block at each of offs and gives it to check.
+func Verify(path, name string, block int, offs []int64, check func(off int64, found []byte) error) error {
+	if len(offs) == 0 {
+		return nil
+	}
 	c, err := dial(path, name)
 	if err != nil {
 		return err
 	}
-	l := newNBDLine(c, Job{Op: Read, Block: sectorSize, Depth: verified})
+	l := newNBDLine(c, Job{Op: Read, Block: block, Depth: verified})
 	for len(offs) > 0 && err == nil {
 		batch := offs[:min(len(offs), verified)]
 		offs = offs[len(batch):]
@@ -35,13 +38,11 @@ func Verify(path, name string, offs []int64, check func(off int64, sector []byte
 	return errors.Join(err, c.close())
 }
 
-const (
-	sectorSize = 512
-	verified   = 32 // at a time
-)
+// verified is how many blocks are asked for at a time.
+const verified = 32
 
-// verify reads a batch of sectors.
-func (l *nbdLine) verify(offs []int64, check func(off int64, sector []byte) error) error {
+// verify reads a batch of blocks.
+func (l *nbdLine) verify(offs []int64, check func(off int64, found []byte) error) error {
 	for i, off := range offs {
 		l.add(uint64(i), off)
 	}
@@ -49,7 +50,7 @@ func (l *nbdLine) verify(offs []int64, check func(off int64, sector []byte) erro
 		return err
 	}
 	for range offs {
-		reply := l.in[:replyLen+sectorSize]
+		reply := l.in[:replyLen+l.job.Block]
 		if err := l.readFull(reply[:replyLen]); err != nil {
 			return err
 		}
@@ -67,14 +68,14 @@ func (l *nbdLine) verify(offs []int64, check func(off int64, sector []byte) erro
 	return nil
 }
 
-// Sample is where up to most of the blocks begin that a Job has written, spread over
-// all of them.
-func (r *Result) Sample(j Job, most int) []int64 { return r.sample(j, most, true) }
+// Sample is where blocks begin that a Job has written: of more than some number at least
+// so many, spread over all of them.
+func (r *Result) Sample(j Job, some int) []int64 { return r.sample(j, some, true) }
 
-// Untouched is where up to most of the places are that a Job has not written to.
-func (r *Result) Untouched(j Job, most int) []int64 { return r.sample(j, most, false) }
+// Untouched is where places are that a Job has not written to, as many as of Sample.
+func (r *Result) Untouched(j Job, some int) []int64 { return r.sample(j, some, false) }
 
-func (r *Result) sample(j Job, most int, written bool) (offs []int64) {
+func (r *Result) sample(j Job, some int, written bool) (offs []int64) {
 	j = j.withDefaults()
 	var all []int64
 	for i := range j.places() {
@@ -82,32 +83,51 @@ func (r *Result) sample(j Job, most int, written bool) (offs []int64) {
 			all = append(all, j.From+i*j.Stride)
 		}
 	}
-	step := max(len(all)/most, 1)
+	step := max(len(all)/some, 1)
 	for i := int(j.Seed % uint64(step)); i < len(all); i += step {
 		offs = append(offs, all[i])
 	}
 	return offs
 }
 
-// CheckStamp requires that a block of a Job's with that seed begins with sector.
-func CheckStamp(seed uint64) func(off int64, sector []byte) error {
-	return func(off int64, sector []byte) error {
-		want := make([]byte, len(sector))
-		fill(want, seed)
+// CheckStamp requires that found is a block of a Job's with that seed, or what such a block
+// begins with.
+func CheckStamp(seed uint64) func(off int64, found []byte) error {
+	var want []byte
+	return func(off int64, found []byte) error {
+		if len(want) != len(found) {
+			want = make([]byte, len(found))
+			fill(want, seed)
+		}
 		stamp(want, off, seed)
-		if !bytes.Equal(want, sector) {
-			return fmt.Errorf("expected % x and its seed to the end, found % x", want[:16], sector)
+		return same(want, found)
+	}
+}
+
+// CheckFormer requires that each byte of what was not written to is value.
+func CheckFormer(value byte) func(off int64, found []byte) error {
+	var want []byte
+	return func(_ int64, found []byte) error {
+		if len(want) != len(found) {
+			want = bytes.Repeat([]byte{value}, len(found))
+		}
+		if err := same(want, found); err != nil {
+			return fmt.Errorf("not written to: %w", err)
 		}
 		return nil
 	}
 }
 
-// CheckFormer requires that each byte of a sector is value.
-func CheckFormer(value byte) func(off int64, sector []byte) error {
-	return func(_ int64, sector []byte) error {
-		if want := bytes.Repeat([]byte{value}, len(sector)); !bytes.Equal(want, sector) {
-			return fmt.Errorf("not written to: expected %d in every byte, found % x", value, sector)
-		}
+// same tells the first place where found is not what is wanted.
+func same(want, found []byte) error {
+	if bytes.Equal(want, found) {
 		return nil
 	}
+	at := 0
+	for want[at] == found[at] {
+		at++
+	}
+	at &^= 15
+	end := min(at+16, len(want))
+	return fmt.Errorf("expected % x at byte %d of the block, found % x", want[at:end], at, found[at:end])
 }
