@@ -68,6 +68,14 @@ type told chan bool
 
 func (c told) Ended(ok bool) { c <- ok }
 
+// beginning is f, or f as a file that begins writes.
+func beginning(f block.File, later bool) block.File {
+	if later {
+		return simdisk.Later(f)
+	}
+	return f
+}
+
 // writeLater writes as a server does: the write is begun, and done where that does not
 // work.
 func writeLater(ctx context.Context, im *qcow2.Image, p []byte, off int64) error {
