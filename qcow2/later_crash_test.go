@@ -101,6 +101,7 @@ func crashBesideBegunWrites(t *testing.T, seed uint64, co qcow2.CreateOptions, o
 	}
 	wg.Go(func() { l.discarder(rand.New(rand.NewPCG(seed, loadClients))) })
 	go func() { wg.Wait(); close(l.moments) }()
+	t.Cleanup(l.end)
 	half := simdisk.KeepRandom(testenv.Rand(seed), 0.5)
 	for i := range 12 {
 		if _, ok := <-l.moments; !ok {
@@ -113,14 +114,20 @@ func crashBesideBegunWrites(t *testing.T, seed uint64, co qcow2.CreateOptions, o
 		require.NoError(t, err)
 		require.Zero(t, res.Corruptions+res.CheckErrors, "%q", res.Problems)
 	}
-	l.stop.Store(true)
-	for range l.moments { // until all have ended
-	}
+	l.end()
 	require.NoError(t, im.Close())
 	l.judge(d.Crash(simdisk.DropAll), o.Backing, l.ended, l.ended)
 	t.Logf("%d writes, %d of them begun, %d of those done again", l.writes.Load(), l.begun, l.again)
 	require.Positive(t, l.begun)
 	require.Positive(t, l.again)
+}
+
+// end waits until the clients and the discarder have ended.
+func (l *laterLoad) end() {
+	l.stop.Store(true)
+	for more := true; more; {
+		_, more = <-l.moments
+	}
 }
 
 func (l *laterLoad) versions(of *[loadBlocks]int64) [loadBlocks]int64 {
