@@ -13,7 +13,8 @@ import (
 
 // From the bytes of a request in the socket to those of its reply nothing is
 // allocated: not for what runs inline, nor for a flush or a read in the off-load,
-// nor for a write that the Device begins.
+// nor for a write that the Device begins. What the runtime does now and then, and a pool
+// that the collector has emptied, allocate more, so the least of a few times counts.
 // (Under the race detector sync.Pool drops what it is given, so not there.)
 func TestNoAllocationPerRequest(t *testing.T) {
 	const span, each = 1 << 20, 200
@@ -43,12 +44,15 @@ func TestNoAllocationPerRequest(t *testing.T) {
 				ts := serveOver(t, kind, NewServer(Options{}), Export{Device: d})
 				l := newLoad(t, ts.address, row.h, span, row.depth)
 				require.NoError(t, l.run(10*each))
-				n := testing.AllocsPerRun(10, func() {
-					if err := l.run(each); err != nil {
-						t.Error(err)
-					}
-				})
-				require.Less(t, n, float64(each)/10, "allocations in %d requests", each)
+				least := float64(each)
+				for i := 0; i < 5 && least > 0; i++ {
+					least = min(least, testing.AllocsPerRun(10, func() {
+						if err := l.run(each); err != nil {
+							t.Error(err)
+						}
+					}))
+				}
+				require.Zero(t, least, "allocations in %d requests", each)
 			})
 		}
 	}

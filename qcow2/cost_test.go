@@ -74,6 +74,30 @@ func TestNothingIsAllocated(t *testing.T) {
 	require.Zero(t, testing.AllocsPerRun(40, func() { _ = im.Flush(ctx) }), "clean flush")
 }
 
+// An endedDisk ends what it begins at once.
+type endedDisk struct{ *laterDisk }
+
+func (endedDisk) WriteLater(_ []byte, _ int64, to block.Later) bool {
+	to.Ended(true)
+	return true
+}
+
+// TestNothingIsAllocatedToBegin: a write that is begun allocates no memory in the engine
+// either.
+func TestNothingIsAllocatedToBegin(t *testing.T) {
+	d := endedDisk{&laterDisk{Disk: newDisk(t, qcow2.CreateOptions{Size: 8 << 20})}}
+	im, err := qcow2.Open(t.Context(), d, qcow2.Options{RedoDir: t.TempDir(), CommitInterval: -1})
+	require.NoError(t, err)
+	require.NoError(t, im.WriteAt(t.Context(), make([]byte, cluster), 0, 0))
+	to, p := make(told, 1), make([]byte, 4096)
+	require.Zero(t, testing.AllocsPerRun(40, func() {
+		if !im.WriteLater(p, 0, to) || !<-to {
+			t.Error("it was not begun")
+		}
+	}))
+	require.NoError(t, im.Close())
+}
+
 // TestSyncsPerFlush: a write and a flush cost one sync in place and in a fresh cluster,
 // and two where a cluster is copied; a flush of nothing costs none.
 func TestSyncsPerFlush(t *testing.T) {

@@ -136,6 +136,7 @@ type crasher struct {
 	size    int64
 	noLeaks bool   // expect none after the death of the process: nothing is unlinked
 	redo    string // directory of the ring, "": without one
+	later   bool   // the file begins writes, and they are begun
 
 	mu     sync.Mutex // guards what the hook uses
 	every  bool       // crash at every operation
@@ -148,7 +149,7 @@ func newCrasher(t *testing.T, rng *rand.Rand, c qcow2.CreateOptions, o simdisk.O
 	ctx := context.Background()
 	d := simdisk.New(0, o)
 	require.NoError(t, qcow2.Create(ctx, d, c))
-	k := &crasher{t: t, rng: rng, hrng: testenv.Rand(rng.Uint64()), disk: d, oracle: newOracle(c.Size), alive: newOracle(c.Size), size: c.Size}
+	k := &crasher{t: t, rng: rng, hrng: testenv.Rand(rng.Uint64()), disk: d, oracle: newOracle(c.Size), alive: newOracle(c.Size), size: c.Size, later: rng.IntN(2) == 0}
 	k.open()
 	return k
 }
@@ -163,7 +164,7 @@ func (k *crasher) withRing() {
 func (k *crasher) open() {
 	f := faultfile.New(k.disk, faultfile.Fault{})
 	f.Hook(func(op faultfile.Op) { k.maybeCrash(fmt.Sprintf("before %v", op)) }, nil)
-	im, err := qcow2.Open(context.Background(), f, qcow2.Options{ReserveBytes: 256 << 10, CacheBytes: 32 << 10, RedoDir: k.redo, RedoSlots: 512,
+	im, err := qcow2.Open(context.Background(), beginning(f, k.later), qcow2.Options{ReserveBytes: 256 << 10, CacheBytes: 32 << 10, RedoDir: k.redo, RedoSlots: 512,
 		CommitInterval: -1}) // one that died must not go on
 	require.NoError(k.t, err)
 	k.image = im
@@ -282,7 +283,7 @@ func (k *crasher) step() {
 		k.version++
 		stamp(p, k.version)
 		k.submit(first, n, k.version)
-		require.NoError(k.t, k.image.WriteAt(ctx, p, first*sector, 0))
+		require.NoError(k.t, writeLater(ctx, k.image, p, first*sector))
 	}
 }
 
@@ -413,7 +414,7 @@ func (k *crasher) write(first, n int64) {
 	p := make([]byte, n*sector)
 	stamp(p, k.version)
 	k.submit(first, n, k.version)
-	require.NoError(k.t, k.image.WriteAt(context.Background(), p, first*sector, 0))
+	require.NoError(k.t, writeLater(context.Background(), k.image, p, first*sector))
 	k.alive.flush()
 }
 

@@ -2,6 +2,7 @@ package qcow2_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"testing"
 
@@ -67,6 +68,24 @@ type told chan bool
 
 func (c told) Ended(ok bool) { c <- ok }
 
+// beginning is f, or f as a file that begins writes.
+func beginning(f block.File, later bool) block.File {
+	if later {
+		return simdisk.Later(f)
+	}
+	return f
+}
+
+// writeLater writes as a server does: the write is begun, and done where that does not
+// work.
+func writeLater(ctx context.Context, im *qcow2.Image, p []byte, off int64) error {
+	to := make(told, 1)
+	if im.WriteLater(p, off, to) && <-to {
+		return nil
+	}
+	return im.WriteAt(ctx, p, off, 0)
+}
+
 // openLater opens an image with clusters that have content, and those that are ready.
 func openLater(t *testing.T, o qcow2.Options) (*laterDisk, *qcow2.Image) {
 	d := &laterDisk{Disk: simdisk.New(0, simdisk.Options{})}
@@ -99,6 +118,36 @@ func TestBegunWriteIsFlushed(t *testing.T) {
 		got := make([]byte, sector)
 		require.NoError(t, again.ReadAt(t.Context(), got, off, 0))
 		require.Equal(t, want, got, "at %d", off)
+	}
+}
+
+// A flusher is a block.Later that flushes while it is told, as a client does that goes on
+// sooner than who has told it.
+type flusher struct {
+	im   *qcow2.Image
+	done chan error
+}
+
+func (f flusher) Ended(bool) {
+	done := make(chan error)
+	go func() { done <- f.im.Flush(context.Background()) }()
+	f.done <- <-done
+}
+
+// TestBegunWriteIsFlushedAtOnce: when a client is told, the write counts already.
+func TestBegunWriteIsFlushedAtOnce(t *testing.T) {
+	for _, off := range []int64{8 * sector, 5 * cluster} {
+		d, im := openLater(t, qcow2.Options{RedoDir: t.TempDir(), CommitInterval: -1})
+		want, to := bytes.Repeat([]byte{7}, sector), flusher{im, make(chan error, 1)}
+		require.True(t, im.WriteLater(want, off, to))
+		d.end(t)
+		require.NoError(t, <-to.done)
+		again, err := qcow2.Open(t.Context(), d.Crash(simdisk.DropAll), qcow2.Options{ReadOnly: true})
+		require.NoError(t, err)
+		got := make([]byte, sector)
+		require.NoError(t, again.ReadAt(t.Context(), got, off, 0))
+		require.Equal(t, want, got, "at %d", off)
+		require.NoError(t, im.Close())
 	}
 }
 

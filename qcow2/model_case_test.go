@@ -12,7 +12,7 @@ import (
 // makes from a seed, runs, reduces when it fails, and reads back as a replay. Its
 // text is a line for the case and one for each operation:
 //
-//	subject "snapshots" ring true reserve 4096 commit 1
+//	subject "snapshots" ring true reserve 4096 commit 1 later false
 //	3 write 70000+512 9
 //	0 kill 40+0 0
 //
@@ -23,7 +23,8 @@ type modelCase struct {
 	subject string
 	ring    bool
 	reserve int64
-	commit  int // commits by itself every so many milliseconds, 0: never
+	commit  int  // commits by itself every so many milliseconds, 0: never
+	later   bool // the file begins writes, and they are begun
 	ops     []modelOp
 }
 
@@ -53,7 +54,7 @@ func (o modelOp) String() string {
 
 func (c modelCase) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "subject %q ring %v reserve %d commit %d\n", c.subject, c.ring, c.reserve, c.commit)
+	fmt.Fprintf(&b, "subject %q ring %v reserve %d commit %d later %v\n", c.subject, c.ring, c.reserve, c.commit, c.later)
 	for _, o := range c.ops {
 		fmt.Fprintln(&b, o)
 	}
@@ -68,7 +69,7 @@ func parseModelCase(text string) (c modelCase, err error) {
 		case line == "":
 			continue
 		case strings.HasPrefix(line, "subject"):
-			_, err = fmt.Sscanf(line, "subject %q ring %t reserve %d commit %d", &c.subject, &c.ring, &c.reserve, &c.commit)
+			_, err = fmt.Sscanf(line, "subject %q ring %t reserve %d commit %d later %t", &c.subject, &c.ring, &c.reserve, &c.commit, &c.later)
 		default:
 			var o modelOp
 			_, err = fmt.Sscanf(line, "%d %s %d+%d %d", &o.client, &o.verb, &o.off, &o.n, &o.data)
@@ -100,7 +101,7 @@ func (c modelCase) least() (n int) {
 // newModelCase makes a case of one to eight clients and at least 200 operations that
 // are done.
 func newModelCase(rng *rand.Rand, s subject) modelCase {
-	c := modelCase{subject: s.name, ring: rng.IntN(2) == 0, reserve: 4096 << rng.IntN(5), commit: []int{0, 1, 5000}[rng.IntN(3)]}
+	c := modelCase{subject: s.name, ring: rng.IntN(2) == 0, reserve: 4096 << rng.IntN(5), commit: []int{0, 1, 5000}[rng.IntN(3)], later: rng.IntN(3) == 0}
 	clients, size := 1+rng.IntN(8), s.size
 	for c.least() < 200 {
 		from := len(c.ops)

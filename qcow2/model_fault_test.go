@@ -78,7 +78,7 @@ func (c modelCase) runFaulty(t *testing.T, m *made, fault faultfile.Fault) (hit,
 		f.SetFault(fault)
 	}
 	o := r.options()
-	im, err := m.tryOpen(t, f, o)
+	im, err := m.tryOpen(t, beginning(f, c.later), o)
 	closed := err
 	var stopped error
 	if err == nil {

@@ -84,9 +84,9 @@ func (r *model) request(o modelOp, q *modelRequest) error {
 		if err := r.im.WriteAt(ctx, q.after, o.off, block.NoWait); !errors.Is(err, block.ErrWouldBlock) {
 			return err
 		}
-		return r.im.WriteAt(ctx, q.after, o.off, 0)
+		return writeLater(ctx, r.im, q.after, o.off)
 	case "write":
-		return r.im.WriteAt(ctx, q.after, o.off, 0)
+		return writeLater(ctx, r.im, q.after, o.off)
 	case "fua":
 		return r.im.WriteAt(ctx, q.after, o.off, block.FUA)
 	case "zero":

@@ -84,7 +84,7 @@ func (r *model) options() qcow2.Options {
 
 func (r *model) open() error {
 	o := r.options()
-	im, err := r.m.tryOpen(r.t, restless(r.m.disk), o)
+	im, err := r.m.tryOpen(r.t, beginning(restless(r.m.disk), r.c.later), o)
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}

@@ -4,6 +4,8 @@ import (
 	"sync"
 
 	"tidemark/internal/block"
+	"tidemark/internal/mutant"
+	"tidemark/internal/steps"
 )
 
 // This file begins writes whose places are known, or can be decided without waiting, and
@@ -46,10 +48,17 @@ func (w *laterWrite) Ended(ok bool) {
 	im, t, to := w.im, w.t, w.to
 	w.free()
 	ok = ok && im.unlogged.Load() == 0 && im.poisoned.Load() == nil
-	im.completed.Add(1) // also after an error: part of it may be done
+	late := mutant.On("begun-write-counted-late")
+	if !late {
+		im.completed.Add(1) // also after an error: part of it may be done
+	}
+	steps.At("W4")
 	im.commitLater()
 	im.grace.leave(t)
 	to.Ended(ok)
+	if late {
+		im.completed.Add(1)
+	}
 }
 
 func (w *laterWrite) free() {

@@ -29,6 +29,10 @@
 // told apart by the hash of the disk; one that was judged under the same
 // allowance, or a narrower one, is not judged again.
 //
+// Where a script has writes that are begun, the File begins every write that it is
+// asked to begin (simdisk.Later, above all that records, holds and fails operations),
+// and the client goes on before the one who has told it.
+//
 // # The oracle
 //
 //	1  the image opens by itself; our check and another program's say leaks at

@@ -52,6 +52,7 @@ func (g *gate) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
+// WriteLater begins nothing: where writes are to be begun, simdisk.Later is above.
 func (g *gate) WriteLater([]byte, int64, block.Later) bool { return false }
 
 func (g *gate) ReadNow(p []byte, off int64) (done bool) {

@@ -89,9 +89,12 @@ func (s Shape) Sequences(n int) (count int, sequence func(i int) []Request) {
 func (s Shape) Random(rng *rand.Rand, n, clients int) []Request {
 	var script []Request
 	size := s.Size
-	failed := false
+	failed, begins := false, rng.IntN(2) == 0
 	for len(script) < n {
 		r := s.randomRequest(rng, size)
+		if begins && r.Kind == Write && rng.IntN(2) == 0 {
+			r.Kind = WriteLater
+		}
 		switch {
 		case failed: // what is asked for fails, until it is opened past the cache
 			if failed = !r.Kind.alone() && rng.IntN(3) > 0; !failed {

@@ -45,7 +45,7 @@ func (h *holder) hold(k Kind, v version) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch k {
-	case Write, WriteFUA:
+	case Write, WriteFUA, WriteLater:
 		h.versions[v] = true
 	case Flush:
 		h.syncs++

@@ -12,6 +12,7 @@ type Kind uint8
 const (
 	Write       Kind = iota + 1
 	WriteFUA         // durable when it is acknowledged
+	WriteLater       // begun, and asked for again as a Write where that does not work
 	Zero             // zeroes, keeping the space
 	ZeroUnmap        // zeroes, giving the space back
 	Discard          // what is read afterwards is read, and must stay so
@@ -28,7 +29,7 @@ const (
 	kindEnd
 )
 
-var kindNames = [kindEnd]string{"", "write", "fua", "zero", "unmap", "discard", "flush", "wait", "resize", "giveback", "reopen", "amend", "kill", "failsync", "failwrite", "evict"}
+var kindNames = [kindEnd]string{"", "write", "fua", "later", "zero", "unmap", "discard", "flush", "wait", "resize", "giveback", "reopen", "amend", "kill", "failsync", "failwrite", "evict"}
 
 func (k Kind) String() string { return kindNames[k] }
 

@@ -6,6 +6,8 @@ import (
 	"hash/maphash"
 	"math/rand/v2"
 	"os"
+	"runtime"
+	"slices"
 	"sync"
 
 	"tidemark/internal/block"
@@ -68,6 +70,8 @@ type runner struct {
 	gate  *gate
 	holds *holder
 	disk  Disk
+	// begins: the File begins writes.
+	begins bool
 	// beside is the directory whose files survive the process, "" for none.
 	beside string
 
@@ -82,6 +86,7 @@ type runner struct {
 // asked for without a power cut; then the recording is what there is of it.
 func Run(ctx context.Context, setup Setup, script []Request) (*Recording, error) {
 	r := &runner{ctx: ctx, setup: setup, below: simdisk.NewDisk(setup.Start, setup.Options)}
+	r.begins = slices.ContainsFunc(script, func(q Request) bool { return q.Kind == WriteLater })
 	o := record.Options{}
 	if setup.BesideIn != "" {
 		dir, err := os.MkdirTemp(setup.BesideIn, "beside")
@@ -160,7 +165,7 @@ func (r *runner) begin(q Request) *act {
 	defer r.mu.Unlock()
 	a := &act{Request: q, returned: -1}
 	switch q.Kind {
-	case Write, WriteFUA:
+	case Write, WriteFUA, WriteLater:
 		a.version = version(r.setup.Versions) + version(len(r.history.acts)+1)
 	}
 	a.submitted = r.file.Mark(q.String())
@@ -184,14 +189,10 @@ func (r *runner) request(q Request, concurrent bool) {
 	var err error
 	off, n := q.First*sector, q.N*sector
 	switch q.Kind {
-	case Write, WriteFUA:
+	case Write, WriteFUA, WriteLater:
 		p := make([]byte, n)
 		stamp(p, q.First, a.version)
-		var f block.Flags
-		if q.Kind == WriteFUA {
-			f = block.FUA
-		}
-		err = r.disk.WriteAt(r.ctx, p, off, f)
+		err = r.write(q.Kind, p, off)
 	case Zero:
 		err = r.disk.WriteZeroes(r.ctx, off, n, 0)
 	case ZeroUnmap:
@@ -205,6 +206,27 @@ func (r *runner) request(q Request, concurrent bool) {
 		err = r.disk.Flush(r.ctx)
 	}
 	r.ack(a, err)
+}
+
+func (r *runner) write(k Kind, p []byte, off int64) error {
+	switch to := make(told, 1); {
+	case k == WriteFUA:
+		return r.disk.WriteAt(r.ctx, p, off, block.FUA)
+	case k == WriteLater && r.disk.WriteLater(p, off, to) && <-to:
+		return nil
+	}
+	return r.disk.WriteAt(r.ctx, p, off, 0)
+}
+
+// told is a block.Later that passes on what it is told, and lets the client go on before
+// the one who tells: what he does behind Ended is too late.
+type told chan bool
+
+func (c told) Ended(ok bool) {
+	c <- ok
+	for range 20 {
+		runtime.Gosched()
+	}
 }
 
 // see reads the versions that a range has.
@@ -233,7 +255,11 @@ func (r *runner) fault(f *Fault) {
 
 func (r *runner) open() error {
 	r.gate = newGate(r.file, func() { r.file.Mark(failMark) })
-	d, err := r.setup.Engine.Open(r.ctx, r.gate, r.beside)
+	var f block.File = r.gate
+	if r.begins {
+		f = simdisk.Later(f)
+	}
+	d, err := r.setup.Engine.Open(r.ctx, f, r.beside)
 	if err != nil {
 		return asFault(err, 1, "open")
 	}

@@ -28,6 +28,7 @@ func Table() []Mutant {
 		{"unlinked-reused-at-once", "what an entry named is reused without a commit, when space is short", "I4"},
 
 		{"completed-counted-early", "a request counts as completed when it begins", "I5, durability is a comparison of what had completed"},
+		{"begun-write-counted-late", "a write that the file has begun counts as completed when its client has been told already", "I5, durability is a comparison of what had completed"},
 		{"completed-read-late", "C4 counts what completed during the commit as durable", "I5"},
 		{"unlinked-taken-late", "C4 frees what was unlinked during the commit", "I4"},
 		{"decrement-before-unlink", "counts fall before the entry is gone on disk", "I4"},

@@ -18,4 +18,9 @@ func TestFile(t *testing.T) {
 			blocktest.TestFile(t, func(_ *testing.T, size int64) block.File { return simdisk.New(size, o) })
 		})
 	}
+	t.Run("later", func(t *testing.T) {
+		blocktest.TestFile(t, func(_ *testing.T, size int64) block.File {
+			return simdisk.Later(simdisk.New(size, simdisk.Options{}))
+		})
+	})
 }

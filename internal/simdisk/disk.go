@@ -73,7 +73,7 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return int(n), nil
 }
 
-// WriteLater is described at block.File: nothing is begun.
+// WriteLater is described at block.File: nothing is begun, but see Later.
 func (d *Disk) WriteLater([]byte, int64, block.Later) bool { return false }
 
 // ReadNow is described at block.File.

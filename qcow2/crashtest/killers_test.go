@@ -34,6 +34,7 @@ var killers = map[string][]killer{
 	"copied-table-unsynced":         {{"snapshots refcounts 64 on a file", "unmap 181+1; flush"}},
 	"unlinked-reused-at-once":       {{"4k on a volume", "write 0+64; flush; unmap 0+64; write 100+200"}},
 	"completed-counted-early":       {{"4k on a file", "write 0+8; flush; wait; write 0+8@1~; flush@2; wait; flush"}},
+	"begun-write-counted-late":      {{"4k on a file", "write 0+8; flush; later 0+8; flush"}},
 	"completed-read-late":           {{"4k on a volume", "write 100+1; wait; flush@2~; write 0+8@1; wait; flush"}},
 	"unlinked-taken-late":           {{"4k on a volume", "write 0+64; flush; write 100+1; wait; flush@2~; unmap 0+64@1; wait; write 200+1"}},
 	"decrement-before-unlink":       {{"4k on a file", "write 0+8; flush; unmap 0+8; flush"}},
