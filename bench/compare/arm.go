@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -169,12 +170,23 @@ func (a arm) start(ctx context.Context, b bed) (*server, error) {
 		return nil, err
 	}
 	for range 1000 {
-		if st, err := os.Stat(b.socket); err == nil && (a.at != mounted || st.Size() > 0) {
+		if a.ready(b.socket) {
 			return s, nil
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
 	return nil, errors.Join(fmt.Errorf("%s did not make its socket in 10 s", a.name), s.stop(a))
+}
+
+// ready reports whether a file is mounted, or somebody listens at a socket: one that was
+// only bound exists too.
+func (a arm) ready(at string) bool {
+	if a.at == mounted {
+		st, err := os.Stat(at)
+		return err == nil && st.Size() > 0
+	}
+	c, err := net.Dial("unix", at)
+	return err == nil && c.Close() == nil
 }
 
 // stop ends a server and waits for it.
