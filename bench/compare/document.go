@@ -115,8 +115,7 @@ is %[8]s; the median alone
 says what is held. The best arm is that with the largest median of its own speed in the run, chosen after it was measured.
 Processor time is the server's for each operation, its children and on LVM the pool's manager included, ours by the peer's: the
 largest of the runs; at most %[6]g is wanted beside QEMU, %[6]g to %[7]g is the way there. The speed of writes is that with a FLUSH and
-the end of the connections. QEMU 7.2's FUSE export loses concurrent writes: its content is
-not checked then.
+the end of the connections. QEMU 7.2's FUSE export loses concurrent writes, and where there are any its content is not checked.
 
 `, "`", len(runs), last.Rounds, last.Time, svg, cpuMost, cpuAim, meaning(last.Rounds))
 	table(&b, []string{"cell", "beside", "at least", "aim", "measured", "interval", "", "processor time", ""}, func(add func(...string)) {

@@ -6,8 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -177,11 +177,12 @@ func runFio(ctx context.Context, c cell, at string, j load.Job) (*load.Result, e
 		"--iodepth=" + strconv.Itoa(j.Depth), "--time_based", fmt.Sprintf("--runtime=%dms", j.Duration.Milliseconds()), "--end_fsync=1",
 		"--verify=pattern", "--verify_pattern=%o", "--do_verify=0", "--verify_state_save=0", "--output-format=json",
 		"--norandommap", "--randseed=" + strconv.FormatUint(j.Seed, 10)}, c.fio...)
-	args = append(args, "--uri=nbd+unix:///?socket="+at)
-	out, err := exec.CommandContext(ctx, "fio", args...).Output()
+	args = append(args, "--uri=nbd+unix:///?socket="+strings.ReplaceAll(url.QueryEscape(at), "+", "%20"))
+	said, err := output(ctx, "fio", args...)
 	if err != nil {
-		return nil, fmt.Errorf("fio: %w: %s", err, out)
+		return nil, err
 	}
+	out := []byte(said)
 	var report fioOutput
 	if err := json.Unmarshal(out[max(bytes.IndexByte(out, '{'), 0):], &report); err != nil || len(report.Jobs) != 1 {
 		return nil, fmt.Errorf("fio's report: %w: %s", err, out)

@@ -56,13 +56,13 @@ func completeDomains(dial storageDialer) completer { return completeOne(dial, (*
 
 func completePools(dial storageDialer) completer { return completeOne(dial, (*storage).pools) }
 
-func completeVolumes(dial storageDialer) completer { return completeOne(dial, allVolumes) }
+func completeVolumes(dial storageDialer) completer { return completeOne(dial, (*storage).allVolumes) }
 
-func completeImages(dial storageDialer) completer { return completeOne(dial, allImages) }
+func completeImages(dial storageDialer) completer { return completeOne(dial, (*storage).allImages) }
 
-func allVolumes(s *storage, ctx context.Context) ([]volumeView, error) { return s.volumes(ctx, "") }
+func (s *storage) allVolumes(ctx context.Context) ([]volumeView, error) { return s.volumes(ctx, "") }
 
-func allImages(s *storage, ctx context.Context) ([]imageView, error) { return s.images(ctx, "") }
+func (s *storage) allImages(ctx context.Context) ([]imageView, error) { return s.images(ctx, "") }
 
 // completeFlag completes the value of an option with the names of what get returns.
 func completeFlag[T stored](c *cobra.Command, name string, dial storageDialer, get func(*storage, context.Context) ([]T, error)) {

@@ -173,7 +173,7 @@ func newImagePrepare(dial storageDialer) *cobra.Command {
 	c := &cobra.Command{Use: "prepare", Short: "Serve an image over NBD, and print its address",
 		Example: "  tidemark image prepare web1\n  nbdinfo \"$(tidemark image prepare web1)\""}
 	volume := c.Flags().String("volume", "", "a volume of the image (default: the leaf)")
-	completeFlag(c, "volume", dial, allVolumes)
+	completeFlag(c, "volume", dial, (*storage).allVolumes)
 	readOnly := c.Flags().BoolP("read-only", "r", false, "nobody may write")
 	illegal := c.Flags().Bool("illegal", false, "also a volume that is illegal")
 	out := outputFlag(c)

@@ -215,7 +215,8 @@ func TestTaskVerbs(t *testing.T) {
 // Whenever who waits for a task is interrupted, he is told which it is, and how to go on.
 func TestInterruptedWaits(t *testing.T) {
 	f, leaf := aPool(t)
-	ctx, cancel := context.WithCancel(t.Context())
+	var ctx context.Context
+	cancel := context.CancelFunc(func() {})
 	requests := -1
 	serveFake(t, f, func(string) {
 		if requests--; requests == 0 {

@@ -73,7 +73,7 @@ func newVolumeMerge(dial storageDialer) *cobra.Command {
 	c := &cobra.Command{Use: "merge", Short: "Merge a volume into the one that it is based on, which stays",
 		Example: "  tidemark volume merge web1 --wait\n  tidemark volume merge 6f1e --into 03ab"}
 	into := c.Flags().String("into", "", "the volume that stays (default: the one that it is based on); what is between them goes as well")
-	completeFlag(c, "into", dial, allVolumes)
+	completeFlag(c, "into", dial, (*storage).allVolumes)
 	f := addTaskFlags(c)
 	oneVolume(c, dial, func(c *cobra.Command, s *storage, v volumeView, _ []string) error {
 		ancestor := v.Parent

@@ -37,7 +37,7 @@ has its size unless a larger one is given.`,
 	c.Flags().StringVar(&f.domain, "domain", "", "the domain that gets it (default: the master, or the template's)")
 	c.Flags().StringVar(&f.template, "template", "", "the template that it is based on")
 	completeDomainFlag(c, "domain", stores)
-	completeFlag(c, "template", stores, allImages)
+	completeFlag(c, "template", stores, (*storage).allImages)
 	completeWords(c, "format", spm.FormatQCOW2, spm.FormatRaw)
 	c.ValidArgsFunction = cobra.NoFileCompletions // a new name
 	out := outputFlag(c)
