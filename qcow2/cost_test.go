@@ -63,6 +63,11 @@ func TestNothingIsAllocated(t *testing.T) {
 			next += 64 << 10
 			return im.WriteAt(ctx, p, next, block.NoWait)
 		},
+		"overwrite that may wait": func() error { return im.WriteAt(ctx, p, 1<<29, 0) },
+		"allocating write that may wait": func() error {
+			next += 64 << 10
+			return im.WriteAt(ctx, p, next, 0)
+		},
 	} {
 		require.Zero(t, testing.AllocsPerRun(40, func() {
 			if err := request(); err != nil {
