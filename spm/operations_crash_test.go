@@ -88,7 +88,7 @@ func stories() []taskStory {
 		{"merge all", 1, func(w *world) tale {
 			image := uuid.New()
 			a := w.volume(image, uuid.Nil, "aaa")
-			c := w.volume(image, w.volume(image, a, "bb"), "c")
+			c := w.volume(image, w.volume(image, a, " b"), "c") // what is between shows something of a
 			w.volume(image, c, "   d")
 			kind, args, err := w.merge(image, a, c)
 			return tale{kind, args, err, one(w, image), "cbad INTERNAL INTERNAL INTERNAL LEAF", "cbad INTERNAL LEAF"}

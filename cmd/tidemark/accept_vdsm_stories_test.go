@@ -55,7 +55,7 @@ func (w *world) create(image, name, parent string, more arguments) arguments {
 	return a
 }
 
-// volume makes a volume, and writes each letter of content at its place.
+// volume makes a volume, and writes each letter of content at its place, but for spaces.
 func (w *world) volume(image, name, parent, content string, more arguments) {
 	w.t.Helper()
 	w.run("createVolume", w.create(image, name, parent, more))
@@ -64,7 +64,9 @@ func (w *world) volume(image, name, parent, content string, more arguments) {
 	}
 	var commands []string
 	for i, c := range content {
-		commands = append(commands, fmt.Sprintf("write -P %d %d 64k", c, i*storyStep))
+		if c != ' ' {
+			commands = append(commands, fmt.Sprintf("write -P %d %d 64k", c, i*storyStep))
+		}
 	}
 	if _, dir := w.places[0].(dirPlace); dir { // nobody has it open
 		all := w.volumes(w.domains[0])
@@ -179,7 +181,7 @@ var killStories = []killStory{
 			return arguments{"sdUUID": w.domains[0], "spUUID": w.pool, "vmUUID": "", "srcImgUUID": w.id("i"), "srcVolUUID": w.id("b"),
 				"dstImgUUID": w.id("j"), "dstVolUUID": w.id("d"), "volType": "LEAF", "dstSdUUID": w.domains[1]}
 		},
-		before: threeLeaves, after: threeLeaves + "; 1/j: d(LEAF COW SPARSE 64M)=bba",
+		before: threeLeaves, after: threeLeaves + "; 1/j: d(LEAF COW SPARSE 64M)=aba",
 	},
 	{
 		name: "move", verb: "moveImage", steps: 7, prepare: threeVolumes, args: (*world).move,
@@ -188,7 +190,7 @@ var killStories = []killStory{
 	{
 		name: "merge", verb: "mergeSnapshots", steps: 7, prepare: threeVolumes, torn: "a",
 		args:   func(w *world) arguments { return w.merge("a", "b") },
-		before: threeLeaves, after: "0/i: a(INTERNAL COW SPARSE 64M: bba) c(LEAF COW SPARSE 64M)=cba",
+		before: threeLeaves, after: "0/i: a(INTERNAL COW SPARSE 64M: aba) c(LEAF COW SPARSE 64M)=cba",
 	},
 	{
 		name: "merge the leaf", verb: "mergeSnapshots", steps: 7, prepare: threeVolumes, torn: "b",
@@ -240,11 +242,13 @@ var killStories = []killStory{
 	},
 }
 
-const threeLeaves = "0/i: a(INTERNAL COW SPARSE 64M: aaa) b(INTERNAL COW SPARSE 64M: bba) c(LEAF COW SPARSE 64M)=cba"
+const threeLeaves = "0/i: a(INTERNAL COW SPARSE 64M: aaa) b(INTERNAL COW SPARSE 64M: aba) c(LEAF COW SPARSE 64M)=cba"
 
+// threeVolumes makes an image of which each volume shows something of those below it, so
+// that it is seen if what it is based on changes.
 func threeVolumes(w *world) {
 	w.volume("i", "a", "", "aaa", nil)
-	w.volume("i", "b", "a", "bb", nil)
+	w.volume("i", "b", "a", " b", nil)
 	w.volume("i", "c", "b", "c", nil)
 }
 
