@@ -48,7 +48,7 @@ var imageVerbs = []Verb{
 		Name: "deleteImage", VDSM: true, Doc: "Remove an image with all its volumes.",
 		Args:    argsOf(argDomain, argPool, argImage, argZero, argForce),
 		Methods: []Method{{"Image.delete", "imageID storagepoolID storagedomainID postZero force discard", "uuid"}},
-		Reply:   taskReply, Codes: with(imageCodes, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeTooManyTasks), As: volumeNumbers,
+		Reply:   taskReply, Codes: with(imageCodes, spm.CodeDamaged, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeTooManyTasks), As: volumeNumbers,
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return begun(s.DeleteImage(ctx, spm.DeleteImage{
 				Pool: get[uuid.UUID](a, "spUUID"), Domain: get[uuid.UUID](a, "sdUUID"), Image: get[uuid.UUID](a, "imgUUID"),

@@ -57,7 +57,7 @@ var volumeVerbs = []Verb{
 			{"Volume.delete", "volumeID=volumes storagepoolID storagedomainID imageID postZero force discard", "uuid"},
 		},
 		Reply: taskReply, As: volumeNumbers,
-		Codes: with(volumeCodes, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeTooManyTasks),
+		Codes: with(volumeCodes, spm.CodeDamaged, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeTooManyTasks),
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return begun(s.DeleteVolumes(ctx, spm.DeleteVolumes{
 				Pool: get[uuid.UUID](a, "spUUID"), Domain: get[uuid.UUID](a, "sdUUID"), Image: get[uuid.UUID](a, "imgUUID"),
