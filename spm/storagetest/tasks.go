@@ -23,12 +23,13 @@ func (f *Fake) begin(kind string, pool uuid.UUID, do func()) uuid.UUID {
 		do()
 		f.end(t, task.Finished)
 	}
-	if f.Hold == nil {
+	hold := f.Hold
+	if hold == nil {
 		end()
 		return t.ID
 	}
 	go func() {
-		f.Hold(kind)
+		hold(kind)
 		defer f.lock()()
 		end()
 	}()
