@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -215,24 +216,24 @@ func TestTaskVerbs(t *testing.T) {
 // Whenever who waits for a task is interrupted, he is told which it is, and how to go on.
 func TestInterruptedWaits(t *testing.T) {
 	f, leaf := aPool(t)
-	var ctx context.Context
-	cancel := context.CancelFunc(func() {})
-	requests := -1
+	var requests atomic.Int64 // until he is interrupted
+	var interrupt atomic.Value
 	serveFake(t, f, func(string) {
-		if requests--; requests == 0 {
-			cancel()
+		if requests.Add(-1) == 0 {
+			interrupt.Load().(context.CancelFunc)()
 		}
 	})
 	named := 0
 	for n := 1; ; n++ {
 		does(t, "task clear --all")
-		ctx, cancel = context.WithCancel(t.Context())
-		requests = n
+		ctx, cancel := context.WithCancel(t.Context())
+		interrupt.Store(cancel)
+		requests.Store(int64(n))
 		var stdout, stderr bytes.Buffer
 		code := run(ctx, []string{"volume", "reduce", leaf.UUID, "--wait"}, &stdout, &stderr)
 		interrupted := ctx.Err() != nil
 		cancel()
-		requests = -1
+		requests.Store(-1)
 		all, err := f.Tasks(t.Context())
 		require.NoError(t, err)
 		if code == exitOK {
