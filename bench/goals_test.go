@@ -34,3 +34,36 @@ func TestOpenIsQuick(t *testing.T) {
 	t.Logf("measured: an image of 16 TiB opens in %v", best.Round(100*time.Microsecond))
 	require.Less(t, best, 50*time.Millisecond)
 }
+
+// countedFile counts what is read of the metadata of a disk that is mapped as a whole.
+type countedFile struct {
+	*mappedFile
+	reads int
+}
+
+func (f *countedFile) ReadAt(p []byte, off int64) (int, error) {
+	if off < f.hollow {
+		f.reads++
+	}
+	return f.mappedFile.ReadAt(p, off)
+}
+
+// TestMapStaysInMemory: the memory for metadata holds the whole map of 768 GiB, as
+// qcow2.Options.CacheBytes says.
+func TestMapStaysInMemory(t *testing.T) {
+	const size, perSlice = int64(768) << 30, int64(32) << 20
+	f := &countedFile{mappedFile: newMappedFile(size)}
+	im, err := qcow2.Open(t.Context(), f, qcow2.Options{CommitInterval: -1})
+	require.NoError(t, err)
+	defer im.Close()
+	p := make([]byte, blockSize)
+	pass := func() int {
+		before := f.reads
+		for off := int64(0); off < size; off += perSlice {
+			require.NoError(t, im.WriteAt(t.Context(), p, off, 0))
+		}
+		return f.reads - before
+	}
+	require.EqualValues(t, size/perSlice, pass(), "each slice of the map is read once")
+	require.Zero(t, pass())
+}

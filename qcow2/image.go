@@ -38,9 +38,10 @@ type Options struct {
 	RedoSlots int
 	// IgnoreDiscard makes Discard do nothing; zeroing may still unmap.
 	IgnoreDiscard bool
-	// CacheBytes bounds the memory for all metadata together, whatever the size of
-	// the disk; 0 means 64 MiB, in which 768 GiB of a disk are mapped with clusters
-	// of 64 KiB.
+	// CacheBytes bounds the memory for all metadata together; 0 means 64 MiB, in which
+	// 768 GiB of a disk are mapped with clusters of 64 KiB. Where the tables that must be
+	// there take more than half of it (small clusters, and a disk that is large), half of
+	// it comes on top.
 	CacheBytes int64
 	// ReserveBytes bounds how much is reserved at a time, ahead of use; 0 means
 	// 64 MiB. The next reservation is made while the last one is used, so that less
