@@ -102,12 +102,12 @@ deps: ## install the Debian packages that tests and demonstrations use (as root)
 packages:
 	@tools/deps
 
-# What is compared with the peers, and how cost grows, in bench/compare: some twenty
-# minutes, or until it is known well. RUN names a run; one that was stopped goes on where it
+# What is compared with the peers, and how cost grows, in bench/compare: a quarter of
+# an hour, or until it is known well. RUN names a run; one that was stopped goes on where it
 # was, and another commit is another run. Goals that are missed are printed, and make bench
 # fails only with BENCH_FLAGS=-strict.
 RUN ?= 1
-bench: build packages ## compare with QEMU and nbdkit: 3 rounds and the curves, some twenty minutes
+bench: build packages ## compare with QEMU and nbdkit: 3 rounds and the curves, a quarter of an hour
 	$(GO) run ./bench/compare -rounds 3 -time 1s -out .cache/bench -run-id $(RUN) -resume $(BENCH_FLAGS)
 
 bench-full: build packages ## the same with 10 rounds of 5 s

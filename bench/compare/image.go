@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"tidemark/internal/hostfile"
 )
 
 // A stable makes the images that cells begin with, once, and copies them.
@@ -96,15 +97,11 @@ func (s stable) makeBacking(ctx context.Context, k imageKind) error {
 // when 4 KiB of it are written: a bare loop of pwrite makes 40,000 to 250,000 a second
 // then, and 500,000 in a file that was read or written in small pieces.
 func forget(path string) error {
-	f, err := os.Open(path)
+	f, err := hostfile.Open(path, hostfile.Options{ReadOnly: true})
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	return errors.Join(f.DropCache(), f.Close())
 }
 
 // run runs a program, whose output is part of its error.
