@@ -19,6 +19,7 @@ type arm struct {
 	name string
 	qemu bool
 	raw  bool // it serves a raw file, without a format
+	bare bool // nobody serves that file: the client writes it itself
 	at   place
 	args func(b bed) []string
 }
@@ -48,7 +49,7 @@ func allArms(tidemark string) []arm {
 				"--nbd-server", "addr.type=unix,addr.path=" + b.socket + ",max-connections=8",
 				"--export", "type=nbd,id=e,node-name=q,name=,writable=on"}
 		}},
-		nbdkitFile(1), nbdkitFile(4), nbdkitFile(16),
+		nbdkitFile(1), nbdkitFile(4), nbdkitFile(16), pwriteFile,
 		{name: ours + ", mount", at: mounted, args: func(b bed) []string {
 			return []string{tidemark, "mount", b.image, b.socket}
 		}},
@@ -72,6 +73,10 @@ func allArms(tidemark string) []arm {
 // arms are the servers that there are here; missing says which are not, and why.
 func arms(tidemark string) (list []arm, missing []string) {
 	for _, a := range allArms(tidemark) {
+		if a.bare {
+			list = append(list, a)
+			continue
+		}
 		program := a.args(bed{})[0]
 		if _, err := exec.LookPath(program); err != nil {
 			missing = append(missing, fmt.Sprintf("%s: %v", a.name, err))
@@ -134,6 +139,10 @@ func nbdkitFile(threads int) arm {
 	}}
 }
 
+// pwriteFile is a loop of pwrite on the raw file, in the client's own process: what the
+// kernel alone takes for the same writes, FLUSH and end.
+var pwriteFile = arm{name: rawFile, raw: true, bare: true}
+
 // ours reports whether the arm is Tidemark.
 func (a arm) ours() bool { return a.peer() == "" }
 
@@ -142,6 +151,8 @@ func (a arm) peer() string {
 	switch {
 	case a.qemu:
 		return bestQEMU
+	case a.bare:
+		return rawFile
 	case a.raw:
 		return nbdkit
 	}
@@ -150,12 +161,15 @@ func (a arm) peer() string {
 
 // A server is an arm that runs.
 type server struct {
-	cmd *exec.Cmd
+	cmd *exec.Cmd // nil: nobody serves
 	log strings.Builder
 }
 
 // start starts a server and waits for its socket, or its file.
 func (a arm) start(ctx context.Context, b bed) (*server, error) {
+	if a.bare {
+		return &server{}, nil
+	}
 	if a.at == mounted {
 		if err := os.WriteFile(b.socket, nil, 0o600); err != nil {
 			return nil, err
@@ -191,6 +205,9 @@ func (a arm) ready(at string) bool {
 
 // stop ends a server and waits for it.
 func (s *server) stop(a arm) error {
+	if s.cmd == nil {
+		return nil
+	}
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
 	err := s.cmd.Wait()
 	var exit *exec.ExitError
@@ -202,6 +219,9 @@ func (s *server) stop(a arm) error {
 
 // cpu is the processor time that a server and its children have had.
 func (s *server) cpu() time.Duration {
+	if s.cmd == nil {
+		return 0
+	}
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(s.cmd.Process.Pid), "stat"))
 	if err != nil {
 		return 0

@@ -107,13 +107,13 @@ func cells() []cell {
 }
 
 // has reports whether an arm takes part in a cell: ours, and those of peers that
-// something is wanted beside. Where a raw file is only the aim, one of its arms will do.
+// the goals name. Where a raw file is only the aim, one of nbdkit's arms will do.
 func (c cell) has(a arm) bool {
 	if a.at != c.at {
 		return false
 	}
 	g := goalOf(c.name, a.peer())
-	return a.ours() || g != nil && (g.Least > 0 || !a.raw || a.name == nbdkitFile(4).name)
+	return a.ours() || g != nil && (g.Least > 0 || !a.raw || a.bare || a.name == nbdkitFile(4).name)
 }
 
 // needs is what a cell needs of the machine beside its servers and the image tools of

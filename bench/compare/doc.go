@@ -26,10 +26,10 @@
 // replies that were timed are not looked at. What QEMU's FUSE export has left of writes
 // that were in flight together does not count, as it loses some, and its row says so.
 //
-// Beside the table are lines of what the machine does without a disk, which bound
-// nothing: the client with nbdkit's null plugin (a server that answers sooner goes beyond
-// it, and ours does), and a plain loop of pwrite, measured once, on a raw file of 64 MiB
-// that is in the page cache, without a FLUSH.
+// In the cells of overwrites at depth 32 a loop of pwrite on the raw file has its turns
+// too, without a server: what the kernel alone takes. Beside the table are lines of what the
+// machine does without a disk, which bound nothing: the client with nbdkit's null plugin (a
+// server that answers sooner goes beyond it, and ours does).
 //
 // The cells on LVM need root, lvm and a loop device: ours is a volume of a pool, which
 // grows as it is written, and QEMU has an image in the same part of the same device with

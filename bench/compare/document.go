@@ -125,7 +125,7 @@ the end of the connections. QEMU 7.2's FUSE export loses concurrent writes, and 
 			if v.Void != "" {
 				word = "void: " + v.Void
 			}
-			add(v.Cell, cellOf(v.Cell).marked(v.Arm), wish(v.Wanted), wish(v.Aim), fmt.Sprintf("%.2f", v.Ratio), fmt.Sprintf("%.2f-%.2f", v.Low, v.High), word, fmt.Sprintf("%.2f", v.CPU), v.cpuWord())
+			add(v.Cell, cellOf(v.Cell).marked(v.Arm), wish(v.Wanted), wish(v.Aim), fmt.Sprintf("%.2f", v.Ratio), fmt.Sprintf("%.2f-%.2f", v.Low, v.High), word, wish(v.CPU), v.cpuWord())
 		}
 		for _, g := range unmeasured(goals, judged) {
 			add(g.Cell, g.Peer, wish(g.Least), wish(g.Aim), "", "", notThere, "", "")

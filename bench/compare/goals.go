@@ -2,10 +2,12 @@ package main
 
 import "slices"
 
-// The peers that a goal speaks of: the best arm of QEMU, nbdkit on a raw file.
+// The peers that a goal speaks of: the best arm of QEMU, nbdkit on a raw file, and a loop
+// of pwrite on one, beside which nothing is wanted.
 const (
 	bestQEMU = "best QEMU"
 	nbdkit   = "nbdkit, raw file"
+	rawFile  = "pwrite, raw file"
 )
 
 // A goal is a row of the table of what is wanted: how many times the speed of a peer.
@@ -27,8 +29,10 @@ const (
 var goals = []goal{
 	{"4K overwrite, QD32, 1 GiB", bestQEMU, 2.0, 3.0},
 	{"4K overwrite, QD32, 1 GiB", nbdkit, 1.5, 3.0},
+	{"4K overwrite, QD32, 1 GiB", rawFile, 0, 0},
 	{"4K overwrite, QD32, 16 MiB", bestQEMU, 1.4, 2.0},
 	{"4K overwrite, QD32, 16 MiB", nbdkit, 0.95, 1.1},
+	{"4K overwrite, QD32, 16 MiB", rawFile, 0, 0},
 	{"4K overwrite, QD1, fio", bestQEMU, 1.1, 1.3},
 	{"4K overwrite, QD1", bestQEMU, 1.2, 1.6},
 	{"4K overwrite, QD32, 4 connections, 1 GiB", bestQEMU, 1.8, 2.5},

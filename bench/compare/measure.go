@@ -74,7 +74,7 @@ func (m *bench) measure(ctx context.Context, c cell, a arm, round int) (s sample
 	}
 	j := c.withTime(m.duration, m.seed+uint64(round))
 	before := srv.cpu() + b.pool.cpu()
-	r, err := ask(ctx, c, b.socket, j)
+	r, err := ask(ctx, c, a, b, j)
 	cpu := srv.cpu() + b.pool.cpu() - before
 	var wrong error
 	if err == nil && j.Op == load.Read {
@@ -94,16 +94,18 @@ func (m *bench) measure(ctx context.Context, c cell, a arm, round int) (s sample
 }
 
 // ask does a cell's job with the server that is at a socket, or the file.
-func ask(ctx context.Context, c cell, at string, j load.Job) (r *load.Result, err error) {
+func ask(ctx context.Context, c cell, a arm, b *bed, j load.Job) (r *load.Result, err error) {
 	switch {
+	case a.bare:
+		return load.RunCached(b.image, j)
 	case c.fio != nil:
-		return runFio(ctx, c, at, j)
+		return runFio(ctx, c, b.socket, j)
 	case c.at != mounted:
-		return load.Run(at, "", j)
+		return load.Run(b.socket, "", j)
 	case !c.loop:
-		return load.RunFile(at, j)
+		return load.RunFile(b.socket, j)
 	}
-	device, err := output(ctx, "losetup", "--find", "--show", "--direct-io=on", at)
+	device, err := output(ctx, "losetup", "--find", "--show", "--direct-io=on", b.socket)
 	if err != nil {
 		return nil, err
 	}

@@ -127,11 +127,6 @@ func readRecord(path string) (*record, error) {
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	for i, f := range r.Floors {
-		if name, ok := formerFloors[f.Name]; ok {
-			r.Floors[i].Name = name
-		}
-	}
 	return r, nil
 }
 
@@ -172,6 +167,10 @@ func (r *record) describe(list []arm, missing []string) {
 	}
 	seen := map[string]bool{}
 	for _, a := range list {
+		if a.bare {
+			r.Arms = append(r.Arms, a.name+": nobody")
+			continue
+		}
 		args := a.args(bed{image: "IMAGE", socket: "SOCKET", part: part{device: "DEVICE", offset: lunStart, size: lunGranted}})
 		if program := args[0]; !seen[program] {
 			seen[program] = true

@@ -187,7 +187,7 @@ func printGoals(w io.Writer, r *record, expected expectation) (misses int) {
 				misses++
 			}
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.2f\t%.2f-%.2f\t%s\t%.2f\t%s\t\n", v.Cell, cellOf(v.Cell).marked(v.Arm), wish(v.Wanted), wish(v.Aim), v.Ratio, v.Low, v.High, v.word(), v.CPU, v.cpuWord())
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.2f\t%.2f-%.2f\t%s\t%s\t%s\t\n", v.Cell, cellOf(v.Cell).marked(v.Arm), wish(v.Wanted), wish(v.Aim), v.Ratio, v.Low, v.High, v.word(), wish(v.CPU), v.cpuWord())
 	}
 	absent := 0
 	for _, g := range unmeasured(expected.goals, judged) {
@@ -217,7 +217,7 @@ func printGoals(w io.Writer, r *record, expected expectation) (misses int) {
 	return misses + absent
 }
 
-// wish is what is wanted; "" for nothing.
+// wish is what is wanted, or was measured; "" for nothing.
 func wish(n float64) string {
 	if n == 0 {
 		return ""

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A fileLine writes to a file past the page cache. Its system calls are raw ones: a
+// A fileLine writes to a file. Its system calls are raw ones: a
 // thread that waits in one keeps its processor of Go's, which is cheaper than to give it
 // back and to ask for it again (see RunFile).
 type fileLine struct {
@@ -47,8 +47,9 @@ type ioEvent struct {
 	res, res2 int64
 }
 
-func openFile(path string, j Job) (*fileLine, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_DIRECT, 0)
+// openFile opens a file to be written with further flags of open(2).
+func openFile(path string, flags int, j Job) (*fileLine, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|flags, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Result is what a Job came to.
@@ -51,7 +53,16 @@ func Run(path, name string, j Job) (*Result, error) {
 // RunFile does a Job that writes to a file or a block device, past the page cache.
 // A connection is a descriptor of its own; with one request in flight each is a call of
 // pwrite, with more they are Linux' asynchronous ones. FLUSH is fdatasync.
-func RunFile(path string, j Job) (*Result, error) {
+func RunFile(path string, j Job) (*Result, error) { return runFile(path, unix.O_DIRECT, j) }
+
+// RunCached does a Job that writes to a file through the page cache: a loop of pwrite for
+// each connection, with one request in flight whatever the Job says.
+func RunCached(path string, j Job) (*Result, error) {
+	j.Depth = 1
+	return runFile(path, 0, j)
+}
+
+func runFile(path string, flags int, j Job) (*Result, error) {
 	j = j.withDefaults()
 	if err := j.check(); err != nil {
 		return nil, err
@@ -61,7 +72,7 @@ func RunFile(path string, j Job) (*Result, error) {
 	}
 	// Its calls keep the processor that Go has given them, and so there must be enough.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), j.Conns+2)))
-	return j.run(func() (line, error) { return openFile(path, j) })
+	return j.run(func() (line, error) { return openFile(path, flags, j) })
 }
 
 // run does a Job over lines that open makes.
