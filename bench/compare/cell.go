@@ -41,6 +41,7 @@ type imageKind struct {
 	full     int64 // bytes from the begin that are allocated
 	backing  bool  // over a raw file that is full
 	extended bool  // extended L2 entries, for all QCOW2 arms
+	snapshot bool  // all of it is shared with an internal snapshot
 }
 
 const (

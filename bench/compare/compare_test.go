@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"tidemark/bench/load"
 )
 
 func TestMedianAndInterval(t *testing.T) {
@@ -230,10 +232,18 @@ func TestContent(t *testing.T) {
 	block := bytes.Repeat([]byte{0, 0x10, 0, 0, 0, 0, 0, 0}, 512)
 	require.NoError(t, checkFio(4096, block))
 	require.NoError(t, checkFio(0, make([]byte, 4096)), "its offset")
-	require.NoError(t, checkFio(4096, bytes.Repeat([]byte{1}, 4096)))
+	require.Error(t, checkFio(4096, bytes.Repeat([]byte{1}, 4096)), "lost")
 	require.Error(t, checkFio(4096, make([]byte, 4096)), "nothing was zero")
 	block[4095] = 1
 	require.Error(t, checkFio(4096, block), "torn")
+
+	places, err := fioPlaces("0, 29044, 1, 4096, 8192, 0\n3, 2, 1, 4096, 4096, 0\n", load.Job{Block: 4096, Set: 16384})
+	require.NoError(t, err)
+	require.Equal(t, load.Places{0b110}, places)
+	for _, wrong := range []string{"0, 1, 1, 4096\n", "0, 1, 1, 4096, 16384, 0\n", "0, 1, 1, 4096, 512, 0\n", "0, 1, 1, 4096, x\n"} {
+		_, err := fioPlaces(wrong, load.Job{Block: 4096, Set: 16384})
+		require.ErrorContains(t, err, "where fio wrote: expected", wrong)
+	}
 
 	require.Equal(t, "qemu-storage-daemon, fuse (content not checked)", cellOf("FUSE 4K overwrite, 4 jobs").marked("qemu-storage-daemon, fuse"))
 	require.Equal(t, "qemu-storage-daemon, fuse", cellOf("FUSE 4K overwrite, QD1").marked("qemu-storage-daemon, fuse"))

@@ -20,9 +20,7 @@
 // 20,000 blocks or more, if there are, holds what was written there, and of 5,000 others,
 // outside of LVM, what was there before: all of a block in 256 MiB of them, of the rest the
 // first sector.
-// Where fio wrote is not known: there a block has to hold its own offset or what was there
-// before, so that a write that is torn or in a wrong place is found, and one that is lost is
-// not. After a cell that reads, a sample is asked of the same server and compared; the
+// After a cell that reads, a sample is asked of the same server and compared; the
 // replies that were timed are not looked at. What QEMU's FUSE export has left of writes
 // that were in flight together does not count, as it loses some, and its row says so.
 //

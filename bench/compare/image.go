@@ -32,7 +32,7 @@ func (s stable) path(k imageKind, raw bool) string {
 	if raw {
 		format = "raw"
 	}
-	return filepath.Join(s.dir, fmt.Sprintf("%d-%d-%t-%t.%s", k.size, k.full, k.backing, k.extended, format))
+	return filepath.Join(s.dir, fmt.Sprintf("%d-%d-%t-%t-%t.%s", k.size, k.full, k.backing, k.extended, k.snapshot, format))
 }
 
 func (s stable) backing() string { return filepath.Join(s.dir, "backing.raw") }
@@ -73,6 +73,9 @@ func (s stable) make(ctx context.Context, k imageKind, raw bool, path string) er
 		if err := run(ctx, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P 1 %d %d", off, min(64*mib, k.full-off)), path); err != nil {
 			return err
 		}
+	}
+	if k.snapshot {
+		return run(ctx, "qemu-img", "snapshot", "-q", "-c", "s", path)
 	}
 	return nil
 }

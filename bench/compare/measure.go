@@ -1,15 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -158,42 +153,4 @@ func (b *bed) remove() error {
 		return nil
 	}
 	return b.pool.stop()
-}
-
-// fioOutput is what is needed of fio's report.
-type fioOutput struct {
-	Jobs []struct {
-		Write struct {
-			TotalIOs int64 `json:"total_ios"`
-			Runtime  int64 `json:"runtime"` // ms
-			Clat     struct {
-				Percentile map[string]int64 `json:"percentile"` // ns
-			} `json:"clat_ns"`
-		} `json:"write"`
-	} `json:"jobs"`
-}
-
-// runFio does a Job that writes at random, with fio.
-func runFio(ctx context.Context, c cell, at string, j load.Job) (*load.Result, error) {
-	args := append([]string{"--name=cell", "--rw=randwrite", "--bs=" + strconv.Itoa(j.Block), "--size=" + strconv.FormatInt(j.Set, 10),
-		"--iodepth=" + strconv.Itoa(j.Depth), "--time_based", fmt.Sprintf("--runtime=%dms", j.Duration.Milliseconds()), "--end_fsync=1",
-		"--verify=pattern", "--verify_pattern=%o", "--do_verify=0", "--verify_state_save=0", "--output-format=json",
-		"--norandommap", "--randseed=" + strconv.FormatUint(j.Seed, 10)}, c.fio...)
-	args = append(args, "--uri=nbd+unix:///?socket="+strings.ReplaceAll(url.QueryEscape(at), "+", "%20"))
-	said, err := output(ctx, "fio", args...)
-	if err != nil {
-		return nil, err
-	}
-	out := []byte(said)
-	var report fioOutput
-	if err := json.Unmarshal(out[max(bytes.IndexByte(out, '{'), 0):], &report); err != nil || len(report.Jobs) != 1 {
-		return nil, fmt.Errorf("fio's report: %w: %s", err, out)
-	}
-	w := report.Jobs[0].Write
-	r := &load.Result{Ops: w.TotalIOs, Asked: time.Duration(w.Runtime) * time.Millisecond}
-	r.Closed = r.Asked // fio's own start and end are not the server's
-	for q, n := range map[string]int64{"50.000000": 500, "99.000000": 490, "99.900000": 9, "99.990000": 1} {
-		r.Latency.Add(time.Duration(w.Clat.Percentile[q]), n)
-	}
-	return r, nil
 }

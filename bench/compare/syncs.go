@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"tidemark/bench/load"
@@ -61,18 +62,24 @@ func countSyncs(path string) (n int, err error) {
 	return n, err
 }
 
-// allSyncs counts them once a run, for the cells that flush after every write.
+// copying is no cell: only its syncs are counted.
+var copying = cell{name: "4K copy-on-write + flush, QD1", image: imageKind{size: gib, full: 64 * mib, snapshot: true},
+	job: load.Job{Block: int(4 * kib), Set: 64 * mib, Stride: 64 * kib, Depth: 1, Once: true, FlushEach: true}}
+
+// allSyncs counts them once a run, for the cells that flush after every write and, if there
+// are any, for copying.
 func (m *bench) allSyncs(ctx context.Context, r *record, cells []cell, arms []arm) error {
 	if _, err := exec.LookPath("strace"); err != nil || len(r.Syncs) > 0 {
 		return nil
 	}
-	for _, c := range cells {
-		if !c.job.FlushEach {
-			continue
-		}
+	flushing := slices.DeleteFunc(slices.Clone(cells), func(c cell) bool { return !c.job.FlushEach })
+	if len(flushing) > 0 {
+		flushing = append(flushing, copying)
+	}
+	for _, c := range flushing {
 		for _, a := range arms {
-			if !c.has(a) || a.at != inFile || strings.Contains(a.name, "io_uring") || strings.Contains(a.name, "storage-daemon") {
-				continue // nothing of it can be seen
+			if a.name != ours && a.name != qemuNBD("threads").name {
+				continue // io_uring's are no system calls of their own
 			}
 			n, err := m.syncsPerFlush(ctx, c, a)
 			if err != nil {

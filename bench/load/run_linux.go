@@ -24,8 +24,11 @@ type Result struct {
 // Places is a set of places.
 type Places []uint64
 
-func newPlaces(n int64) Places { return make(Places, (n+63)/64) }
-func (p Places) add(i int64)   { p[i/64] |= 1 << (i % 64) }
+// NewPlaces is an empty set of the first n places.
+func NewPlaces(n int64) Places { return make(Places, (n+63)/64) }
+
+// Add puts place i into the set.
+func (p Places) Add(i int64) { p[i/64] |= 1 << (i % 64) }
 
 // Has reports whether place i is in the set.
 func (p Places) Has(i int64) bool { return p[i/64]>>(i%64)&1 != 0 }
@@ -94,7 +97,7 @@ func (j Job) run(open func() (line, error)) (*Result, error) {
 		wg.Go(func() { w.err = w.run(began) })
 	}
 	wg.Wait()
-	r := &Result{Asked: time.Since(began), Written: newPlaces(j.places())}
+	r := &Result{Asked: time.Since(began), Written: NewPlaces(j.places())}
 	var errs []error
 	if j.Op == Write && workers[0].err == nil {
 		errs = append(errs, workers[0].line.flush())
@@ -144,7 +147,7 @@ type worker struct {
 }
 
 func newWorker(l line, j Job, i int) *worker {
-	w := &worker{line: l, job: j, walk: j.walkOf(i), written: newPlaces(j.places()), sent: make([]time.Time, j.Depth)}
+	w := &worker{line: l, job: j, walk: j.walkOf(i), written: NewPlaces(j.places()), sent: make([]time.Time, j.Depth)}
 	for k := range j.Depth {
 		w.free = append(w.free, uint64(k))
 	}
@@ -193,7 +196,7 @@ func (w *worker) send(now time.Time) (more bool, err error) {
 		w.sent[cookie] = now
 		w.line.add(cookie, w.job.From+place*w.job.Stride)
 		if w.job.Op == Write {
-			w.written.add(place)
+			w.written.Add(place)
 		}
 		more = true
 	}
