@@ -98,7 +98,7 @@ func TestOperationsRefused(t *testing.T) {
 		"create: type":              {create(func(r *NewVolume) { r.Type = Internal }), CodeInvalid},
 		"create: raw on a parent":   {create(func(r *NewVolume) { r.Image, r.Parent, r.Format = image, b, Raw }), CodeInvalid},
 		"create: priority":          {create(func(r *NewVolume) { r.Priority = 5000 }), CodeInvalid},
-		"create: description":       {create(func(r *NewVolume) { r.Description = strings.Repeat("x", 300) }), CodeInvalid},
+		"create: description":       {create(func(r *NewVolume) { r.Description = "two\nlines" }), CodeInvalid},
 		"create: two lines":         {create(func(r *NewVolume) { r.Description = "a\nGEN=7" }), CodeInvalid},
 		"create: initial size":      {create(func(r *NewVolume) { r.Initial = -1 }), CodeInvalid},
 		"create: no space":          {create(func(r *NewVolume) { r.Format, r.Alloc, r.Size = Raw, Preallocated, full }), CodePoolFull},

@@ -157,8 +157,8 @@
 // deleteVolume takes an ILLEGAL volume only by force, so that nobody mistakes what
 // can be repeated for waste; and it never takes a volume from below another, nor all that
 // is whole above what a merge has torn, unless that goes, too.
-// A description that is too long is refused, where VDSM cuts it, for it may hold the
-// name. The name of an image is that of the first alias from its leaf downwards.
+// A description that is too long is cut, as VDSM does, but of the engine's JSON only the
+// DiskDescription, for the other is the name. The name of an image is that of the first alias from its leaf downwards.
 // TIDEMARK_PRIORITY is our key; a volume of priority 0 does not have it. PostZero
 // does nothing in a directory, whose file system shows freed blocks to nobody.
 //

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
@@ -203,4 +204,23 @@ func newDirMeta(capacity int64) domainMeta {
 func testPoolMeta() poolMeta {
 	return poolMeta{id: testPool, name: "tidemark", master: testDomain, version: 1, host: localHostID,
 		members: map[uuid.UUID]DomainState{testDomain: DomainActive}}
+}
+
+// What is too long is cut, in whole characters; of the engine's JSON only what is not the
+// name, where that is enough.
+func TestDescriptionsAreCut(t *testing.T) {
+	ae := func(n int) string { return strings.Repeat("ä", n) }
+	for text, want := range map[string]string{
+		"":                         "",
+		strings.Repeat("a", 210):   strings.Repeat("a", 210),
+		strings.Repeat("a", 1<<20): strings.Repeat("a", 210),
+		"a" + ae(200):              "a" + ae(104),
+		`{"DiskAlias":"web","DiskDescription":"` + ae(1<<20) + `"}`: `{"DiskAlias":"web","DiskDescription":"` + ae(85) + `"}`,
+		`{"DiskAlias":"` + ae(300) + `"}`:                           `{"DiskAlias":"` + ae(98),
+	} {
+		got := fittingDescription(text)
+		require.Equal(t, want, got)
+		require.LessOrEqual(t, len(got), descriptionMaxSize)
+		require.True(t, utf8.ValidString(got))
+	}
 }

@@ -32,10 +32,10 @@ func (o *operations) copyImage(ctx context.Context, r CopyImage) (kind string, a
 	}
 	meta := src.meta
 	meta.Created, meta.Domain, meta.Image, meta.Parent = to.o.Now().Unix(), to.ident.domain, r.To.Image, uuid.Nil
-	meta.Description, meta.Sequence, meta.Generation, meta.Legality = r.Description, 1, 0, Legal
+	meta.Description, meta.Sequence, meta.Generation, meta.Legality = fittingDescription(r.Description), 1, 0, Legal
 	meta.Format = cmp.Or(r.Format, meta.Format)
-	if meta.Type = cmp.Or(r.Alloc, meta.Type); r.Alloc == "" && meta.Format == Raw && to.store.kind() == typeGroup {
-		meta.Type = Preallocated
+	if meta.Type = r.Alloc; meta.Type == "" {
+		meta.Type = movedType(to.store.kind(), src.meta.Type, meta.Format)
 	}
 	meta.VolType = cmp.Or(r.Type, Leaf)
 	a := copyArgs{From: r.From, To: r.To, Meta: meta}

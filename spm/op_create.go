@@ -44,7 +44,7 @@ func (o *operations) createVolume(ctx context.Context, r NewVolume) (kind string
 // newMeta checks a request for a volume and says what its metadata will be.
 func newMeta(f *family, kind string, r NewVolume, now time.Time) (volumeMeta, error) {
 	meta := volumeMeta{
-		Capacity: r.Size, Created: now.Unix(), Description: r.Description, DiskType: r.DiskType, Domain: r.Domain,
+		Capacity: r.Size, Created: now.Unix(), Description: fittingDescription(r.Description), DiskType: r.DiskType, Domain: r.Domain,
 		Format: r.Format, Image: r.Image, Legality: Legal, Parent: r.Parent, Priority: r.Priority,
 		Sequence: 1, Type: r.Alloc, VolType: r.Type,
 	}
@@ -98,8 +98,6 @@ func checkMeta(kind string, m volumeMeta, id uuid.UUID) error {
 		return errorf(CodeInvalid, "volume %s: priority is %d, expected %d to %d", id, m.Priority, -priorityMax, priorityMax)
 	case strings.ContainsAny(m.Description+m.DiskType, "\n\r\x00"):
 		return errorf(CodeInvalid, "volume %s: description and disk type are one line each", id)
-	case len(m.Description) > descriptionMaxSize:
-		return errorf(CodeInvalid, "volume %s: its description has %d bytes, at most %d are possible", id, len(m.Description), descriptionMaxSize)
 	}
 	if alias := m.alias(); alias != "" {
 		if err := checkName(alias); err != nil {

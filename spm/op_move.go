@@ -53,7 +53,7 @@ func (o *operations) checkMove(ctx context.Context, a moveArgs) error {
 		return errorf(CodeInvalid, "image %s is in domain %s already", a.Image, a.To)
 	}
 	f := from.family()
-	if err := mayMove(f, to.family(), to.store.kind(), a); err != nil {
+	if err := mayMove(f, to.family(), a); err != nil {
 		return err
 	}
 	var need int64
@@ -71,7 +71,7 @@ func (o *operations) checkMove(ctx context.Context, a moveArgs) error {
 
 // mayMove decides whether an image may be moved between domains of which that is
 // known.
-func mayMove(from, to *family, kind string, a moveArgs) error {
+func mayMove(from, to *family, a moveArgs) error {
 	all := from.images[a.Image]
 	if len(all) == 0 {
 		return errorf(CodeUnknownImage, "domain %s has no image %s", a.From, a.Image)
@@ -85,8 +85,6 @@ func mayMove(from, to *family, kind string, a moveArgs) error {
 			return errorf(CodeDamaged, "volume %s of image %s is damaged, or new: nobody knows how to move it", k.id, a.Image)
 		case !k.legal():
 			return from.illegal(k)
-		case k.meta.Format == Raw && k.meta.Type == Sparse && kind == typeGroup:
-			return errorf(CodeWrongState, "volume %s is raw and sparse, which a block domain cannot hold: copy it as %s or %s", k.id, Preallocated, Cow)
 		}
 		for _, c := range from.kids[k.id] {
 			if c.image != a.Image && !a.Copy {
@@ -114,6 +112,15 @@ func (m *Manager) room(leaf, image uuid.UUID, need int64) error {
 			image, need, m.ident.domain, max(free, 0))
 	}
 	return nil
+}
+
+// movedType is the allocation that a volume has in another domain: a block domain holds a
+// raw one with all of its space only.
+func movedType(kind, alloc, format string) string {
+	if format == Raw && kind == typeGroup {
+		return Preallocated
+	}
+	return alloc
 }
 
 // movedSize is what a volume is granted in another domain.
@@ -163,6 +170,7 @@ func (o *operations) makeMoved(ctx context.Context, a moveArgs) error {
 		}
 		meta := k.meta
 		meta.Domain, meta.Legality, meta.Generation = a.To, Illegal, nextGeneration(meta.Generation)
+		meta.Type = movedType(to.store.kind(), meta.Type, meta.Format)
 		if err := to.ensureVolume(ctx, making{id: id, meta: meta, granted: movedSize(to, from.info(id))}); err != nil {
 			return err
 		}

@@ -182,18 +182,51 @@ type description struct {
 }
 
 func encodeDescription(alias string) (string, error) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(description{DiskAlias: alias}); err != nil {
+	text, err := encodeJSON(description{DiskAlias: alias})
+	if err != nil {
 		return "", err
 	}
-	text := strings.TrimSuffix(b.String(), "\n")
 	if len(text) > descriptionMaxSize {
 		return "", fmt.Errorf("name takes %d bytes in the metadata, at most %d are possible: choose a shorter one",
 			len(text), descriptionMaxSize)
 	}
 	return text, nil
+}
+
+func encodeJSON(d description) (string, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(d)
+	return strings.TrimSuffix(b.String(), "\n"), err
+}
+
+// fittingDescription is a description that fits into the metadata: what is too long is
+// cut, as VDSM does. Of the engine's JSON only the DiskDescription is cut, where that is
+// enough, so that the image keeps its name.
+func fittingDescription(text string) string {
+	if len(text) <= descriptionMaxSize {
+		return text
+	}
+	var d description
+	if json.Unmarshal([]byte(text), &d) == nil && d.DiskAlias != "" {
+		for cut := min(len(d.DiskDescription), descriptionMaxSize); cut >= 0; cut-- {
+			d.DiskDescription = cutTo(d.DiskDescription, cut)
+			if short, err := encodeJSON(d); err == nil && len(short) <= descriptionMaxSize {
+				return short
+			}
+		}
+	}
+	return cutTo(text, descriptionMaxSize)
+}
+
+// cutTo is what n bytes of a text hold of it, in whole characters.
+func cutTo(text string, n int) string {
+	n = min(n, len(text))
+	for n > 0 && n < len(text) && !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return text[:n]
 }
 
 // alias is the name of the image, or "" if the description holds none.

@@ -4,6 +4,7 @@ package main_test
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -42,4 +43,30 @@ func TestTemplateInTwoDomains(t *testing.T) {
 	var v spm.Volume
 	require.NoError(t, json.Unmarshal(out, &v))
 	require.Equal(t, domains[1], v.DomainUUID)
+}
+
+// A raw, sparse image moves to a volume group, which holds it with all of its space, and
+// back; what was never written is zero there, and a description that is too long is cut.
+func TestRawImageMovesToAGroup(t *testing.T) {
+	g := newGroup(t, 1, 2*gib)
+	h := newVDSMHost(t, g.paths()...)
+	domains := h.newDomains(h.newDir("a"), g)
+	image, id := uuid.NewString(), uuid.NewString()
+	h.run("createVolume", h.newVolume(domains[0], image, id, 256<<20, arguments{"volFormat": "RAW", "desc": strings.Repeat("long ", 100)}))
+	uri, _ := h.prepare(domains[0], image)
+	runQEMUIO(t, uri, "raw", "write -P 7 64M 1M", "flush")
+	h.teardown(domains[0], image)
+
+	move := func(from, to int, alloc string) {
+		t.Helper()
+		h.run("moveImage", arguments{"spUUID": h.pool, "srcDomUUID": domains[from], "dstDomUUID": domains[to], "imgUUID": image, "vmUUID": "", "op": 2})
+		require.Empty(t, h.volumes(domains[from]))
+		v := h.volumes(domains[to])[0]
+		require.Equal(t, []string{id, "RAW", alloc, "LEGAL", "268435456"}, []string{v.ID, v.Format, v.Alloc, v.Legality, v.Capacity})
+		uri, _ := h.prepare(domains[to], image)
+		runQEMUIO(t, uri, "raw", "read -P 0 0 64M", "read -P 7 64M 1M", "read -P 0 65M 191M")
+		h.teardown(domains[to], image)
+	}
+	move(0, 1, "PREALLOCATED")
+	move(1, 0, "PREALLOCATED")
 }

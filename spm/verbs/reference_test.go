@@ -198,6 +198,7 @@ const tail = `
 | the DiskAlias of an image is a name, and unique in the pool: createVolume and copyImage fail with 212, once their task runs | our command line finds images by it |
 | a task that has failed has the result cleanSuccess | it has been rolled back; VDSM says cleanFailure where nothing was to be rolled back |
 | tasks outlive the manager and the role, and are cleared by hand only | VDSM forgets those of hosts when it restarts |
+| a description of more than 210 bytes is cut, and of JSON with a DiskAlias the DiskDescription | VDSM cuts after 210 characters wherever that is; the metadata has room for bytes, and the alias is the name |
 | getTaskStatus, getVolumeInfo, getStorageDomainStats and others have more members | VDSM's are there with VDSM's meaning; the others are said to be ours |
 | volume groups have no metadata statistics: mdasize and mdafree are 0, mdavalid and mdathreshold true | they are in our own Pool.getInfo |
 | a pool that is not connected has the code 309, as one that is not known | VDSM has one number for both |
