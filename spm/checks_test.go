@@ -1,7 +1,6 @@
 package spm
 
 import (
-	"strings"
 	"testing"
 
 	"github.com/google/uuid"
