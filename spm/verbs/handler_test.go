@@ -177,6 +177,9 @@ func TestMethodsOfVDSM(t *testing.T) {
 	require.Equal(t, map[string]any{"apparentsize": "1073741824", "truesize": "262144"}, byName.Result)
 	byPosition := e.json(t, "Volume.getSize", []any{id(volumeID), id(poolID), id(domainID), id(imageID)})
 	require.Equal(t, byName.Result, byPosition.Result)
+	copied := e.json(t, "Image.move", map[string]any{"imageID": id(imageID), "storagepoolID": id(poolID), "storagedomainID": id(domainID), "dstSdUUID": id(otherID),
+		"operation": 1, "postZero": false, "force": false, "discard": false})
+	require.Nil(t, copied.Error)
 	require.Equal(t, true, e.json(t, "StorageDomain.deactivate", []any{id(otherID), id(poolID), id(uuid.Nil), 0}).Result)
 	task := e.json(t, "Image.delete", map[string]any{"imageID": id(imageID), "storagepoolID": id(poolID), "storagedomainID": id(domainID),
 		"postZero": false, "force": false, "discard": true})

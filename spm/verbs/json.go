@@ -51,7 +51,7 @@ func vdsmMethod(v *Verb, m Method, s spm.Storage) jrpc2.Handler {
 		if err != nil {
 			return nil, err
 		}
-		named, err := rename(m, names, position, given)
+		named, err := v.rename(m, names, position, given)
 		if err != nil {
 			return nil, jsonError(v.failure(err))
 		}
@@ -107,19 +107,25 @@ var vdsmNames = map[string][]string{
 	"volumeList": {"volumes"}, "dstVolFormat": {"volFormat"}, "backing_chain": {"backing"}, "baseID": {"baseUUID"},
 }
 
-// rename turns the parameters of a method of VDSM into arguments by name.
-func rename(m Method, names []param, position []any, given map[string]any) (map[string]any, error) {
+// rename turns the parameters of a method of VDSM into arguments by name. What only the
+// older API has, and nobody looks at, need not be among them.
+func (v *Verb) rename(m Method, names []param, position []any, given map[string]any) (map[string]any, error) {
 	if len(position) > len(names) {
 		return nil, invalid("%s takes at most %d parameters, found %d", m.Name, len(names), len(position))
 	}
 	out := map[string]any{}
+	for _, a := range v.Args {
+		if a.Kind == kindIgnored && !a.Optional {
+			out[a.Name] = ""
+		}
+	}
 	for i, p := range names {
-		v, ok := given[p.name]
+		value, ok := given[p.name]
 		if i < len(position) {
-			v, ok = position[i], true
+			value, ok = position[i], true
 		}
 		if ok && p.arg != "" {
-			out[p.arg] = v
+			out[p.arg] = value
 		}
 	}
 	for name := range given {

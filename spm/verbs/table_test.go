@@ -59,6 +59,15 @@ func TestTable(t *testing.T) {
 			for _, p := range v.argNames(m) {
 				require.True(t, names[p.arg] || slices.Contains(unused, p.name), "%s: %s is no argument of %s", m.Name, p.name, v.Name)
 			}
+			given := map[string]any{}
+			for _, p := range v.argNames(m) {
+				given[p.name] = "x"
+			}
+			named, err := v.rename(m, v.argNames(m), nil, given)
+			require.NoError(t, err)
+			for _, a := range v.Args {
+				require.True(t, a.Optional || named[a.Name] != nil, "%s can never succeed: it has no %s", m.Name, a.Name)
+			}
 		}
 		listed := map[spm.Code]bool{}
 		for _, c := range slices.Concat(v.Codes, everywhere) {
