@@ -172,8 +172,10 @@ func (o *operations) checkCreate(ctx context.Context, a createArgs) error {
 		return errorf(CodeUnfinished, "image %s is being merged (%s): a snapshot is made when that is over", a.Image, s.Merge)
 	case there && a.Meta.Capacity != parent.meta.Capacity:
 		return errorf(CodeActive, "image %s is served: its snapshot has its size, %d bytes; extend it afterwards", a.Image, parent.meta.Capacity)
+	case there:
+		return nil
 	}
-	return nil
+	return m.unused(a.Image, parent.id)
 }
 
 // planCreate: once the volume is there it is the leaf, and whoever serves the image
@@ -201,7 +203,15 @@ func (o *operations) makeVolume(ctx context.Context, a createArgs) error {
 	if err != nil {
 		return err
 	}
-	return m.ensureVolume(ctx, making{id: a.Volume, meta: a.Meta, granted: a.Granted})
+	if err := m.ensureVolume(ctx, making{id: a.Volume, meta: a.Meta, granted: a.Granted}); err != nil || a.ParentImage != a.Image {
+		return err
+	}
+	// Only a server of ours goes over to the new leaf. Who has opened the old one for
+	// himself since the check would go on to write to it.
+	if _, there, err := o.serving(ctx, m, a.Image); there || err != nil {
+		return err
+	}
+	return m.unused(a.Image, a.Meta.Parent)
 }
 
 // drop removes a volume.
