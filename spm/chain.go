@@ -161,6 +161,19 @@ func (f *family) anyDamaged(image uuid.UUID) bool {
 	return slices.ContainsFunc(f.images[image], func(k kin) bool { return k.damaged })
 }
 
+// mayChange refuses to change volumes that a damaged one of their image may be based on:
+// nobody knows which of them that is, for only its metadata would say so. Those of without
+// go as well, and do not count.
+func (f *family) mayChange(image uuid.UUID, without ...uuid.UUID) error {
+	for _, k := range f.images[image] {
+		if k.damaged && !slices.Contains(without, k.id) {
+			return errorf(CodeDamaged, "volume %s of image %s is damaged, and nobody knows what it is based on: mend its metadata and start the manager again, or delete it",
+				k.id, image)
+		}
+	}
+	return nil
+}
+
 // member returns a volume of an image.
 func (f *family) member(image, id uuid.UUID) (kin, error) {
 	k, there := f.all[id]
@@ -174,6 +187,18 @@ func (f *family) member(image, id uuid.UUID) (kin, error) {
 		return kin{}, errorf(CodeDamaged, "volume %s is damaged: mend its metadata, or remove its image", id)
 	}
 	return k, nil
+}
+
+// mayWrite refuses to let anybody write to a volume that others are based on, or may be. What
+// is illegal above it is based on it by name only: it is on its way out, or not made yet.
+func (f *family) mayWrite(k kin) error {
+	switch {
+	case k.shared():
+		return errorf(CodeWrongState, "volume %s is a template, which never changes: open it for reading only, or make a volume that is based on it", k.id)
+	case f.covered(k):
+		return errorf(CodeHasChildren, "volume %s has volumes that are based on it, so nobody may write to it: open it for reading only, or the leaf of image %s", k.id, k.image)
+	}
+	return f.mayChange(k.image)
 }
 
 // maySnapshot decides whether a volume of image may be based on parent, and
@@ -196,6 +221,11 @@ func (f *family) maySnapshot(image, parentImage, parent uuid.UUID) (kin, error) 
 		return kin{}, errorf(CodeWrongState, "volume %s is a template: what is based on it belongs into an image of its own", parent)
 	case parentImage == image && (leaf != parent || len(f.kids[parent]) > 0):
 		return kin{}, errorf(CodeHasChildren, "volume %s is not the leaf of image %s (%s is): a snapshot is made of the leaf", parent, image, leaf)
+	}
+	if parentImage == image {
+		if err := f.mayChange(image); err != nil {
+			return kin{}, err
+		}
 	}
 	_, err = f.chain(parent)
 	return k, err
@@ -228,6 +258,9 @@ func (f *family) mayDelete(image uuid.UUID, ids []uuid.UUID, force bool) ([]uuid
 			}
 		}
 		out = append(out, k)
+	}
+	if err := f.mayChange(image, ids...); err != nil {
+		return nil, err
 	}
 	if err := f.mayUncover(image, ids); err != nil {
 		return nil, err

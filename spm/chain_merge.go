@@ -59,6 +59,9 @@ func (f *family) mayMerge(image, ancestor, successor uuid.UUID) ([]kin, error) {
 	if at < 0 || ancestor == successor {
 		return nil, errorf(CodeInvalid, "volume %s is not based on %s: name an ancestor and a successor of one chain", successor, ancestor)
 	}
+	if err := f.mayChange(image); err != nil {
+		return nil, err
+	}
 	run := chain[at:]
 	if down, _, ok := f.unmerged(run[0]); ok && down.id != ancestor && run[0].meta.Capacity < run[len(run)-1].meta.Capacity {
 		return nil, f.illegal(run[0])

@@ -58,7 +58,8 @@
 //
 // A volume whose metadata cannot be read, or on a group cannot be found by its tag, is
 // damaged: it keeps its space, is shown by its UUID with the reason, may be removed, and
-// keeps nobody from the others.
+// keeps nobody from the volumes of other images. Those of its own image it may be based on,
+// so until it is mended or removed they are read only.
 //
 // Others may write beneath the directories that the host's administrator has named. All
 // that is done to a domain there is done by a path that the kernel resolves from such a

@@ -51,6 +51,9 @@ func mayResize(f *family, a resizeArgs) error {
 	case k.meta.Capacity != a.Was:
 		return errorf(CodeStale, "volume %s has %d bytes now, and had %d when more was asked for: repeat the request", k.id, k.meta.Capacity, a.Was)
 	}
+	if err := f.mayChange(a.Image); err != nil {
+		return err
+	}
 	_, err = f.chain(k.id)
 	return err
 }

@@ -54,6 +54,11 @@ func mayServe(f *family, k kin, opt PrepareOptions) error {
 		return errorf(CodeHasChildren, "volume %s has %d volumes that are based on it, so nobody may write to it: serve it read-only, or the leaf",
 			k.id, len(f.kids[k.id]))
 	}
+	if !opt.ReadOnly && !k.shared() {
+		if err := f.mayWrite(k); err != nil {
+			return err
+		}
+	}
 	_, err := f.chain(k.id)
 	return err
 }

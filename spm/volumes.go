@@ -120,6 +120,10 @@ func (m *Manager) describeLocked(v *volume) Volume {
 		d.Damaged, d.Format = v.damaged.Error(), ""
 	} else {
 		d.Illegal = v.meta().Legality != Legal
+		f := m.familyLocked()
+		if err := f.mayWrite(f.all[v.id]); err != nil {
+			d.ReadOnly = err.Error()
+		}
 	}
 	if parent := v.meta().Parent; parent != uuid.Nil {
 		d.ParentUUID = parent.String()

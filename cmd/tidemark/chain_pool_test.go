@@ -70,12 +70,12 @@ func (p *chainPool) open(t testing.TB) {
 	require.NoError(t, err)
 }
 
-// base lets a volume be based on its parent, which is a template then.
+// base lets a volume be based on its parent, which does not become a template by that: tests
+// write to it.
 func (p *chainPool) base(t testing.TB, s chainSpec) {
 	t.Helper()
 	child, parent := p.volumes[s.name], p.volumes[s.parent]
 	replaceMeta(t, child.Path, "PUUID", parent.VolumeUUID)
-	replaceMeta(t, parent.Path, "VOLTYPE", "SHARED")
 	f, err := hostfile.Open(child.Path, hostfile.Options{Fixed: true})
 	require.NoError(t, err)
 	require.NoError(t, images{}.Create(t.Context(), f, spm.CreateImage{
@@ -226,6 +226,18 @@ func TestPoolChainCompletesWhatDied(t *testing.T) {
 	want := make([]byte, 64<<20)
 	fillBytes(want, 9, 5<<20, 64<<10)
 	require.True(t, bytes.Equal(want, p.content(t, "top")), "not flushed, and completed")
+}
+
+// Nobody writes to what others are based on, however he has come to its name.
+func TestVolumeBelowOthersIsNotWritten(t *testing.T) {
+	p := newChainPool(t, chainSpec{name: "base", size: 1 << 20}, chainSpec{name: "top", size: 1 << 20, parent: "base"})
+	require.NoError(t, p.Close())
+	replaceMeta(t, p.volumes["base"].Path, "VOLTYPE", "SHARED")
+	p.open(t)
+	_, err := openDisk(t.Context(), diskSpec{Image: p.id("base"), Pool: p})
+	require.ErrorContains(t, err, "is a template")
+	p.content(t, "base")
+	require.NoError(t, p.disk(t, "top", false).Close())
 }
 
 // A volume whose data are not whole is opened below another one, and for itself only if

@@ -93,7 +93,7 @@ func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 	if err := d.openFile(ctx); err != nil {
 		return nil, err
 	}
-	err := d.refuseIllegal(ctx)
+	err := d.refuse(ctx)
 	var backing block.Device
 	if err == nil {
 		backing, err = d.openBacking(ctx)
@@ -111,17 +111,21 @@ func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 	return d, nil
 }
 
-// refuseIllegal refuses a volume whose data are not whole. It asks when the volume is
-// open: who makes one illegal looks afterwards whether somebody has it.
-func (d *disk) refuseIllegal(ctx context.Context) error {
-	if d.volume == nil || d.spec.AllowIllegal {
+// refuse refuses a volume whose data are not whole, and to write to one that others are
+// based on. It asks when the volume is open: who makes one illegal, or another on it, looks
+// afterwards whether somebody has it.
+func (d *disk) refuse(ctx context.Context) error {
+	if d.volume == nil {
 		return nil
 	}
 	h, err := d.spec.Pool.Volume(ctx, d.volume.Ref())
 	if err != nil {
 		return fmt.Errorf("open volume %s: %w", d.spec.Image, err)
 	}
-	if h.Info().Illegal {
+	if why := h.Info().ReadOnly; why != "" && !d.spec.ReadOnly {
+		return fmt.Errorf("open volume %s for writing: %s", d.spec.Image, why)
+	}
+	if h.Info().Illegal && !d.spec.AllowIllegal {
 		return fmt.Errorf("open volume %s: it is illegal: an operation on it was not completed, perhaps a merge: repeat that, or open the leaf of its image",
 			d.spec.Image)
 	}

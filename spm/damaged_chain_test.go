@@ -1,0 +1,69 @@
+package spm
+
+import (
+	"os"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+)
+
+// What a damaged volume is based on nobody knows: it may be any of its image. So none of
+// these is written to, merged or removed without it.
+func TestWhatADamagedVolumeMayBeBasedOn(t *testing.T) {
+	w := newWorld(t, 1, false)
+	image := uuid.New()
+	a := w.volume(image, uuid.Nil, "a")
+	b := w.volume(image, a, " b")
+	c := w.volume(image, b, "  c")
+	path := w.m[0].info(c).Path + extMeta
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, text[:100], 0o600))
+	w.restart()
+	one := func(ids ...uuid.UUID) DeleteVolumes {
+		return DeleteVolumes{Domain: w.domain(), Image: image, Volumes: ids, Force: true}
+	}
+	for what, do := range map[string]func() error{
+		"prepare the image": func() error { return err2(w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{})) },
+		"prepare":           func() error { return err2(w.ops.prepare(t.Context(), w.at(image, b), PrepareOptions{})) },
+		"snapshot": func() error {
+			r := w.newVolume(image, uuid.New())
+			r.Parent = b
+			return err3(w.ops.createVolume(t.Context(), r))
+		},
+		"merge":  func() error { return err3(w.merge(image, a, b)) },
+		"delete": func() error { return err3(w.ops.deleteVolumes(t.Context(), one(b))) },
+		"extend": func() error { return err3(w.ops.extendVolumeSize(t.Context(), w.at(image, b), 2*gib)) },
+	} {
+		err := do()
+		require.Error(t, err, what)
+		require.Equal(t, CodeDamaged, CodeOf(err), "%s: %v", what, err)
+	}
+	require.Contains(t, volumeOf(t, w.m[0], b.String()).ReadOnly, "damaged")
+	_, err = w.ops.prepare(t.Context(), w.at(image, b), PrepareOptions{ReadOnly: true})
+	require.NoError(t, err)
+	require.NoError(t, w.servers.Stop(t.Context(), image.String()))
+
+	kind, args, err := w.ops.deleteVolumes(t.Context(), one(c))
+	w.must(kind, args, err)
+	leaf, shows := w.leaf(w.m[0], image)
+	require.Equal(t, b, leaf)
+	require.Equal(t, "ab", shows)
+	_, err = w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{})
+	require.NoError(t, err)
+}
+
+func err2(_ any, err error) error    { return err }
+func err3(_, _ any, err error) error { return err }
+
+// Who opens a volume is told whether others are based on it.
+func TestVolumeThatOthersAreBasedOn(t *testing.T) {
+	w := newWorld(t, 1, false)
+	image := uuid.New()
+	a := w.volume(image, uuid.Nil, "a")
+	require.Empty(t, volumeOf(t, w.m[0], a.String()).ReadOnly)
+	b := w.volume(image, a, " b")
+	require.Contains(t, volumeOf(t, w.m[0], a.String()).ReadOnly, "based on it")
+	require.Empty(t, volumeOf(t, w.m[0], b.String()).ReadOnly)
+}
