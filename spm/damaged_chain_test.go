@@ -25,16 +25,16 @@ func TestWhatADamagedVolumeMayBeBasedOn(t *testing.T) {
 		return DeleteVolumes{Domain: w.domain(), Image: image, Volumes: ids, Force: true}
 	}
 	for what, do := range map[string]func() error{
-		"prepare the image": func() error { return err2(w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{})) },
-		"prepare":           func() error { return err2(w.ops.prepare(t.Context(), w.at(image, b), PrepareOptions{})) },
+		"prepare the image": func() error { return second(w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{})) },
+		"prepare":           func() error { return second(w.ops.prepare(t.Context(), w.at(image, b), PrepareOptions{})) },
 		"snapshot": func() error {
 			r := w.newVolume(image, uuid.New())
 			r.Parent = b
-			return err3(w.ops.createVolume(t.Context(), r))
+			return third(w.ops.createVolume(t.Context(), r))
 		},
-		"merge":  func() error { return err3(w.merge(image, a, b)) },
-		"delete": func() error { return err3(w.ops.deleteVolumes(t.Context(), one(b))) },
-		"extend": func() error { return err3(w.ops.extendVolumeSize(t.Context(), w.at(image, b), 2*gib)) },
+		"merge":  func() error { return third(w.merge(image, a, b)) },
+		"delete": func() error { return third(w.ops.deleteVolumes(t.Context(), one(b))) },
+		"extend": func() error { return third(w.ops.extendVolumeSize(t.Context(), w.at(image, b), 2*gib)) },
 	} {
 		err := do()
 		require.Error(t, err, what)
@@ -54,8 +54,8 @@ func TestWhatADamagedVolumeMayBeBasedOn(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func err2(_ any, err error) error    { return err }
-func err3(_, _ any, err error) error { return err }
+// third is the error of three results.
+func third(_, _ any, err error) error { return err }
 
 // Who opens a volume is told whether others are based on it.
 func TestVolumeThatOthersAreBasedOn(t *testing.T) {

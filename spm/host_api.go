@@ -155,7 +155,25 @@ func (h *Host) GetVolumeInfo(ctx context.Context, r VolumeInfoRequest) (VolumeRe
 	if err != nil {
 		return VolumeReply{}, err
 	}
-	return m.GetVolumeInfo(ctx, r)
+	reply, err := m.GetVolumeInfo(ctx, r)
+	if err == nil && reply.ReadOnly == "" {
+		reply.ReadOnly = h.taken(m, reply.ImageUUID)
+	}
+	return reply, err
+}
+
+// taken says that a task changes an image, so that nobody may begin to write to it: what a
+// merge, or a move, has read counts, and not what is written afterwards. Who opens a volume
+// asks when he has it, and a task looks who has it when it has its locks.
+func (h *Host) taken(m *Manager, image string) string {
+	id, err := uuid.Parse(image)
+	if err != nil {
+		return ""
+	}
+	if e, err := h.engine(); err != nil || !e.Locks().Alone(imageLock(m.ident.domain, id, true).Name) {
+		return ""
+	}
+	return taken(id).Error()
 }
 
 // ExtendVolume makes a volume larger, or holds the request while its domain is full.

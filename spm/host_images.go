@@ -43,9 +43,13 @@ func (h *Host) lock(ctx context.Context, locks ...task.Lock) (release func(), er
 func (h *Host) lockImage(ctx context.Context, domain, image uuid.UUID, exclusive bool) (release func(), err error) {
 	release, err = h.lock(ctx, domainLock(domain), imageLock(domain, image, exclusive))
 	if errors.Is(err, errLockPatience) {
-		err = errorf(CodeUnfinished, "a task that has not ended has image %s: wait for it, or stop it", image)
+		err = taken(image)
 	}
 	return release, err
+}
+
+func taken(image uuid.UUID) error {
+	return errorf(CodeUnfinished, "a task that has not ended has image %s: wait for it, or stop it", image)
 }
 
 // PrepareImage serves a volume.

@@ -50,8 +50,16 @@ func TestNothingIsServedDuringAMerge(t *testing.T) {
 	remove := VolumeRemoveRequest{VolumeRef: VolumeRef{Volume: base.Image.String()}}
 	requireCode(t, CodeUnfinished, second(h.PrepareImage(t.Context(), leaf, PrepareOptions{})))
 	requireCode(t, CodeUnfinished, second(h.RemoveVolume(t.Context(), remove)))
+	opened := VolumeInfoRequest{VolumeRef: VolumeRef{Volume: leaf.Volume.String()}}
+	v, err := h.GetVolumeInfo(t.Context(), opened)
+	require.NoError(t, err)
+	require.Contains(t, v.ReadOnly, "a task that has not ended", "who opens it without the verbs is told so")
 	goOn()
 	waitTask(t, h, id)
+	opened.Volume = base.Volume.String()
+	v, err = h.GetVolumeInfo(t.Context(), opened)
+	require.NoError(t, err)
+	require.Empty(t, v.ReadOnly)
 	_, err = h.PrepareImage(t.Context(), base, PrepareOptions{})
 	require.NoError(t, err)
 	require.NoError(t, h.TeardownImage(t.Context(), base))

@@ -53,6 +53,14 @@ func (l *Locks) Acquire(ctx context.Context, locks []Lock) (release func(), err 
 	}
 }
 
+// Alone reports whether somebody has a resource for himself.
+func (l *Locks) Alone(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q := l.queue[name]
+	return len(q) > 0 && q[0].held && q[0].exclusive
+}
+
 // enter begins to take locks: it has its place behind everybody who came before,
 // and c.ready is closed when it has them all.
 func (l *Locks) enter(locks []Lock) *claim {
