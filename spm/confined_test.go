@@ -76,6 +76,25 @@ func TestNothingLeadsOutOfADomain(t *testing.T) {
 	}
 }
 
+// Nor do the records of tasks, also if the link was made under a manager.
+func TestTasksLeadNowhere(t *testing.T) {
+	for _, of := range []func(tasks string) string{filepath.Clean, filepath.Dir} {
+		h, pool, domains := managed(t, t.TempDir())
+		tasks := h.active(domains[0]).store.(*dirStore).domain.tasks()
+		outside := t.TempDir()
+		require.NoError(t, os.Mkdir(filepath.Join(outside, filepath.Base(tasks)), modeDir))
+		require.NoError(t, os.RemoveAll(of(tasks)))
+		require.NoError(t, os.Symlink(outside, of(tasks)))
+		before := treeOf(t, outside)
+		_, err := h.CreateImageVolume(t.Context(), NewVolume{
+			VolumeAt: VolumeAt{Pool: pool, Domain: domains[0], Image: uuid.New(), Volume: uuid.New()},
+			Size:     mib, Format: Raw, Alloc: Sparse, Type: Leaf,
+		})
+		require.ErrorContains(t, err, tasks)
+		require.Equal(t, before, treeOf(t, outside))
+	}
+}
+
 func readLink(t *testing.T, path string) string {
 	t.Helper()
 	to, err := os.Readlink(path)

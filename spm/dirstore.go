@@ -79,7 +79,7 @@ func (s *dirStore) removeDomain(context.Context) error {
 }
 
 func (s *dirStore) tasks(context.Context) (task.Store, func() error, error) {
-	kept, err := task.OpenDirStore(s.domain.tasks(), task.DirStoreOptions{Log: s.log, Sync: s.disk.sync, Write: s.disk.write})
+	kept, err := task.OpenDirStore(s.domain.tasks(), task.DirStoreOptions{Tree: s.disk.Tree, Log: s.log, Sync: s.disk.sync, Write: s.disk.write})
 	return kept, func() error { return nil }, err
 }
 

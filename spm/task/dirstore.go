@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"github.com/google/uuid"
+
+	"tidemark/internal/hostfile"
 )
 
 // A DirStore keeps every record in a file of a directory, which is named as the
@@ -39,6 +41,9 @@ type DirStore struct {
 
 // DirStoreOptions are a DirStore's. The zero value works.
 type DirStoreOptions struct {
+	// Tree is what the directory lies in: nothing is done beyond it, nor where a symbolic link
+	// leads. "": the whole file system.
+	Tree hostfile.Tree
 	Log  *slog.Logger
 	Sync func(*os.File) error // nil: fsync
 	// Write lets a record be written, and may do so again if there was no space. nil: once.
@@ -55,6 +60,9 @@ const (
 
 // OpenDirStore returns the store in a directory, which it makes if it is not there.
 func OpenDirStore(dir string, o DirStoreOptions) (*DirStore, error) {
+	if o.Tree == "" {
+		o.Tree = "/"
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -73,11 +81,11 @@ func OpenDirStore(dir string, o DirStoreOptions) (*DirStore, error) {
 
 // makeDir makes a directory, and those above it, durably.
 func (s *DirStore) makeDir(dir string) error {
-	err := os.Mkdir(dir, modeDir)
+	err := s.o.Tree.Mkdir(dir, modeDir)
 	parent := filepath.Dir(dir)
 	switch {
 	case errors.Is(err, fs.ErrExist):
-		info, err := os.Stat(dir)
+		info, err := s.o.Tree.Lstat(dir)
 		if err == nil && !info.IsDir() {
 			err = fmt.Errorf("%s is not a directory", dir)
 		}
@@ -86,7 +94,7 @@ func (s *DirStore) makeDir(dir string) error {
 		if err := s.makeDir(parent); err != nil {
 			return err
 		}
-		err = os.Mkdir(dir, modeDir)
+		err = s.o.Tree.Mkdir(dir, modeDir)
 	}
 	if err != nil {
 		return err
@@ -98,13 +106,13 @@ func (s *DirStore) makeDir(dir string) error {
 func (s *DirStore) Load(ctx context.Context) ([]Record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	entries, err := os.ReadDir(s.dir)
+	entries, err := s.o.Tree.ReadDir(s.dir)
 	if err != nil {
 		return nil, err
 	}
 	for _, e := range entries {
 		if _, ours := newName(e.Name()); ours && e.Type().IsRegular() {
-			if err := os.Remove(filepath.Join(s.dir, e.Name())); err != nil {
+			if err := s.o.Tree.Remove(filepath.Join(s.dir, e.Name())); err != nil {
 				return nil, err
 			}
 		}
@@ -154,7 +162,7 @@ func (s *DirStore) load(e fs.DirEntry) (Record, error) {
 	if info.Size() > recordMax {
 		return Record{}, fmt.Errorf("%d bytes, a record has at most %d", info.Size(), recordMax)
 	}
-	p, err := os.ReadFile(filepath.Join(s.dir, e.Name()))
+	p, err := s.o.Tree.ReadFile(filepath.Join(s.dir, e.Name()))
 	if err != nil {
 		return Record{}, err
 	}
@@ -180,7 +188,7 @@ func (s *DirStore) Save(_ context.Context, r Record) error {
 func (s *DirStore) write(id uuid.UUID, p []byte) error {
 	path := filepath.Join(s.dir, id.String())
 	tmp := filepath.Join(s.dir, "."+id.String()+extNew)
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, modeFile)
+	f, err := s.o.Tree.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, modeFile)
 	if err != nil {
 		return err
 	}
@@ -189,17 +197,17 @@ func (s *DirStore) write(id uuid.UUID, p []byte) error {
 		err = s.o.Sync(f)
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(tmp, path)
+		err = s.o.Tree.Rename(tmp, path)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(tmp))
+		return errors.Join(err, s.o.Tree.Remove(tmp))
 	}
 	return s.syncDir(s.dir)
 }
 
 // Delete is described at Store.
 func (s *DirStore) Delete(_ context.Context, id uuid.UUID) error {
-	err := os.Remove(filepath.Join(s.dir, id.String()))
+	err := s.o.Tree.Remove(filepath.Join(s.dir, id.String()))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -207,7 +215,7 @@ func (s *DirStore) Delete(_ context.Context, id uuid.UUID) error {
 }
 
 func (s *DirStore) syncDir(dir string) error {
-	f, err := os.Open(dir)
+	f, err := s.o.Tree.Open(dir)
 	if err != nil {
 		return err
 	}
