@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"tidemark/internal/hostfile"
 	"tidemark/spm/task"
 )
 
@@ -51,4 +52,31 @@ func TestMoveHoldsTheTemplate(t *testing.T) {
 	release, err = held.Acquire(now, remove)
 	require.NoError(t, err)
 	release()
+}
+
+// From the moment at which an image is whole elsewhere nobody opens the original, also if
+// it cannot go yet because somebody has it open.
+func TestMovedOriginalIsNotOpened(t *testing.T) {
+	w := newWorld(t, 2, false)
+	image := uuid.New()
+	a := w.volume(image, uuid.Nil, "a")
+	b := w.volume(image, a, " b")
+	kind, args, err := w.ops.moveImage(t.Context(), MoveImage{From: w.domain(), To: w.m[1].ident.domain, Image: image})
+	require.NoError(t, err)
+	raw, err := json.Marshal(args)
+	require.NoError(t, err)
+	w.record = &task.Record{Kind: kind, Args: raw}
+	steps := w.plan().Steps
+	last := len(steps) - 1
+	for _, s := range steps[:last] {
+		require.NoError(t, s.Do(t.Context(), &task.Run{}), s.Name)
+	}
+	f, err := hostfile.Open(w.m[0].info(a).Path, hostfile.Options{Fixed: true})
+	require.NoError(t, err)
+	requireCode(t, CodeInUse, steps[last].Do(t.Context(), &task.Run{}))
+	require.Equal(t, []string{Illegal, Illegal}, []string{w.m[0].info(a).Legality, w.m[0].info(b).Legality})
+	require.NoError(t, f.Close())
+	require.NoError(t, steps[last].Do(t.Context(), &task.Run{}))
+	require.Empty(t, w.m[0].family().images[image])
+	require.Equal(t, "ab", w.shows(w.m[1], b))
 }
