@@ -126,7 +126,7 @@ func (h *Host) Tasks(context.Context) ([]TaskInfo, error) {
 
 // infoLocked describes the task of becoming the SPM.
 func (s *spmStart) infoLocked() TaskInfo {
-	i := TaskInfo{TaskStatus: TaskStatus{ID: s.id, State: string(task.Running), Step: s.step}, Kind: KindStartSPM, Pool: s.pool,
+	i := TaskInfo{TaskStatus: TaskStatus{ID: s.id, Kind: KindStartSPM, State: string(task.Running), Step: s.step}, Pool: s.pool,
 		Created: s.created, Ended: s.ended}
 	switch {
 	case s.ended.IsZero():
@@ -142,10 +142,10 @@ func (s *spmStart) infoLocked() TaskInfo {
 func (h *Host) taskInfo(i task.Info) TaskInfo {
 	out := TaskInfo{
 		TaskStatus: TaskStatus{
-			ID: i.ID, State: string(i.State), Success: i.State == task.Finished, Done: i.Done, Total: i.Total,
+			ID: i.ID, Kind: i.Kind, State: string(i.State), Success: i.State == task.Finished, Done: i.Done, Total: i.Total,
 			Step: i.StepName, Result: i.Result,
 		},
-		Kind: i.Kind, Args: i.Args, Created: i.Created, Ended: i.Ended,
+		Args: i.Args, Created: i.Created, Ended: i.Ended,
 	}
 	if f := i.Failure(); f != nil {
 		out.Code, out.Message = Code(f.Code), f.Message

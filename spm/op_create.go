@@ -34,6 +34,9 @@ func (o *operations) createVolume(ctx context.Context, r NewVolume) (kind string
 	if err != nil {
 		return "", nil, err
 	}
+	if r.Initial > 0 { // less than a chunk has no room for the tables of a large image
+		r.Initial = max(r.Initial, m.firstSize(meta, m.boundOf(meta)))
+	}
 	a := createArgs{VolumeAt: r.VolumeAt, ParentImage: r.ParentImage, Meta: meta, Granted: r.Initial}
 	if err := o.checkSpace(m, r.Volume, meta, r.Initial); err != nil {
 		return "", nil, err

@@ -147,9 +147,12 @@ func (m *Manager) measureLocked() {
 // to do, and tells who watches. The volume may be one that will not be made.
 func (m *Manager) refuseLocked(id uuid.UUID, name string, bytes int64, format string, args ...any) error {
 	m.noteLocked(Event{Kind: EventNoSpace, Name: name, VolumeUUID: id.String(), Bytes: bytes})
-	more := "raise the capacity"
-	if m.store.kind() == typeGroup {
+	more := "move an image to another domain" // the capacity of a domain stays
+	switch {
+	case m.store.kind() == typeGroup:
 		more = "extend the volume group"
+	case m.o.Capacity > 0:
+		more = "raise the capacity"
 	}
 	return errorf(CodePoolFull, format+": remove a volume or %s", append(args, more)...)
 }
@@ -200,9 +203,10 @@ func (m *Manager) stats() DomainStats {
 	return s
 }
 
-// usedLocked is how much of its volume an image uses, in bytes.
+// usedLocked is how much of its volume an image uses, in bytes: its server knows it, but of a
+// raw one, all of which it may write to.
 func (m *Manager) usedLocked(v *volume) int64 {
-	if v.used > 0 {
+	if v.used > 0 && v.meta().Format != Raw {
 		return min(v.used, v.size)
 	}
 	var d Volume

@@ -199,3 +199,28 @@ func TestFullPoolMergesAndDeletes(t *testing.T) {
 		require.NoError(t, <-second)
 	})
 }
+
+// A volume that is asked to begin with less than a chunk begins with one; what a server
+// tells of a raw volume, which it may write to everywhere, is not what that uses; and a
+// domain whose capacity cannot be raised does not advise it.
+func TestFirstSizeUseAndAdvice(t *testing.T) {
+	w := newWorld(t, 1, false)
+	m := w.m[0]
+	thin, raw := w.newVolume(uuid.New(), uuid.New()), w.newVolume(uuid.New(), uuid.New())
+	thin.Initial = 512
+	raw.Format, raw.Size = Raw, 64*mib
+	for _, r := range []NewVolume{thin, raw} {
+		kind, args, err := w.ops.createVolume(t.Context(), r)
+		w.must(kind, args, err)
+	}
+	require.EqualValues(t, chunkSize, m.info(thin.Volume).Granted)
+	m.learnUsed(raw.Volume, raw.Size)
+	require.Less(t, m.info(raw.Volume).Used, raw.Size)
+
+	m.o.Capacity = 0 // as in a domain that a host has opened
+	thin.Image, thin.Volume, thin.Initial = uuid.New(), uuid.New(), 1<<40
+	thin.Size = 1 << 40
+	_, _, err := w.ops.createVolume(t.Context(), thin)
+	requireCode(t, CodePoolFull, err)
+	require.ErrorContains(t, err, "remove a volume or move an image to another domain")
+}

@@ -311,6 +311,7 @@ type Prepared struct {
 // TaskStatus is how far a task is. State is one of package task's.
 type TaskStatus struct {
 	ID      uuid.UUID       `json:"task_uuid"`
+	Kind    string          `json:"kind"` // the verb, and behind a dot how it is done
 	State   string          `json:"state"`
 	Success bool            `json:"success"`
 	Code    Code            `json:"code,omitempty"` // of its error; 0: none
@@ -324,7 +325,6 @@ type TaskStatus struct {
 // TaskInfo is what a task is.
 type TaskInfo struct {
 	TaskStatus
-	Kind    string          `json:"kind"`
 	Args    json.RawMessage `json:"args"`
 	Pool    uuid.UUID       `json:"pool_uuid"`
 	Created time.Time       `json:"created"`

@@ -12,8 +12,8 @@ import (
 
 // begin begins a task, which ends with do. The caller has the lock.
 func (f *Fake) begin(kind string, pool uuid.UUID, do func()) uuid.UUID {
-	t := &spm.TaskInfo{Kind: kind, Pool: pool, Created: f.now(), Args: []byte("{}")}
-	t.ID, t.State, t.Step, t.Total = uuid.New(), string(task.Running), "work", 100
+	t := &spm.TaskInfo{Pool: pool, Created: f.now(), Args: []byte("{}")}
+	t.ID, t.Kind, t.State, t.Step, t.Total = uuid.New(), kind, string(task.Running), "work", 100
 	f.tasks[t.ID] = t
 	f.tell(spm.Event{Kind: spm.EventTask, TaskUUID: t.ID.String(), State: t.State})
 	end := func() {

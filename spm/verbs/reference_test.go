@@ -155,7 +155,7 @@ and ours in ` + "`data.code`" + `. A fault of XML-RPC, or a negative code, means
 was done. Sizes in replies are decimal strings of bytes.
 
 A verb that answers the UUID of a task has checked and persisted it; what becomes of it says getTaskStatus. It stays
-until clearTask. The errors of such a verb are also those that the task may end with, beside 411, which is that it was
+until clearTask; of more than 500 the oldest that has ended goes, and after a day every one that has. The errors of such a verb are also those that the task may end with, beside 411, which is that it was
 stopped.
 
 ## Events
@@ -197,7 +197,7 @@ const tail = `
 | what is in a domain is asked of the SPM only: prepareImage, teardownImage, getImagesList and all verbs about volumes answer 654 on a host that is none | there is one host, and the manager of a domain is the SPM's |
 | the DiskAlias of an image is a name, and unique in the pool: createVolume and copyImage fail with 212, once their task runs | our command line finds images by it |
 | a task that has failed has the result cleanSuccess | it has been rolled back; VDSM says cleanFailure where nothing was to be rolled back |
-| tasks outlive the manager and the role, and are cleared by hand only | VDSM forgets those of hosts when it restarts |
+| tasks outlive the manager and the role, and are kept for a day, or until there are 500 | VDSM forgets those of hosts when it restarts |
 | a description of more than 210 bytes is cut, and of JSON with a DiskAlias the DiskDescription | VDSM cuts after 210 characters wherever that is; the metadata has room for bytes, and the alias is the name |
 | getTaskStatus, getVolumeInfo, getStorageDomainStats and others have more members | VDSM's are there with VDSM's meaning; the others are said to be ours |
 | volume groups have no metadata statistics: mdasize and mdafree are 0, mdavalid and mdathreshold true | they are in our own Pool.getInfo |

@@ -141,9 +141,18 @@ func taskStatus(t spm.TaskStatus) map[string]any {
 		"state": t.State, "step": t.Step, "done": decimal(t.Done), "total": decimal(t.Total), "result": decoded(t.Result),
 	}
 	if t.Code != 0 {
-		m["code"] = Number(t.Code)
+		m["code"] = taskNumber(t.Kind, t.Code)
 	}
 	return m
+}
+
+// taskNumber is the number of a code in the verb that has begun a task of that kind.
+func taskNumber(kind string, code spm.Code) int {
+	name, _, _ := strings.Cut(kind, ".")
+	if v := Find(name); v != nil {
+		return v.number(code)
+	}
+	return Number(code)
 }
 
 func taskInfo(t spm.TaskInfo) map[string]any {

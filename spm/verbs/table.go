@@ -65,14 +65,16 @@ func begun(id uuid.UUID, err error) (Reply, error) { return Reply{"uuid": id.Str
 // nothing answers with the status only.
 func nothing(err error) (Reply, error) { return nil, err }
 
-// Find returns the verb of that name.
-func Find(name string) *Verb {
+// byName are the verbs of the table, which themselves ask for each other's numbers.
+var byName = map[string]*Verb{}
+
+func init() {
 	for i := range Table {
-		if Table[i].Name == name {
-			return &Table[i]
-		}
+		byName[Table[i].Name] = &Table[i]
 	}
-	return nil
 }
+
+// Find returns the verb of that name, or nil.
+func Find(name string) *Verb { return byName[name] }
 
 type call = func(ctx context.Context, s spm.Storage, a args) (Reply, error)

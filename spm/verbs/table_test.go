@@ -133,4 +133,8 @@ func TestTaskWords(t *testing.T) {
 	require.Equal(t, 397, r["code"])
 	require.Equal(t, "full", r["message"])
 	require.Equal(t, "1099511627776", r["total"])
+	damaged := taskStatus(spm.TaskStatus{Kind: "spmStart", State: "failed", Code: spm.CodeDamaged})
+	require.Equal(t, 753, damaged["code"], "as the verb that has begun it says it")
+	state := taskStatus(spm.TaskStatus{Kind: "mergeSnapshots.live", State: "failed", Code: spm.CodeWrongState})
+	require.Equal(t, 922, state["code"])
 }

@@ -36,7 +36,7 @@ var volumeVerbs = []Verb{
 			Arg{Name: "desc", Kind: kindString, Doc: "a description; DiskAlias, if it is JSON with that, is the name of the image, which no other image of the pool may have: that is found by the task"},
 			Arg{Name: "srcImgUUID", Kind: kindUUID, Optional: true, Doc: "the parent's image; blank: the same"},
 			Arg{Name: "srcVolUUID", Kind: kindUUID, Optional: true, Doc: "the parent; blank: none"},
-			Arg{Name: "initialSize", Kind: kindSectors, Optional: true, Doc: "what it is granted at first; 0: the pool's choice"},
+			Arg{Name: "initialSize", Kind: kindSectors, Optional: true, Doc: "what it is granted at first; what is less than a chunk, or 0, is the pool's choice"},
 			Arg{Name: "addBitmaps", Kind: kindNone, Optional: true, Doc: "bitmaps of the parent are not taken over"},
 			Arg{Name: "legal", Kind: kindTrue, Optional: true, Doc: "a volume that is there is legal"},
 			ignored("sequence"),

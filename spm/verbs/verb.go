@@ -166,10 +166,16 @@ func (v *Verb) failure(err error) *Failure {
 		f.Number = e.number
 		return f
 	}
-	if f.Number = v.As[f.Code]; f.Number == 0 {
-		f.Number = Number(f.Code)
-	}
+	f.Number = v.number(f.Code)
 	return f
+}
+
+// number is that of a code in the verb.
+func (v *Verb) number(code spm.Code) int {
+	if n := v.As[code]; n != 0 {
+		return n
+	}
+	return Number(code)
 }
 
 // A refusal is an error of the edge; number is VDSM's for it, 0: that of its code.
