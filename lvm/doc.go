@@ -31,6 +31,11 @@
 //	4 fsync every physical volume that holds metadata: lvm does not flush
 //	5 answer with the map of the volume
 //
+// Where nothing is answered, step 3 is left out if the command succeeds: the tags of a
+// volume are then what they were to be, or a volume is gone and its extents are free.
+// What somebody else has done in that moment is seen by the next look, which comes
+// within a second; until then 2 guards against it.
+//
 // Extensions that wait for each other, 16 at most, take their steps together: 1 for
 // all, each with extents of its own, 2 a command for each, until one fails; 3 and 4
 // once; 5 to all whose volume is as large as it was to be. The others are made after

@@ -217,7 +217,7 @@ func (g *Group) removeLocked(ctx context.Context, name, uuid string) error {
 	if err != nil {
 		return err
 	}
-	refused, err := g.changeLocked(ctx, l.UUID, "lvremove", "-qq", "-f", g.path(name))
+	refused, err := g.changeKnownLocked(ctx, l.UUID, g.vg.without(l.UUID), "lvremove", "-qq", "-f", g.path(name))
 	if err != nil {
 		return err
 	}
@@ -253,10 +253,11 @@ func tagArgs(remove, add []string) []string {
 func (g *Group) Retag(ctx context.Context, name, uuid string, remove, add []string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if _, err := g.findLocked(name, uuid); err != nil {
+	l, err := g.findLocked(name, uuid)
+	if err != nil {
 		return err
 	}
-	refused, err := g.changeLocked(ctx, "", "lvchange", append(tagArgs(remove, add), g.path(name))...)
+	refused, err := g.changeKnownLocked(ctx, "", g.vg.retagged(l.UUID, remove, add), "lvchange", append(tagArgs(remove, add), g.path(name))...)
 	if err != nil {
 		return err
 	}
