@@ -3,8 +3,10 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,17 +15,19 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"tidemark/internal/testenv"
 )
 
 // A groupPool is a pool on a volume group of loop devices. What the tests want to
 // know of the group they ask lvm itself, with the host's own configuration, as an
-// administrator would.
+// administrator would: see lvmConf.
 type groupPool struct {
 	*testPool
 	name    string
 	devices []*testenv.LoopDevice
+	conf    string // of the commands
 }
 
 // newGroup makes loop devices of these sizes, and a group of the first used of them.
@@ -67,12 +71,29 @@ func (g *groupPool) tidyUp() {
 	_ = os.Remove(filepath.Join("/run/lock/lvm", "V_"+g.name))
 }
 
+// lvmConf is a directory with the host's configuration of lvm, but that no command waits
+// 40 ms for the end of asynchronous I/O, which --config cannot say.
+func lvmConf(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	conf, err := os.ReadFile("/etc/lvm/lvm.conf")
+	if !errors.Is(err, fs.ErrNotExist) { // it has defaults
+		require.NoError(t, err)
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "lvm.conf"), conf, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "lvmlocal.conf"), []byte("global { use_aio = 0 }\n"), 0o600))
+	return dir
+}
+
 // lvm runs a command by hand and returns its output.
 func (g *groupPool) lvm(t testing.TB, args ...string) string {
 	t.Helper()
-	all := append([]string{args[0], "--devices", strings.Join(g.paths(), ","), "--driverloaded", "n",
+	if g.conf == "" {
+		g.conf = lvmConf(t)
+	}
+	all := append([]string{"LVM_SYSTEM_DIR=" + g.conf, "lvm", args[0], "--devices", strings.Join(g.paths(), ","), "--driverloaded", "n",
 		"--config", `devices{hints="none"} backup{backup=0 archive=0} log{syslog=0}`}, args[1:]...)
-	r := testenv.Try(t, "lvm", all...)
+	r := testenv.Try(t, "env", all...)
 	require.NoError(t, r.Err, "lvm %s: %s", strings.Join(args, " "), r)
 	return r.Stdout
 }
@@ -137,13 +158,14 @@ func (g *groupPool) peStart(t testing.TB, device string) int64 {
 }
 
 // copyOf copies a volume to a file, by what lvm says of it and out of the files
-// below the loop devices.
+// below the loop devices. What they have not is a hole of the copy.
 func (g *groupPool) copyOf(t testing.TB, lv string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "copy")
 	out, err := os.Create(path)
 	require.NoError(t, err)
 	defer out.Close()
+	off := int64(0)
 	for _, s := range g.segments(t, lv) {
 		testenv.Run(t, "sync", s.device)
 		i := slices.IndexFunc(g.devices, func(d *testenv.LoopDevice) bool { return d.Path == s.device })
@@ -151,11 +173,31 @@ func (g *groupPool) copyOf(t testing.TB, lv string) string {
 		in, err := os.Open(g.devices[i].File)
 		require.NoError(t, err)
 		at := g.peStart(t, s.device) + s.first*chunk
-		_, err = io.Copy(out, io.NewSectionReader(in, at, s.count*chunk))
-		require.NoError(t, err)
+		copyData(t, out, off, in, at, s.count*chunk)
 		require.NoError(t, in.Close())
+		off += s.count * chunk
 	}
+	require.NoError(t, out.Truncate(off))
 	return path
+}
+
+// copyData copies the data among n bytes of a file, and leaves its holes out.
+func copyData(t testing.TB, to *os.File, off int64, from *os.File, at, n int64) {
+	t.Helper()
+	for pos, end := at, at+n; pos < end; {
+		data, err := unix.Seek(int(from.Fd()), pos, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return
+		}
+		require.NoError(t, err)
+		hole, err := unix.Seek(int(from.Fd()), data, unix.SEEK_HOLE)
+		require.NoError(t, err)
+		pos = min(hole, end)
+		if data < pos {
+			_, err = io.Copy(io.NewOffsetWriter(to, off+data-at), io.NewSectionReader(from, data, pos-data))
+			require.NoError(t, err)
+		}
+	}
 }
 
 // requireAgrees requires that the manager and lvm say the same, and that no
