@@ -50,7 +50,7 @@ func (w *world) describe(n int, all []vdsmVolume, v vdsmVolume, below bool) stri
 	case v.Legality != "LEGAL":
 		illegal = "!"
 	case below:
-		more += ": " + w.read(chainFile(w.t, w.places[n], all, v.ID), v)
+		more += ": " + w.once(n, "read", chainOf(w.t, all, v.ID), func() string { return w.read(chainFile(w.t, w.places[n], all, v.ID), v) })
 	}
 	return fmt.Sprintf("%s%s(%s %s %s %dM%s)", cmp.Or(w.names[v.ID], v.ID), illegal, v.Type, v.Format, v.Alloc, bytesOf(w.t, v.Capacity)/mib, more)
 }
@@ -73,17 +73,20 @@ func rolledBack(before, now, leaves, torn string) (want, is string) {
 // letters are what a volume shows at each step, as QEMU finds it, with a clean chain.
 func (w *world) letters(n int, all []vdsmVolume, v vdsmVolume) string {
 	w.t.Helper()
-	file := chainFile(w.t, w.places[n], all, v.ID)
-	for _, below := range chainOf(w.t, all, v.ID) {
-		if below.Format == "COW" {
-			path := below.Path
-			if _, group := w.places[n].(*groupPool); group {
-				path = filepath.Join(filepath.Dir(file), below.ID)
+	chain := chainOf(w.t, all, v.ID)
+	return w.once(n, "check and read", chain, func() string {
+		file := chainFile(w.t, w.places[n], all, v.ID)
+		for _, below := range chain {
+			if below.Format == "COW" {
+				path := below.Path
+				if _, group := w.places[n].(*groupPool); group {
+					path = filepath.Join(filepath.Dir(file), below.ID)
+				}
+				testenv.Run(w.t, "qemu-img", "check", "-q", path)
 			}
-			testenv.Run(w.t, "qemu-img", "check", "-q", path)
 		}
-	}
-	return w.read(file, v)
+		return w.read(file, v)
+	})
 }
 
 // read are the letters that QEMU reads from the file of a volume.

@@ -20,6 +20,7 @@ type world struct {
 	ids     map[string]string // of a name
 	names   map[string]string // of a UUID
 	empty   [][]string        // the files of a directory's domain without volumes
+	looked  map[string]string // what QEMU has said of files: see once
 }
 
 func (w *world) id(name string) string {
@@ -265,7 +266,7 @@ func (w *world) move() arguments {
 // newWorld makes a host whose manager can be killed, with a domain in each place.
 func newWorld(t testing.TB, h *vdsmHost, places ...place) *world {
 	t.Helper()
-	w := &world{vdsmHost: h, places: places}
+	w := &world{vdsmHost: h, places: places, looked: map[string]string{}}
 	w.forget()
 	w.domains = h.newDomains(places...)
 	for _, p := range places {
