@@ -41,7 +41,13 @@ type vdsmHost struct {
 // newVDSMHost starts one that has nothing yet, in a directory with a short name.
 func newVDSMHost(t testing.TB, devices ...string) *vdsmHost {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "vdsm")
+	return newVDSMHostIn(t, "", devices...)
+}
+
+// newVDSMHostIn does that in a directory, "" for that of temporary files.
+func newVDSMHostIn(t testing.TB, parent string, devices ...string) *vdsmHost {
+	t.Helper()
+	dir, err := os.MkdirTemp(parent, "vdsm")
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	h := &vdsmHost{t: t, dir: dir, root: filepath.Join(dir, "root"), socket: filepath.Join(dir, "s"), pool: uuid.NewString()}
