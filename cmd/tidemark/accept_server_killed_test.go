@@ -39,6 +39,7 @@ func TestServerKilled(t *testing.T) {
 		"backing, without a ring": {base: 0xba5e, options: []string{"-o", "compat=0.10,cluster_size=4k"}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // most of it waits for syncs and for processes
 			dir := workspace(t)
 			image, base := filepath.Join(dir, "disk.qcow2"), filepath.Join(dir, "base.raw")
 			args := append([]string{"create", "-f", "qcow2"}, c.options...)
@@ -51,6 +52,7 @@ func TestServerKilled(t *testing.T) {
 		})
 	}
 	t.Run("volume", func(t *testing.T) {
+		t.Parallel()
 		dir := workspace(t)
 		p := newPool(t, filepath.Join(dir, "pool"), 4*gib)
 		v := p.create("disk", 64*gib)

@@ -30,8 +30,10 @@ func TestVDSMWorkerKilled(t *testing.T) {
 	testenv.Need(t, "long")
 	_, rng := testenv.Seed(t)
 	for _, s := range workStories {
+		own := testenv.Rand(rng.Uint64())
 		t.Run(s.name, func(t *testing.T) {
-			w := newWorkWorld(t, rng, s)
+			t.Parallel() // most of it waits for syncs and for processes
+			w := newWorkWorld(t, own, s)
 			before := w.shows()
 			killed := 0
 			for _, done := range []int64{0, 10 * mib, 30 * mib} {
