@@ -148,7 +148,7 @@ func TestGroupSPMKilledWhileHeadroomIsGivenBack(t *testing.T) {
 		ballast := fmt.Sprintf("ballast%d", i)
 		g.create(ballast, g.info().HostFree, "--format", "raw") // the group is full
 		lvm.killed(t, g, step)
-		time.Sleep(3 * time.Second) // its server looks every second what there is
+		time.Sleep(2 * time.Second) // its server looks every second what there is
 		g.start()
 		testenv.Eventually(t, startLimit, step+": the headroom is back in the group", func() bool { return g.volume("disk").Granted < had })
 		g.requireSettled(t)
