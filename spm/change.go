@@ -318,7 +318,7 @@ func (m *Manager) takeAll(ctx context.Context, all []*volume) (release func(), e
 func (m *Manager) remove(all []*volume) (freed int64, err error) {
 	var gone []*volume
 	ctx := context.WithoutCancel(m.ctx)
-	remove := remainsOf(m.o.Remains, m.store, all)
+	remove := remainsOf(m.o.Remains, m.ident.domain, m.store, all)
 	defer func() {
 		remove(gone)
 		if len(m.imageOf(all[0].image)) == 0 {

@@ -145,7 +145,7 @@ func (h *Host) FormatDomain(ctx context.Context, domain uuid.UUID) error {
 		if err != nil {
 			return internal(err, "list the volumes of %s", at(domain, f))
 		}
-		remove := remainsOf(h.o.Remains, s, volumes)
+		remove := remainsOf(h.o.Remains, domain, s, volumes)
 		if err := s.removeDomain(ctx); err != nil {
 			return internal(err, "format %s", at(domain, f))
 		}

@@ -23,12 +23,21 @@ func activate(s store, meta domainMeta, is domainState, o Options) (*Manager, er
 		m.cancel()
 		return nil, errors.Join(fmt.Errorf("pool %s: %w", s.name(), err), s.close())
 	}
+	o.Remains.Sweep(is.domain, m.holds)
 	if s.shared() {
 		go m.watch()
 	} else {
 		close(m.watched)
 	}
 	return m, nil
+}
+
+// holds reports whether the domain has a volume of that UUID, damaged or not.
+func (m *Manager) holds(volume string) bool {
+	id, err := uuid.Parse(volume)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return err == nil && m.volumes[id] != nil
 }
 
 // load finds the volumes.

@@ -15,22 +15,10 @@ import (
 
 // What a server leaves that is killed: the directory of its image, and the redo rings of
 // the volumes that it wrote to. Whoever opens a volume next needs its ring, so that stays
-// until the volume goes; the directory has a log that somebody may want to read, and goes
+// until the volume goes (remains_rings.go); the directory has a log that somebody may want to read, and goes
 // with the image, or when a manager starts and nobody answers in it.
 
 var _ spm.Remains = (*imageServers)(nil)
-
-// OfVolume is described at spm.Remains, as OfImage is.
-func (s *imageServers) OfVolume(at spm.Place) (remove func()) {
-	ids := storageIDs(at)
-	return func() {
-		for _, id := range ids {
-			if dir := redoDirOf(redoDir(), id); dir != "" {
-				s.removed(dir, os.RemoveAll(dir))
-			}
-		}
-	}
-}
 
 // storageIDs are the names by which the redo ring of a volume may be found.
 func storageIDs(at spm.Place) []string {
@@ -44,7 +32,7 @@ func storageIDs(at spm.Place) []string {
 	return []string{hostfile.ID(st)}
 }
 
-// OfImage is described at spm.Remains.
+// OfImage is described at spm.Remains, as the other methods are.
 func (s *imageServers) OfImage(image string) {
 	if _, err := os.Lstat(s.of(image)); err != nil {
 		return // as it is in general
