@@ -50,6 +50,9 @@ type Options struct {
 	// CommitInterval is how long what completed may stay volatile if nobody
 	// flushes; 0 means 5 s, a negative value for ever.
 	CommitInterval time.Duration
+	// Settling is told how far what Open began by itself is (see Settled), in bytes of the
+	// disks of which the tables have been read; nil tells nobody.
+	Settling func(done, total int64)
 	// Logger receives one line per state change; nil discards them.
 	Logger *slog.Logger
 }

@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"tidemark/internal/mutant"
@@ -42,8 +43,7 @@ const maxSuspects = 1 << 28
 func (im *Image) findSuspects() {
 	im.owed = im.readListed()
 	ranges := im.owed
-	died := len(im.owed) > 0 || im.header.Autoclear&format.AutoclearRedo != 0
-	if (died || im.lacksRoom()) && !im.unknownOwners() && im.alloc.openEnd <= maxSuspects {
+	if (WriterDied(im.header) || im.lacksRoom()) && !im.unknownOwners() && im.alloc.openEnd <= maxSuspects {
 		ranges = []format.ClusterRange{{At: 1, N: im.alloc.openEnd - 1}}
 	}
 	if len(ranges) == 0 {
@@ -54,6 +54,21 @@ func (im *Image) findSuspects() {
 		im.suspects.remove(c)
 	}
 	steps.At("S1")
+}
+
+// WriterDied reports whether an image that nobody has open for writing has what a writer
+// that died had reserved, or had completed: h is its header. Who opens it for writing takes
+// care of that (see Settled).
+func WriterDied(h *format.Header) bool {
+	if h.Autoclear&format.AutoclearRedo != 0 {
+		return true
+	}
+	e, ok := h.FindExtension(format.ExtReserved)
+	if !ok {
+		return false
+	}
+	ranges, err := format.DecodeReserved(e.Data, math.MaxInt64)
+	return err == nil && len(ranges) > 0
 }
 
 // readListed reads what the image lists as reserved. A list that cannot be read is
@@ -120,7 +135,8 @@ func (im *Image) settle() error {
 		return err
 	}
 	entries, b := make([]format.L2Pair, im.geo.L2Entries()), make([]byte, im.geo.ClusterSize())
-	for _, off := range tables { // S2
+	for i, off := range tables { // S2
+		im.tellSettling(i, len(tables))
 		if err := im.ctx.Err(); err != nil {
 			return err
 		}
@@ -142,6 +158,13 @@ func (im *Image) settle() error {
 	}
 	defer im.allocating.release()
 	return im.convict()
+}
+
+// tellSettling tells how many tables of so many have been read.
+func (im *Image) tellSettling(read, of int) {
+	if im.opts.Settling != nil {
+		im.opts.Settling(int64(read)*im.geo.L2Coverage(), int64(of)*im.geo.L2Coverage())
+	}
 }
 
 // allTables are the offsets of the L2 tables of the disk and of its snapshots.
