@@ -123,7 +123,9 @@
 // task makes is safe because of the check: with the locks taken, it has found that
 // nothing was there. Up to the commit point:
 //
-//	createVolume     make | the server goes over to it; what was the leaf is INTERNAL
+//	createVolume     make | the server goes over to it; what was the leaf is INTERNAL.
+//	                 Before either, what a writer of the leaf that died had reserved is
+//	                 given back: an INTERNAL volume has no leaks
 //	deleteVolume     | ILLEGAL; remove, the topmost first; what is below is the LEAF
 //	deleteImage      | remove
 //	copyImage        make, ILLEGAL; copy | LEGAL

@@ -1,6 +1,7 @@
 package spm
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -241,6 +242,12 @@ func (j *fakeJobs) Rebase(_ context.Context, at Place, backing *BackingRef) erro
 	i.Backing = backing
 	j.at("rebase")
 	return j.store(at, i)
+}
+
+// Settle has nothing to do: nobody reserves anything in such an image.
+func (j *fakeJobs) Settle(_ context.Context, chain []Place, _ Progress) error {
+	_, err := j.flat(chain)
+	return cmp.Or(err, j.fail["settle"])
 }
 
 func (j *fakeJobs) Resize(_ context.Context, chain []Place, size int64) error {

@@ -38,6 +38,10 @@ type ImageJobs interface {
 	Rebase(ctx context.Context, at Place, backing *BackingRef) error
 	// Resize sets the virtual size of the top of the chain.
 	Resize(ctx context.Context, chain []Place, size int64) error
+	// Settle leaves nothing in the top of the chain that its next writer would have to put
+	// in order: what one that died had completed is there, and what it had reserved is
+	// given back. An image without such is not written to.
+	Settle(ctx context.Context, chain []Place, p Progress) error
 }
 
 // A BackingRef is what an image says it is based on.

@@ -188,22 +188,35 @@ func (o *operations) planCreate(a createArgs) task.Plan {
 		Locks: append(locksOf(a.Domain, a.Image, a.ParentImage), nameLocks(a.Meta)...),
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkCreate(ctx, a) }, nil),
-			step("make", func(ctx context.Context) error { return o.makeVolume(ctx, a) },
-				func(ctx context.Context) error {
+			{
+				Name: "make",
+				Do:   func(ctx context.Context, r *task.Run) error { return o.makeVolume(patient(ctx), a, r.Progress) },
+				Undo: func(ctx context.Context, _ *task.Run) error {
 					return o.removeVolumes(ctx, deleteArgs{Domain: a.Domain, Image: a.Image, Volumes: []uuid.UUID{a.Volume}})
-				}),
+				},
+			},
 		},
 		Commit: 2,
 	}
-	if a.Meta.Parent != uuid.Nil && a.ParentImage == a.Image {
-		p.Steps = append(p.Steps, step("switch", func(ctx context.Context) error { return o.switchTo(ctx, a.VolumeAt) }, nil))
+	if a.snapshot() {
+		p.Steps = append(p.Steps, task.Step{
+			Name: "switch",
+			Do:   func(ctx context.Context, r *task.Run) error { return o.switchTo(patient(ctx), a, r.Progress) },
+		})
 	}
 	return p
 }
 
-func (o *operations) makeVolume(ctx context.Context, a createArgs) error {
+// snapshot reports whether the volume is made on the leaf of its image, which becomes
+// internal.
+func (a createArgs) snapshot() bool { return a.Meta.Parent != uuid.Nil && a.ParentImage == a.Image }
+
+func (o *operations) makeVolume(ctx context.Context, a createArgs, p Progress) error {
 	m, err := o.domain(a.Domain)
 	if err != nil {
+		return err
+	}
+	if err := o.settleLeaf(ctx, m, a, p); err != nil {
 		return err
 	}
 	if err := m.ensureVolume(ctx, making{id: a.Volume, meta: a.Meta, granted: a.Granted}); err != nil || a.ParentImage != a.Image {
@@ -217,6 +230,24 @@ func (o *operations) makeVolume(ctx context.Context, a createArgs) error {
 	return m.unused(a.Image, a.Meta.Parent)
 }
 
+// settleLeaf gives back what a writer of the leaf that died had reserved: nobody writes to
+// that volume any more once it has a snapshot. Who serves it does that when it goes over
+// to the new leaf.
+func (o *operations) settleLeaf(ctx context.Context, m *Manager, a createArgs, p Progress) error {
+	if !a.snapshot() || m.family().all[a.Meta.Parent].meta.Format != Cow {
+		return nil
+	}
+	s, there, err := o.serving(ctx, m, a.Image)
+	if err != nil || there && !s.ReadOnly {
+		return err
+	}
+	chain, err := m.places(a.Meta.Parent)
+	if err != nil {
+		return err
+	}
+	return jobError(o.jobs.Settle(ctx, chain, p), "give back what a process that died had reserved in volume %s", a.Meta.Parent)
+}
+
 // drop removes a volume.
 func (o *operations) drop(ctx context.Context, at VolumeAt, zero bool) error {
 	m, err := o.domain(at.Domain)
@@ -227,22 +258,29 @@ func (o *operations) drop(ctx context.Context, at VolumeAt, zero bool) error {
 }
 
 // switchTo makes a new leaf the one that is written to. A server that has gone
-// meanwhile opens it when it comes back.
-func (o *operations) switchTo(ctx context.Context, at VolumeAt) error {
-	m, err := o.domain(at.Domain)
+// meanwhile opens it when it comes back, and what it had reserved below is given back
+// here. The snapshot is made, so what stands in the way of that does not undo it.
+func (o *operations) switchTo(ctx context.Context, a createArgs, p Progress) error {
+	m, err := o.domain(a.Domain)
 	if err != nil {
 		return err
 	}
-	s, there, err := o.serving(ctx, m, at.Image)
+	s, there, err := o.serving(ctx, m, a.Image)
 	if err != nil {
 		return err
 	}
-	if there && !s.ReadOnly && s.Leaf != at.Volume.String() {
-		if err := o.servers.Snapshot(ctx, at.Image.String(), at.Volume.String()); err != nil {
-			if _, still, ferr := o.serving(ctx, m, at.Image); still || ferr != nil {
-				return jobError(err, "let the server of image %s write to volume %s", at.Image, at.Volume)
+	if there && !s.ReadOnly && s.Leaf != a.Volume.String() {
+		if err := o.servers.Snapshot(ctx, a.Image.String(), a.Volume.String()); err != nil {
+			if _, still, ferr := o.serving(ctx, m, a.Image); still || ferr != nil {
+				return jobError(err, "let the server of image %s write to volume %s", a.Image, a.Volume)
 			}
 		}
 	}
-	return m.settle(ctx, at.Image)
+	if err := o.settleLeaf(ctx, m, a, p); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		m.o.Log.Warn("a volume that has a snapshot now keeps what a process that died had reserved in it", "volume", a.Meta.Parent, "error", err)
+	}
+	return m.settle(ctx, a.Image)
 }

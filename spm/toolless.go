@@ -35,6 +35,9 @@ func (noJobs) Commit(context.Context, []Place, int, Progress) error { return noT
 func (noJobs) Rebase(context.Context, Place, *BackingRef) error     { return noTool("rebase") }
 func (noJobs) Resize(context.Context, []Place, int64) error         { return noTool("resize") }
 
+// Settle has nothing to do: nothing is served, so that nobody has died over it.
+func (noJobs) Settle(context.Context, []Place, Progress) error { return nil }
+
 func (noServers) Start(context.Context, Serve) (Server, error) { return Server{}, noTool("serve") }
 
 func (noServers) Find(_ context.Context, image string) (Server, error) {

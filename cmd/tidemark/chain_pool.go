@@ -126,8 +126,9 @@ func openVolumeFile(ctx context.Context, h *spm.VolumeHandle, a volumeAccess) (f
 }
 
 // settleLimit bounds how long a chain is not opened because what a writer of one of its
-// volumes had reserved is given back. What is left then stays in that volume, and does no
-// harm.
+// volumes had reserved is given back. Before a volume gets a snapshot that is waited for
+// without a limit (jobSettle), so this is about one that a merge has torn, which the next
+// merge opens again, and a leaf that is opened for reading: what is left stays until then.
 const settleLimit = 5 * time.Second
 
 // replay lets what a process that died had completed in a volume become part of its
@@ -147,10 +148,7 @@ func (l *layer) replay(ctx context.Context, below block.Device, log *slog.Logger
 		image, err = openDistrusted(ctx, l.file, l.host, l.path, qcow2.Options{RedoDir: dir, Backing: below, Logger: log})
 		if err == nil {
 			settled, cancel := context.WithTimeout(ctx, settleLimit)
-			select { // a volume that others are based on may not be opened for writing again
-			case <-image.Settled():
-			case <-settled.Done():
-			}
+			_ = awaitSettled(settled, image) // what is not done by then is left
 			cancel()
 			err = image.Close()
 		}

@@ -240,6 +240,42 @@ func TestVolumeBelowOthersIsNotWritten(t *testing.T) {
 	require.NoError(t, p.disk(t, "top", false).Close())
 }
 
+// tableCovers is how much of a disk one L2 table maps, and killWriter writes to so many.
+const (
+	tableCovers = 512 << 20
+	manyTables  = 256
+)
+
+// killWriter lets a process die that has written something to each of many tables of a
+// volume, behind its first at bytes. It leaves leaks if nothing was there.
+func (p *chainPool) killWriter(t testing.TB, name string, at int64) {
+	t.Helper()
+	proc, socket := startNBD(t, "-t", "--spm", p.socket, p.id(name))
+	c := dialNBD(t, socket, "")
+	for n := range int64(manyTables) {
+		require.NoError(t, c.WriteAt(t.Context(), bytes.Repeat([]byte{9}, 512), n*tableCovers+at, 0))
+	}
+	proc.Kill()
+	require.Error(t, proc.Wait(t, serveLimit))
+	const leaks = 3
+	require.Equal(t, leaks, p.check(t, name), "it had reserved something")
+}
+
+// check is what qemu-img check says of a volume.
+func (p *chainPool) check(t testing.TB, name string) (exitCode int) {
+	t.Helper()
+	return testenv.Try(t, testenv.Tool(t, "qemu-img"), "check", "-q", p.volumes[name].Path).ExitCode
+}
+
+// Who opens a chain also gives back what the process that died had reserved in a volume
+// below, and does not close that before it is done: there are many tables to be read.
+func TestPoolChainGivesBackWhatDied(t *testing.T) {
+	p := newChainPool(t, chainSpec{name: "base", size: manyTables * tableCovers}, chainSpec{name: "top", size: manyTables * tableCovers, parent: "base"})
+	p.killWriter(t, "base", 0)
+	require.NoError(t, p.disk(t, "top", true).Close())
+	require.Zero(t, p.check(t, "base"))
+}
+
 // A volume whose data are not whole is opened below another one, and for itself only if
 // that is asked for.
 func TestIllegalVolumeIsNotServed(t *testing.T) {

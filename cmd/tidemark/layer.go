@@ -32,6 +32,8 @@ type layer struct {
 	header *format.Header // nil if it is raw
 	device block.Device   // set by open
 	seat   *swap.Device   // shows device to the image above, if it may be exchanged; else nil
+	// settling is told how far a device that is for writing has settled; nil: nobody is.
+	settling func(done, total int64)
 }
 
 // shown is what the image above reads from.
@@ -77,7 +79,7 @@ func (l *layer) open(ctx context.Context, below block.Device, cache int64, log *
 	}
 	o := qcow2.Options{ReadOnly: true, Backing: below, Logger: log, CacheBytes: cache}
 	if l.writable {
-		o.ReadOnly, o.RedoDir = false, l.redoDir()
+		o.ReadOnly, o.RedoDir, o.Settling = false, l.redoDir(), l.settling
 		image, err := openDistrusted(ctx, l.file, l.host, l.path, o)
 		if err == nil {
 			l.device = image
@@ -122,6 +124,22 @@ func openQCOW2(ctx context.Context, f block.File, o qcow2.Options) (block.Device
 		return nil, err
 	}
 	return im, nil
+}
+
+// awaitSettled waits until an image that was opened for writing has given back what a
+// writer that died had reserved: closing it ends that, and leaves the rest to the next
+// writer. Of other devices there is nothing to wait for.
+func awaitSettled(ctx context.Context, d block.Device) error {
+	image, ok := d.(*qcow2.Image)
+	if !ok {
+		return nil
+	}
+	select {
+	case <-image.Settled():
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // redoDir is where the redo ring of the layer's image is kept.

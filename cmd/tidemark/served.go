@@ -113,8 +113,15 @@ func (s *served) setMerge(m *merge) {
 }
 
 // Snapshot lets the disk write to a new leaf, which the pool has made on the present
-// one. If it does so already, nothing happens.
+// one. If it does so already, nothing happens. First what a writer that died had reserved
+// in the present leaf is given back, for as long as that takes: nobody writes to it any
+// more afterwards.
 func (s *served) Snapshot(ctx context.Context, leaf string) error {
+	if d, err := s.current(); err == nil {
+		if err := awaitSettled(ctx, d.device); err != nil {
+			return err
+		}
+	}
 	ctx, end, err := s.work(ctx)
 	if err != nil {
 		return err

@@ -36,6 +36,7 @@ const (
 	jobCommit  = "commit"
 	jobRebase  = "rebase"
 	jobResize  = "resize"
+	jobSettle  = "settle"
 )
 
 // A workerJob is what a worker is to do. Chain goes from the base to the top.
@@ -143,6 +144,8 @@ func (w *worker) run(ctx context.Context) (any, error) {
 		return nil, w.rebase(ctx)
 	case jobResize:
 		return nil, w.resize(ctx)
+	case jobSettle:
+		return nil, w.settle(ctx)
 	}
 	return nil, fmt.Errorf("job %q: %w", w.job.Job, block.ErrUnsupported)
 }
@@ -162,6 +165,9 @@ func (w *worker) openChain(ctx context.Context, writable int) (c chain, err erro
 	for i := len(w.job.Chain) - 1; i >= 0; i-- {
 		l := w.layer(w.job.Chain[i])
 		l.writable = i == writable
+		if w.job.Job == jobSettle {
+			l.settling = w.progress
+		}
 		if err := l.openFile(ctx, !l.writable); err != nil {
 			return c, fmt.Errorf("volume %s: %w", w.job.Chain[i].VolumeUUID, err)
 		}

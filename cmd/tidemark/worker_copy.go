@@ -149,7 +149,10 @@ func (w *worker) commit(ctx context.Context) error {
 			return fmt.Errorf("volume %s: %w", w.job.Chain[w.job.Base].VolumeUUID, err)
 		}
 		job := copying{from: top, to: base, size: size, progress: w.progress, what: func(e block.Extent) copyAction { return aboveDepth(e, depth) }}
-		return job.run(ctx)
+		if err := job.run(ctx); err != nil {
+			return err
+		}
+		return awaitSettled(ctx, base) // it may be written to never again
 	})
 }
 

@@ -68,6 +68,11 @@ func (j *imageJobs) Resize(ctx context.Context, chain []spm.Place, size int64) e
 	return j.run(ctx, workerJob{Job: jobResize, Chain: places(chain), Size: size}, nil, nil)
 }
 
+// Settle is described at spm.ImageJobs.
+func (j *imageJobs) Settle(ctx context.Context, chain []spm.Place, p spm.Progress) error {
+	return j.run(ctx, workerJob{Job: jobSettle, Chain: places(chain)}, p, nil)
+}
+
 func places(all []spm.Place) []workerPlace {
 	out := make([]workerPlace, len(all))
 	for i, p := range all {

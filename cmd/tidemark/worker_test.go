@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/block"
+	"tidemark/internal/hostfile"
 	"tidemark/internal/testenv"
 	"tidemark/spm"
 )
@@ -182,6 +183,38 @@ func TestWorkerCommitsAndRebases(t *testing.T) {
 		requireQEMU(t, p.volumes["top"].Path, "qcow2", append(ofTop, make([]byte, 8<<20)...))
 		require.Error(t, jobs.Resize(t.Context(), p.places(t, "base", "top"), 1<<20))
 	}
+}
+
+// Who has merged into a volume leaves no leaks in it of whoever died over it before: it
+// may have become one that nobody writes to any more.
+func TestWorkerCommitGivesBackWhatDied(t *testing.T) {
+	p := newChainPool(t, chainSpec{name: "base", size: manyTables * tableCovers}, chainSpec{name: "top", size: 1 << 20, parent: "base"})
+	p.killWriter(t, "base", 0)
+	require.NoError(t, testJobs().Commit(t.Context(), p.places(t, "base", "top"), 0, nil))
+	require.Zero(t, p.check(t, "base"))
+}
+
+// What has to be put in order is, with progress, and the next time nothing is: then the
+// volume may be open for reading elsewhere, and a raw one always.
+func TestWorkerSettles(t *testing.T) {
+	p := newChainPool(t, chainSpec{name: "raw", format: "raw", size: 1 << 20}, chainSpec{name: "disk", size: manyTables * tableCovers})
+	require.NoError(t, testJobs().Settle(t.Context(), p.places(t, "raw"), nil))
+	p.killWriter(t, "disk", 0)
+	reader := p.disk(t, "disk", true) // which has replayed, and settled
+	require.Zero(t, p.check(t, "disk"))
+	require.NoError(t, testJobs().Settle(t.Context(), p.places(t, "disk"), nil))
+	require.NoError(t, reader.Close())
+
+	p.killWriter(t, "disk", 1<<20)
+	file, err := hostfile.Open(p.volumes["disk"].Path, hostfile.Options{Fixed: true, ReadOnly: true})
+	require.NoError(t, err)
+	err = testJobs().Settle(t.Context(), p.places(t, "disk"), nil)
+	require.ErrorIs(t, err, block.ErrInUse)
+	require.NoError(t, file.Close())
+	var total int64
+	require.NoError(t, testJobs().Settle(t.Context(), p.places(t, "disk"), func(_, all int64) { total = all }))
+	require.EqualValues(t, manyTables*tableCovers, total)
+	require.Zero(t, p.check(t, "disk"))
 }
 
 // A worker that is killed at any moment leaves a chain that shows the same, and a job
