@@ -271,8 +271,9 @@ func (f *family) mayDelete(image uuid.UUID, ids []uuid.UUID, force bool) ([]uuid
 // forced refuses to delete a volume that is not whole, but by force. Of a merge that was
 // not completed it has a part of what the image shows, and nobody is told to delete that.
 func (f *family) forced(k kin) error {
-	if _, _, torn := f.unmerged(k); torn {
-		return f.illegal(k)
+	if down, up, torn := f.unmerged(k); torn {
+		return errorf(CodeIllegal, "volume %s is illegal: the merge of %s into %s was not completed: repeat that; volume %s has a part of what %s shows, which would be lost with it",
+			k.id, up.id, down.id, k.id, up.id)
 	}
 	return errorf(CodeIllegal, "volume %s of image %s is illegal or damaged: it is deleted by force only, with what can still be read of it", k.id, k.image)
 }

@@ -164,6 +164,31 @@ func TestTornIsNotToBeDeleted(t *testing.T) {
 	}
 }
 
+// Who is about to delete what a merge has torn, with all that is whole above it, is told
+// what is lost with it before that is possible by force.
+func TestDeletingWhatIsTornSaysWhatIsLost(t *testing.T) {
+	w := newWorld(t, 1, false)
+	image := uuid.New()
+	a := w.volume(image, uuid.Nil, "aaaa")
+	b := w.volume(image, a, "bb")
+	w.jobs.fail["commit"] = errors.New("I/O error")
+	kind, args, err := w.merge(image, a, b)
+	require.NoError(t, err)
+	require.ErrorContains(t, w.run(kind, args, -1), "I/O error")
+	lost := "volume " + a.String() + " has a part of what " + b.String() + " shows, which would be lost with it"
+	both := DeleteVolumes{Domain: w.domain(), Image: image, Volumes: []uuid.UUID{b, a}}
+	_, _, err = w.ops.deleteVolumes(t.Context(), both)
+	requireCode(t, CodeIllegal, err)
+	require.ErrorContains(t, err, lost)
+	_, _, err = w.ops.deleteImage(t.Context(), DeleteImage{Domain: w.domain(), Image: image})
+	requireCode(t, CodeIllegal, err)
+	require.ErrorContains(t, err, lost)
+	both.Force = true
+	kind, args, err = w.ops.deleteVolumes(t.Context(), both)
+	w.must(kind, args, err)
+	require.Empty(t, w.m[0].family().images[image])
+}
+
 // A merge that ends before it has written anything leaves what was legal legal, and
 // nothing else.
 func TestMergeThatHasNotBegunIsUndone(t *testing.T) {

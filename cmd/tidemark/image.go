@@ -288,7 +288,7 @@ func newImageMove(dial storageDialer) *cobra.Command {
 func newImageDelete(dial storageDialer) *cobra.Command {
 	c := &cobra.Command{Use: "delete", Short: "Remove an image with all its volumes"}
 	zero := c.Flags().Bool("zero", false, "overwrite the data with zeros first")
-	force := c.Flags().Bool("force", false, "also if a volume is illegal")
+	force := c.Flags().Bool("force", false, "also if a volume is illegal; what it has of its image is lost with it")
 	f := addTaskFlags(c)
 	oneImage(c, dial, func(c *cobra.Command, s *storage, i imageView) error {
 		return f.begin(c, s, "deleteImage", named{"sdUUID": i.Domain, "spUUID": i.pool, "imgUUID": i.UUID, "postZero": *zero, "force": *force},

@@ -124,7 +124,7 @@ func newVolumeDelete(dial storageDialer) *cobra.Command {
 leaf, and what was written since the snapshot below it is gone. "tidemark image
 delete" removes all of an image.`}
 	zero := c.Flags().Bool("zero", false, "overwrite the data with zeros first")
-	force := c.Flags().Bool("force", false, "also if it is illegal, with what can still be read of it")
+	force := c.Flags().Bool("force", false, "also if it is illegal; what it has of its image is lost with it")
 	f := addTaskFlags(c)
 	oneVolume(c, dial, func(c *cobra.Command, s *storage, v volumeView, _ []string) error {
 		return f.begin(c, s, "deleteVolume", named{"sdUUID": v.Domain, "spUUID": v.pool, "imgUUID": v.Image, "volumes": []string{v.UUID}, "postZero": *zero, "force": *force},

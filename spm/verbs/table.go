@@ -38,7 +38,7 @@ var (
 	argVolume  = Arg{Name: "volUUID", Kind: kindUUID, Doc: "the volume; blank: the leaf of the image"}
 	argVM      = Arg{Name: "vmUUID", Kind: kindIgnored, Doc: "of VDSM"}
 	argZero    = Arg{Name: "postZero", Kind: kindBool, Optional: true, Doc: "overwrite the data with zeros first"}
-	argForce   = Arg{Name: "force", Kind: kindBool, Optional: true, Doc: "also if it is illegal"}
+	argForce   = Arg{Name: "force", Kind: kindBool, Optional: true, Doc: "also if it is illegal; what it has of its image is lost with it"}
 	argOptions = ignored("options")
 )
 
