@@ -67,6 +67,9 @@ type fakeJobs struct {
 	fail  map[string]error
 	end   int64            // of the data of every image, at least
 	die   func(job string) // called in the middle of a job that changes something
+
+	mu      sync.Mutex
+	settled []string // the volumes that were, in this order; guarded by mu
 }
 
 type readWriter interface {
@@ -246,6 +249,9 @@ func (j *fakeJobs) Rebase(_ context.Context, at Place, backing *BackingRef) erro
 
 // Settle has nothing to do: nobody reserves anything in such an image.
 func (j *fakeJobs) Settle(_ context.Context, chain []Place, _ Progress) error {
+	j.mu.Lock()
+	j.settled = append(j.settled, chain[len(chain)-1].VolumeUUID)
+	j.mu.Unlock()
 	_, err := j.flat(chain)
 	return cmp.Or(err, j.fail["settle"])
 }
