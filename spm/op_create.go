@@ -184,13 +184,19 @@ func (o *operations) checkCreate(ctx context.Context, a createArgs) error {
 // planCreate: once the volume is there it is the leaf, and whoever serves the image
 // goes over to it.
 func (o *operations) planCreate(a createArgs) task.Plan {
+	settled := false // what it is made on: with the locks nobody writes to that any more
 	p := task.Plan{
 		Locks: append(locksOf(a.Domain, a.Image, a.ParentImage), nameLocks(a.Meta)...),
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkCreate(ctx, a) }, nil),
 			{
 				Name: "make",
-				Do:   func(ctx context.Context, r *task.Run) error { return o.makeVolume(patient(ctx), a, r.Progress) },
+				Do: func(ctx context.Context, r *task.Run) (err error) {
+					if settled, err = o.settleLeaf(patient(ctx), a, r.Progress); err != nil {
+						return err
+					}
+					return o.makeVolume(patient(ctx), a)
+				},
 				Undo: func(ctx context.Context, _ *task.Run) error {
 					return o.removeVolumes(ctx, deleteArgs{Domain: a.Domain, Image: a.Image, Volumes: []uuid.UUID{a.Volume}})
 				},
@@ -201,7 +207,7 @@ func (o *operations) planCreate(a createArgs) task.Plan {
 	if a.snapshot() {
 		p.Steps = append(p.Steps, task.Step{
 			Name: "switch",
-			Do:   func(ctx context.Context, r *task.Run) error { return o.switchTo(patient(ctx), a, r.Progress) },
+			Do:   func(ctx context.Context, r *task.Run) error { return o.switchTo(patient(ctx), a, settled, r.Progress) },
 		})
 	}
 	return p
@@ -211,12 +217,9 @@ func (o *operations) planCreate(a createArgs) task.Plan {
 // internal.
 func (a createArgs) snapshot() bool { return a.Meta.Parent != uuid.Nil && a.ParentImage == a.Image }
 
-func (o *operations) makeVolume(ctx context.Context, a createArgs, p Progress) error {
+func (o *operations) makeVolume(ctx context.Context, a createArgs) error {
 	m, err := o.domain(a.Domain)
 	if err != nil {
-		return err
-	}
-	if err := o.settleLeaf(ctx, m, a, p); err != nil {
 		return err
 	}
 	if err := m.ensureVolume(ctx, making{id: a.Volume, meta: a.Meta, granted: a.Granted}); err != nil || a.ParentImage != a.Image {
@@ -232,20 +235,22 @@ func (o *operations) makeVolume(ctx context.Context, a createArgs, p Progress) e
 
 // settleLeaf gives back what a writer of the leaf that died had reserved: nobody writes to
 // that volume any more once it has a snapshot. Who serves it does that when it goes over
-// to the new leaf.
-func (o *operations) settleLeaf(ctx context.Context, m *Manager, a createArgs, p Progress) error {
-	if !a.snapshot() || m.family().all[a.Meta.Parent].meta.Format != Cow {
-		return nil
+// to the new leaf: then, and of a raw one, settled is false.
+func (o *operations) settleLeaf(ctx context.Context, a createArgs, p Progress) (settled bool, err error) {
+	m, err := o.domain(a.Domain)
+	if err != nil || !a.snapshot() || m.family().all[a.Meta.Parent].meta.Format != Cow {
+		return false, err
 	}
 	s, there, err := o.serving(ctx, m, a.Image)
 	if err != nil || there && !s.ReadOnly {
-		return err
+		return false, err
 	}
 	chain, err := m.places(a.Meta.Parent)
 	if err != nil {
-		return err
+		return false, err
 	}
-	return jobError(o.jobs.Settle(ctx, chain, p), "give back what a process that died had reserved in volume %s", a.Meta.Parent)
+	err = jobError(o.jobs.Settle(ctx, chain, p), "give back what a process that died had reserved in volume %s", a.Meta.Parent)
+	return err == nil, err
 }
 
 // drop removes a volume.
@@ -260,7 +265,7 @@ func (o *operations) drop(ctx context.Context, at VolumeAt, zero bool) error {
 // switchTo makes a new leaf the one that is written to. A server that has gone
 // meanwhile opens it when it comes back, and what it had reserved below is given back
 // here. The snapshot is made, so what stands in the way of that does not undo it.
-func (o *operations) switchTo(ctx context.Context, a createArgs, p Progress) error {
+func (o *operations) switchTo(ctx context.Context, a createArgs, settled bool, p Progress) error {
 	m, err := o.domain(a.Domain)
 	if err != nil {
 		return err
@@ -276,7 +281,10 @@ func (o *operations) switchTo(ctx context.Context, a createArgs, p Progress) err
 			}
 		}
 	}
-	if err := o.settleLeaf(ctx, m, a, p); err != nil {
+	if settled {
+		return m.settle(ctx, a.Image)
+	}
+	if _, err := o.settleLeaf(ctx, a, p); err != nil {
 		if ctx.Err() != nil {
 			return err
 		}
