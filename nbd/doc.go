@@ -44,7 +44,8 @@
 // for the connection, until then. It never waits for space: what has not worked, for
 // whatever reason, is done again by a goroutine, which may be held, and has the error. A
 // write that is alone is left to a goroutine at once: there is nothing to do meanwhile, and
-// who waits in the system call is told sooner.
+// who waits in the system call is told sooner. After every begunTogether of them the
+// reader yields, so that the storage has these while it takes in the rest of the batch.
 //
 // # Who may wait
 //

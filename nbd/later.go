@@ -21,6 +21,9 @@ func (s *session) begin(rq *request) bool {
 		s.release(rq)
 	case begun:
 		s.started = true
+		if s.begun++; s.begun == begunTogether {
+			s.yield()
+		}
 		return true
 	}
 	s.wg.Done()

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -262,4 +264,34 @@ func TestPanicWhereAWriteIsBegun(t *testing.T) {
 	eventually(t, "gone", func() bool { return ts.Stats().Connections == 1 })
 	require.NoError(t, other.ReadAt(t.Context(), make([]byte, 1), 4096, 0))
 	require.EqualValues(t, 1, ts.Stats().Panics)
+}
+
+// Writes that were begun reach the storage while the rest of their batch is taken in: who
+// brings them there has his turn when begunTogether of them were begun.
+func TestBegunAreLetGo(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // nobody has his turn before somebody yields
+	const n = 4 * begunTogether
+	d := newMemDevice(n * memBlock)
+	b := beginWrites(d)
+	begins, begun, atTurn := d.begins, atomic.Int64{}, make(chan int64, 1)
+	d.begins = func(p []byte, off int64, to block.Later) bool {
+		if begun.Add(1) == 1 {
+			go func() { atTurn <- begun.Load() }()
+		}
+		return begins(p, off, to)
+	}
+	r := serve(t, Options{}, Export{Device: d}).transmission(t, false)
+	hs := make([]requestHeader, n)
+	var batch []byte // inboxBytes at most
+	for i := range hs {
+		hs[i] = requestHeader{cmd: cmdWrite, cookie: uint64(i), offset: uint64(i) * memBlock, length: 512}
+		batch = append(hs[i].append(batch), make([]byte, 512)...)
+	}
+	r.send(batch)
+	for _, w := range b.take(t, n) {
+		b.end(w)
+	}
+	r.answers(hs, noError(t))
+	// Go lets the one who yields go on at once every 61 times.
+	require.LessOrEqual(t, <-atTurn, int64(2*begunTogether))
 }

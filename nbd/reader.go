@@ -14,7 +14,8 @@ type reader struct {
 	replies replies // of this batch, not yet offered to the outbox
 
 	admitted bool // this batch counts in session.working
-	started  bool // something was given to the off-load since the last wait
+	started  bool // something was given to the off-load, or begun, since the last yield
+	begun    int  // writes since then
 	counted  bool // the request at the start of the inbox is in the counters
 	bytesIn  uint64
 	bytesOut uint64
@@ -47,7 +48,7 @@ func (s *session) readRequests() (err error) {
 // the client: a thread that waits in the kernel keeps its processor for a while.
 func (s *session) yield() {
 	if s.started {
-		s.started = false
+		s.started, s.begun = false, 0
 		runtime.Gosched()
 	}
 }
