@@ -49,10 +49,17 @@ func (f *countedFile) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // TestMapStaysInMemory: the memory for metadata holds the whole map of 768 GiB, as
-// qcow2.Options.CacheBytes says.
+// qcow2.Options.CacheBytes says, however its clusters lie.
 func TestMapStaysInMemory(t *testing.T) {
 	const size, perSlice = int64(768) << 30, int64(32) << 20
+	for _, scattered := range []bool{false, true} {
+		mapStaysInMemory(t, size, perSlice, scattered)
+	}
+}
+
+func mapStaysInMemory(t *testing.T, size, perSlice int64, scattered bool) {
 	f := &countedFile{mappedFile: newMappedFile(size)}
+	f.scattered = scattered
 	im, err := qcow2.Open(t.Context(), f, qcow2.Options{CommitInterval: -1})
 	require.NoError(t, err)
 	defer im.Close()

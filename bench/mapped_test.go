@@ -14,6 +14,10 @@ const (
 // A mappedFile is an image of clusters of 64 KiB with a disk that is allocated from
 // begin to end, of any size. It exists as arithmetic: reading computes the metadata.
 //
+// Its data lies in the order of the disk, as preallocation and a conversion leave it. In a
+// scattered one no cluster follows the one before it, as after writes at random: every two
+// neighbours are exchanged.
+//
 // The parts of the file, in clusters: header 0, L1 table, refcount table, refcount
 // blocks, L2 tables, data.
 type mappedFile struct {
@@ -22,6 +26,7 @@ type mappedFile struct {
 	l1, table        int64 // where they begin, clusters
 	blocks, l2, data int64
 	entries, end     int64 // L1 entries; clusters in all
+	scattered        bool
 }
 
 func newMappedFile(disk int64) *mappedFile {
@@ -80,6 +85,9 @@ func (f *mappedFile) word(off int64) uint64 {
 		return n
 	case c < f.data:
 		if i += (c - f.l2) * clusterSize / 8; f.data+i < f.end {
+			if f.scattered && f.data+(i|1) < f.end {
+				i ^= 1
+			}
 			return uint64(format.NewL2Entry((f.data + i) << clusterBits))
 		}
 	}

@@ -6,7 +6,8 @@ import (
 	"tidemark/qcow2/format"
 )
 
-// entryWords are the entries of a slice in memory: narrow, or wide.
+// entryWords are the entries of a slice in memory: narrow, wide, or a [wordRun] of what
+// would be narrow.
 //
 // Narrow, an entry takes 4 bytes, half of what it has in the file, so that the
 // cache holds twice as much of the disk and the processor's caches too:
@@ -23,12 +24,13 @@ import (
 // Entries are read with no lock, those of two words under the slice's; all are changed
 // under it. A slice becomes wide beside readers: the wide words are filled from the
 // narrow ones, published by one store of a pointer, and changed from then on; the
-// narrow ones never change again. So who found no wide words and reads a narrow one
+// others never change again. So who found no wide words and reads a narrow one
 // gets what the entry was at a moment after he began to look: its value when he reads
 // it, or, if the slice became wide meanwhile, its value at that moment.
 type entryWords struct {
-	narrow      []atomic.Uint32 // nil if the slice was made wide
+	narrow      []atomic.Uint32 // nil if the slice was made wide, or a run
 	wide        atomic.Pointer[wideWords]
+	run         wordRun
 	clusterBits uint8
 	pair        bool   // extended L2
 	n           uint16 // entries
@@ -43,10 +45,33 @@ const (
 	narrowMask   = narrowZero - 1 // host clusters
 )
 
-// use makes n empty entries of narrow words, or of wide ones if there are none.
-func (w *entryWords) use(narrow []atomic.Uint32, n int, g format.Geometry) {
-	w.narrow, w.n, w.clusterBits, w.pair = narrow, uint16(n), uint8(g.ClusterBits), g.ExtendedL2
-	if narrow == nil {
+// A form is what the entries of a slice are in the beginning: narrow, if nothing else is
+// said.
+type form struct {
+	wide  bool
+	first uint32 // of a run, 0: none
+	n     int    // entries of the run
+}
+
+// formOf is the form for these entries.
+func formOf(pairs []format.L2Pair, g format.Geometry) form {
+	if first, n := runOf(pairs, g); n > 0 {
+		return form{first: first, n: n}
+	}
+	for _, p := range pairs {
+		if _, fits := narrowed(p.Entry, uint8(g.ClusterBits)); !fits {
+			return form{wide: true}
+		}
+	}
+	return form{wide: g.ExtendedL2}
+}
+
+// use makes n entries, which are empty but for those of a run. narrow are their words, nil
+// in another form.
+func (w *entryWords) use(narrow []atomic.Uint32, f form, n int, g format.Geometry) {
+	w.narrow, w.run.first, w.run.n = narrow, f.first, uint16(f.n)
+	w.n, w.clusterBits, w.pair = uint16(n), uint8(g.ClusterBits), g.ExtendedL2
+	if f.wide {
 		w.wide.Store(new(wideWords))
 	}
 }
@@ -70,30 +95,26 @@ func widened(w uint32, clusterBits uint8) format.L2Entry {
 	return e | format.L2Entry(w&narrowZero)/narrowZero*format.ZeroEntry
 }
 
-// allNarrow reports whether all entries fit into narrow words.
-func allNarrow(pairs []format.L2Pair, g format.Geometry) bool {
-	for _, p := range pairs {
-		if _, fits := narrowed(p.Entry, uint8(g.ClusterBits)); !fits {
-			return false
-		}
-	}
-	return !g.ExtendedL2
-}
-
 // entries is how many entries there are.
 func (w *entryWords) entries() int { return int(w.n) }
 
-// bytes is how much memory the words take.
+// bytes is how much memory the words take, those of a run as if they were spelled out.
 func (w *entryWords) bytes() int64 {
 	n := int64(len(w.narrow)) * 4
+	if w.run.first != 0 {
+		n = maxSliceBytes / 2
+	}
 	if w.wide.Load() != nil {
 		n += maxSliceBytes
 	}
 	return n
 }
 
-// narrowEntry is entry i of words that were narrow a moment ago.
+// narrowEntry is entry i of words that were narrow, or a run, a moment ago.
 func (w *entryWords) narrowEntry(i int) format.L2Entry {
+	if w.narrow == nil {
+		return widened(w.run.load(i), w.clusterBits)
+	}
 	return widened(w.narrow[i].Load(), w.clusterBits)
 }
 
@@ -115,8 +136,12 @@ func (w *entryWords) loadLocked(i int) format.L2Pair {
 func (w *entryWords) storeLocked(i int, p format.L2Pair) {
 	words := w.wide.Load()
 	if words == nil {
-		if word, fits := narrowed(p.Entry, w.clusterBits); fits {
+		switch word, fits := narrowed(p.Entry, w.clusterBits); {
+		case fits && w.narrow != nil:
 			w.narrow[i].Store(word)
+			return
+		case fits:
+			w.run.storeLocked(i, word)
 			return
 		}
 		words = w.widenLocked()
@@ -132,7 +157,7 @@ func (w *entryWords) storeLocked(i int, p format.L2Pair) {
 // widenLocked makes the words wide.
 func (w *entryWords) widenLocked() *wideWords {
 	words := new(wideWords)
-	for i := range w.narrow {
+	for i := range w.entries() {
 		words[i].Store(uint64(w.narrowEntry(i)))
 	}
 	w.wide.Store(words)

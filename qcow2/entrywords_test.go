@@ -63,7 +63,7 @@ func TestWordsWiden(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var w entryWords
-			w.use(c.narrow, c.n, c.g)
+			w.use(c.narrow, form{wide: c.narrow == nil}, c.n, c.g)
 			require.Equal(t, c.n, w.entries())
 			require.Equal(t, c.bytes, w.bytes())
 			want := make([]format.L2Pair, c.n)
@@ -89,31 +89,44 @@ func TestWordsWiden(t *testing.T) {
 	}
 }
 
-// TestWidenBesideReaders: entries only count up here, narrow at first and wide in the
-// end, under readers that hold no lock: none sees an entry go back, nor an older
+// TestWidenBesideReaders: entries only count up here, a run or narrow at first and wide in
+// the end, under readers that hold no lock: none sees an entry go back, nor an older
 // one than what was there when he began.
 func TestWidenBesideReaders(t *testing.T) {
 	const entries, rounds, steps, readers = 8, 300, 40, 3
 	const first = 512 - entries // the last ones of a slice are the last to become wide
 	seed, _ := testenv.Seed(t)
 	im := &Image{geo: format.Geometry{Version: 3, ClusterBits: 16}}
-	// Step k of an entry names cluster k; from wideFrom on one that needs a wide word.
+	// Step k of entry i names cluster 1+i+512*k, so that all at step 0 are a run; from
+	// wideFrom on one that needs a wide word.
 	const wideFrom, far = steps / 2, int64(1) << 31
-	at := func(k int64) format.L2Pair {
+	at := func(i int, k int64) format.L2Pair {
+		c := int64(1+i) + 512*k
 		if k >= wideFrom {
-			k += far
+			c += far
 		}
-		return format.L2Pair{Entry: format.NewL2Entry(k << 16)}
+		return format.L2Pair{Entry: format.NewL2Entry(c << 16)}
 	}
-	step := func(p format.L2Pair) int64 {
-		k := p.Entry.Offset() >> 16
-		if k >= far {
-			k -= far
+	step := func(i int, p format.L2Pair) int64 {
+		c := p.Entry.Offset() >> 16
+		if c >= far {
+			c -= far
 		}
-		return k
+		if (c-1-int64(i))%512 != 0 {
+			return -1 // another entry's
+		}
+		return (c - 1 - int64(i)) / 512
 	}
+	start := make([]format.L2Pair, 512)
+	for i := range start {
+		start[i] = at(i, 0)
+	}
+	require.Equal(t, len(start), formOf(start, im.geo).n)
 	for round := range rounds {
-		s := im.newSlice(0, 0, false)
+		s := im.newSlice(0, 0, []form{{}, formOf(start, im.geo)}[round%2])
+		for i, p := range start {
+			s.storeLocked(i, p)
+		}
 		var begun, done [entries]atomic.Int64
 		var ended atomic.Bool
 		var wg sync.WaitGroup
@@ -123,7 +136,7 @@ func TestWidenBesideReaders(t *testing.T) {
 				for !ended.Load() {
 					i := rng.IntN(entries)
 					least := done[i].Load()
-					k := step(s.load(first + i))
+					k := step(first+i, s.load(first+i))
 					if most := begun[i].Load(); k < least || k > most {
 						t.Errorf("entry %d: step %d, expected %d to %d", i, k, least, most)
 						return
@@ -137,7 +150,7 @@ func TestWidenBesideReaders(t *testing.T) {
 			k := min(begun[i].Load()+1, steps)
 			begun[i].Store(k)
 			s.mu.Lock()
-			s.storeLocked(first+i, at(k))
+			s.storeLocked(first+i, at(first+i, k))
 			s.mu.Unlock()
 			done[i].Store(k)
 		}

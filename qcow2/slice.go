@@ -55,24 +55,26 @@ const sliceHeadBytes = 256
 // the place of an entry is known before the slice is in the processor's caches.
 type narrowSlice struct {
 	slice
-	words [maxSliceBytes / 8]atomic.Uint32
+	words narrowWords
 }
 
-// newSlice makes slice n, which is at off in the file and has no entries yet. wide
-// says that there will be some that do not fit into a narrow word.
-func (im *Image) newSlice(n, off int64, wide bool) *slice {
+// newSlice makes slice n, which is at off in the file. It has no entries yet, but those of
+// a run.
+func (im *Image) newSlice(n, off int64, f form) *slice {
 	var s *slice
-	switch entries := 1 << im.sliceBits(); {
-	case wide || im.geo.ExtendedL2:
+	entries := 1 << im.sliceBits()
+	f.wide = f.wide || im.geo.ExtendedL2
+	switch {
+	case f.wide || f.n > 0:
 		s = &slice{}
-		s.use(nil, entries, im.geo)
-	case entries < maxSliceBytes/8:
+		s.use(nil, f, entries, im.geo)
+	case entries < len(narrowWords{}):
 		s = &slice{}
-		s.use(make([]atomic.Uint32, entries), entries, im.geo)
+		s.use(make([]atomic.Uint32, entries), f, entries, im.geo)
 	default:
 		with := &narrowSlice{}
 		s = &with.slice
-		s.use(with.words[:], entries, im.geo)
+		s.use(with.words[:], f, entries, im.geo)
 	}
 	s.n, s.off = n, off
 	s.mu.SetRank(rankSlice)

@@ -72,6 +72,7 @@ func subjectsOf(size int64) []subject {
 		{name: "compressed", size: size, options: "cluster_size=4k", convert: []string{"-c"}},
 		{name: "compressed, zstd", size: size, options: "cluster_size=64k,compression_type=zstd", convert: []string{"-c"}, fresh: true},
 		{name: "compressed, extended L2", size: size, options: "extended_l2=on,cluster_size=16k", convert: []string{"-c"}},
+		{name: "preallocated", size: size, options: "cluster_size=4k,preallocation=metadata", fresh: true}, // its slices are runs
 	}
 }
 

@@ -189,7 +189,7 @@ func (im *Image) readSlice(n int64, e format.L1Entry, l *sliceLoad) {
 	_, err := readFull(im.file, *buf, off)
 	pairs := make([]format.L2Pair, 1<<im.sliceBits())
 	im.geo.DecodeL2(pairs, *buf)
-	s := im.newSlice(n, off, !allNarrow(pairs, im.geo))
+	s := im.newSlice(n, off, formOf(pairs, im.geo))
 	s.shared.Store(!e.Copied())
 	t := &im.tab
 	t.mu.Lock()
@@ -332,7 +332,7 @@ func (im *Image) addTable(gc int64, ch *change) bool {
 	}
 	// It reads zero on disk, so its slices need not be read.
 	n, _ = im.sliceOf(gc)
-	im.addSliceLocked(im.newSlice(n, c<<im.geo.ClusterBits+im.inTable(n), false))
+	im.addSliceLocked(im.newSlice(n, c<<im.geo.ClusterBits+im.inTable(n), form{}))
 	steps.At("W2")
 	return true
 }
