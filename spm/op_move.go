@@ -66,6 +66,9 @@ func (o *operations) checkMove(ctx context.Context, a moveArgs) error {
 	if err := to.room(a.Volumes[len(a.Volumes)-1], a.Image, need); err != nil {
 		return err
 	}
+	if a.Copy {
+		return o.still(ctx, from, f.all[a.Volumes[len(a.Volumes)-1]])
+	}
 	return o.idle(ctx, from, a.Image, a.Volumes...)
 }
 
@@ -133,10 +136,12 @@ func movedSize(to *Manager, i VolumeInfo) int64 {
 }
 
 // planMove: the volumes are illegal in the new domain until they are all there,
-// and from then on in the old one. The template there does not go meanwhile.
+// and from then on in the old one. The template there does not go meanwhile. Of an
+// image that stays, others may read what is not written to: a template is copied while
+// images that are based on it are served.
 func (o *operations) planMove(a moveArgs) task.Plan {
 	p := task.Plan{
-		Locks: append(locksOf(a.From, a.Image), locksOf(a.To, a.Image, a.Template)...),
+		Locks: append(locksOf(a.To, a.Image, a.Template), domainLock(a.From), imageLock(a.From, a.Image, !a.Copy)),
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkMove(ctx, a) }, nil),
 			step("make", func(ctx context.Context) error { return o.makeMoved(ctx, a) },

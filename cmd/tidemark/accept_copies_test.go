@@ -4,6 +4,7 @@ package main_test
 
 import (
 	"encoding/json"
+	"maps"
 	"strings"
 	"testing"
 
@@ -22,7 +23,16 @@ func TestTemplateInTwoDomains(t *testing.T) {
 	h.run("createVolume", h.newVolume(domains[0], seed[0], seed[1], storySize, nil))
 	h.run("copyImage", arguments{"sdUUID": domains[0], "spUUID": h.pool, "vmUUID": "", "srcImgUUID": seed[0], "srcVolUUID": seed[1],
 		"dstImgUUID": template[0], "dstVolUUID": template[1]})
-	h.run("moveImage", arguments{"spUUID": h.pool, "srcDomUUID": domains[0], "dstDomUUID": domains[1], "imgUUID": template[0], "vmUUID": "", "op": 1})
+	image := uuid.NewString() // based on it, and served when it is copied
+	h.run("createVolume", h.newVolume(domains[0], image, uuid.NewString(), 0, arguments{"srcImgUUID": template[0], "srcVolUUID": template[1]}))
+	h.prepare(domains[0], image)
+	move := arguments{"spUUID": h.pool, "srcDomUUID": domains[0], "dstDomUUID": domains[1], "imgUUID": image, "vmUUID": "", "op": "COPY"}
+	copied := maps.Clone(move)
+	copied["imgUUID"] = template[0]
+	h.run("moveImage", copied)
+	require.Equal(t, spm.CodeInUse, spm.CodeOf(h.ask("moveImage", move, nil)), "the leaf is written to")
+	h.teardown(domains[0], image)
+	h.run("moveImage", move)
 
 	for _, domain := range domains {
 		image, leaf := uuid.NewString(), uuid.NewString()
