@@ -12,8 +12,9 @@ import (
 )
 
 // A snapshot is made and merged again, over and over: 100 times, and 1,000 times in a
-// soak. What the image has been granted, and what is in it, is then as before. Every
-// tenth time the image is served meanwhile, and all that it has is written anew.
+// soak. What the image has been granted, and
+// what is in it, is then as before. Every tenth time the image is served meanwhile, and
+// written anew: every hundredth time all that it has, for which the snapshot is extended.
 func TestSnapshotsComeAndGo(t *testing.T) {
 	workspace(t)
 	times := 100
@@ -21,13 +22,12 @@ func TestSnapshotsComeAndGo(t *testing.T) {
 		times = 1000
 	}
 	h := newVDSMHost(t)
-	dir := h.newDir("domain")
-	domain := h.newDomains(dir)[0]
-	m := &crowdClient{crowd: &crowd{t: t, h: h, place: dir, domain: domain, done: map[string]int{}}, rng: testenv.Rand(0)}
+	m := &crowdClient{crowd: newCrowd(h, 1, 2, h.newDir("domain")), rng: testenv.Rand(0)}
+	domain := m.domains[0]
 	require.NoError(t, m.create())
 	i := m.has[0]
 	require.NoError(t, m.prepare(i))
-	require.NoError(t, m.fillLeaf(i, 0))
+	require.NoError(t, m.fillLeaf(i, 0, crowdBlocks))
 	require.NoError(t, m.teardown(i))
 
 	before := h.domainSize(domain, "granted")
@@ -38,8 +38,11 @@ func TestSnapshotsComeAndGo(t *testing.T) {
 			require.NoError(t, m.prepare(i))
 		}
 		require.NoError(t, m.snapshot(i))
-		if i.conn != nil {
-			require.NoError(t, m.fillLeaf(i, n))
+		switch {
+		case n%100 == 0:
+			require.NoError(t, m.fillLeaf(i, n, crowdBlocks))
+		case n%10 == 0:
+			require.NoError(t, m.fillLeaf(i, n, crowdBlocks-1))
 		}
 		require.NoError(t, m.merge(i))
 		require.NoError(t, m.teardown(i))

@@ -34,18 +34,24 @@ func crowdBlock(n int) (off, size int64) {
 	return int64(n/2)*37*mib + int64(n%2)*32<<10, 32 << 10
 }
 
-// A crowd is of clients of one domain.
+// A crowd is of clients of the domains of one pool.
 type crowd struct {
-	t      testing.TB
-	h      *vdsmHost
-	place  place
-	domain string
-	images int // that a client has at most
-	layers int // that an image has at most
+	t       testing.TB
+	h       *vdsmHost
+	places  []place
+	domains []string // in the order of places
+	images  int      // that a client has at most
+	layers  int      // that an image has at most
 
-	left atomic.Int64 // volumes to be made
-	mu   sync.Mutex
-	done map[string]int // how often something was done
+	left      atomic.Int64   // volumes to be made
+	mu        sync.Mutex     // guards what follows
+	done      map[string]int // how often something was done
+	templates []*crowdTemplate
+}
+
+// newCrowd makes the pool, with a domain in each place.
+func newCrowd(h *vdsmHost, images, layers int, places ...place) *crowd {
+	return &crowd{t: h.t, h: h, places: places, domains: h.newDomains(places...), images: images, layers: layers, done: map[string]int{}}
 }
 
 func (c *crowd) count(what string) {
@@ -54,10 +60,15 @@ func (c *crowd) count(what string) {
 	c.done[what]++
 }
 
+// take reports whether one more volume is to be made.
+func (c *crowd) take() bool { return c.left.Add(-1) >= 0 }
+
 // A crowdImage is an image by the model: what each volume has written, from the base
 // up.
 type crowdImage struct {
 	id     string
+	domain int
+	base   *crowdTemplate // nil: it is based on none
 	layers []crowdLayer
 	conn   *nbd.Client // nil: it is not served
 }
@@ -71,6 +82,9 @@ func (i *crowdImage) leaf() *crowdLayer { return &i.layers[len(i.layers)-1] }
 
 // shows is what a layer shows.
 func (i *crowdImage) shows(layer int) (out [crowdBlocks]byte) {
+	if i.base != nil {
+		out = i.base.shows
+	}
 	for _, l := range i.layers[:layer+1] {
 		for n, s := range l.blocks {
 			if s != 0 {
@@ -81,7 +95,8 @@ func (i *crowdImage) shows(layer int) (out [crowdBlocks]byte) {
 	return out
 }
 
-// A crowdClient has images of its own, which nobody else touches.
+// A crowdClient has images of its own, which nobody else touches. They may be based on
+// the templates of all.
 type crowdClient struct {
 	*crowd
 	rng   *rand.Rand
@@ -94,14 +109,14 @@ func (c *crowdClient) work() error {
 	for {
 		i := c.pick()
 		var err error
-		switch n := c.rng.IntN(20); {
+		switch n := c.rng.IntN(25); {
 		case i == nil || n < 3 && len(c.has) < c.images:
-			if c.left.Add(-1) < 0 {
+			if !c.take() {
 				return nil
 			}
 			err = c.create()
 		case n < 8 && len(i.layers) < c.layers:
-			if c.left.Add(-1) < 0 {
+			if !c.take() {
 				return nil
 			}
 			err = c.snapshot(i)
@@ -115,6 +130,15 @@ func (c *crowdClient) work() error {
 			err = c.deleteLeaf(i)
 		case n == 19 && i.conn == nil:
 			err = c.deleteImage(i)
+		case n == 20:
+			err = c.move(i)
+		case (n == 21 || n == 22) && c.mayCopy():
+			if !c.take() {
+				return nil
+			}
+			err = c.copy(i)
+		case n > 22:
+			err = c.tend(i)
 		}
 		if err != nil {
 			return fmt.Errorf("image %+v: %w", i, err)
@@ -155,11 +179,20 @@ func (c *crowdClient) run(verb string, a arguments) error {
 	return c.h.ask("clearTask", arguments{"taskID": r.Task}, nil)
 }
 
-func (c *crowdClient) at(i *crowdImage) arguments { return c.h.at(c.domain, i.id, blankID) }
+func (c *crowdClient) at(i *crowdImage) arguments { return c.h.at(c.domains[i.domain], i.id, blankID) }
 
+// create makes an image, blank or based on a template.
 func (c *crowdClient) create() error {
-	i := &crowdImage{id: uuid.NewString(), layers: []crowdLayer{{id: uuid.NewString()}}}
-	if err := c.run("createVolume", c.h.newVolume(c.domain, i.id, i.leaf().id, crowdSize, nil)); err != nil {
+	i := &crowdImage{id: uuid.NewString(), domain: c.rng.IntN(len(c.domains)), layers: []crowdLayer{{id: uuid.NewString()}}}
+	var more arguments
+	if c.rng.IntN(4) > 0 {
+		i.base = c.hold(func(t *crowdTemplate) bool { return t.domain == i.domain })
+	}
+	if i.base != nil {
+		more = arguments{"srcImgUUID": i.base.id, "srcVolUUID": i.base.volume}
+		c.count("create on a template")
+	}
+	if err := c.run("createVolume", c.h.newVolume(c.domains[i.domain], i.id, i.leaf().id, crowdSize, more)); err != nil {
 		return err
 	}
 	c.has = append(c.has, i)
@@ -168,7 +201,7 @@ func (c *crowdClient) create() error {
 
 func (c *crowdClient) snapshot(i *crowdImage) error {
 	l := crowdLayer{id: uuid.NewString()}
-	a := c.h.newVolume(c.domain, i.id, l.id, 0, arguments{"srcImgUUID": i.id, "srcVolUUID": i.leaf().id})
+	a := c.h.newVolume(c.domains[i.domain], i.id, l.id, 0, arguments{"srcImgUUID": i.id, "srcVolUUID": i.leaf().id})
 	if err := c.run("createVolume", a); err != nil {
 		return err
 	}
@@ -217,10 +250,10 @@ func (c *crowdClient) fill(i *crowdImage, n, stamp int) error {
 	return nil
 }
 
-// fillLeaf writes every block of the leaf of a served image.
-func (c *crowdClient) fillLeaf(i *crowdImage, round int) error {
-	for n := range crowdBlocks {
-		if err := c.fill(i, n, (round+n)%255+1); err != nil {
+// fillLeaf writes the first n blocks of the leaf of a served image.
+func (c *crowdClient) fillLeaf(i *crowdImage, round, n int) error {
+	for b := range n {
+		if err := c.fill(i, b, (round+b)%255+1); err != nil {
 			return err
 		}
 	}
@@ -270,7 +303,7 @@ func (c *crowdClient) merge(i *crowdImage) error {
 	if i.conn != nil {
 		top, down = len(i.layers)-1, len(i.layers)-2
 	}
-	a := arguments{"sdUUID": c.domain, "spUUID": c.h.pool, "vmUUID": blankID, "imgUUID": i.id,
+	a := arguments{"sdUUID": c.domains[i.domain], "spUUID": c.h.pool, "vmUUID": blankID, "imgUUID": i.id,
 		"ancestor": i.layers[down].id, "successor": i.layers[top].id, "postZero": false}
 	if err := c.run("mergeSnapshots", a); err != nil {
 		return err
@@ -319,6 +352,7 @@ func (c *crowdClient) deleteImage(i *crowdImage) error {
 		return err
 	}
 	c.has = slices.DeleteFunc(c.has, func(o *crowdImage) bool { return o == i })
+	c.letGo(i.base)
 	return nil
 }
 

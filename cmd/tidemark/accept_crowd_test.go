@@ -33,24 +33,25 @@ func soak(t testing.TB) time.Duration {
 	return d
 }
 
-// Eight clients create, snapshot, write, merge and delete 200 volumes at random. Model
-// and disk agree, every image is clean and shows what was written, and the space comes
-// back.
+// Eight clients create, snapshot, write, merge, copy, move and delete 200 volumes at
+// random in two domains, also on templates. Model and disk agree, every image is clean
+// and shows what was written, and the space comes back.
 func TestCrowdInDirectory(t *testing.T) {
 	workspace(t)
 	h := newVDSMHost(t)
-	dir := h.newDir("domain")
-	c := &crowd{t: t, h: h, place: dir, domain: h.newDomains(dir)[0], images: 2, layers: 4}
-	c.rounds(8, 200)
+	newCrowd(h, 2, 4, h.newDir("one"), h.newDir("two")).rounds(8, 200)
 }
 
-// The same on a volume group, with fewer.
-func TestCrowdOnAVolumeGroup(t *testing.T) {
+// The same on volume groups: 200 volumes in a soak, and otherwise as many as half a
+// minute has room for.
+func TestCrowdOnVolumeGroups(t *testing.T) {
 	workspace(t)
-	g := newGroup(t, 2, 4*gib, 4*gib)
-	h := newVDSMHost(t, g.paths()...)
-	c := &crowd{t: t, h: h, place: g, domain: h.newDomains(g)[0], images: 2, layers: 3}
-	c.rounds(4, 40)
+	volumes := 80
+	if soak(t) > 0 {
+		volumes = 200
+	}
+	one, two := newGroup(t, 2, 6*gib, 6*gib), newGroup(t, 1, 12*gib)
+	newCrowd(newVDSMHost(t, append(one.paths(), two.paths()...)...), 2, 3, one, two).rounds(8, volumes)
 }
 
 // rounds makes one round, or in a soak as many as there is time for.
@@ -69,7 +70,7 @@ func (c *crowd) round(seed uint64, clients, volumes int) {
 	t := c.t
 	t.Helper()
 	c.left.Store(int64(volumes))
-	c.done = map[string]int{}
+	clear(c.done)
 	began := time.Now()
 	all := make([]*crowdClient, clients)
 	for n := range all {
@@ -83,14 +84,16 @@ func (c *crowd) round(seed uint64, clients, volumes int) {
 	for _, m := range all {
 		images = append(images, m.has...)
 	}
+	templates := len(c.templates)
 	c.requireModel(images)
 	c.requireContent(images)
 	looked := time.Since(began) - worked
 	c.together(all, (*crowdClient).deleteAll)
+	c.together(all, (*crowdClient).deleteTemplates)
 	c.requireModel(nil)
 	require.Empty(t, c.h.tasks())
-	t.Logf("seed %d: %v in %v; %d images left, looked at in %v, deleted in %v", seed, c.done, worked.Round(time.Millisecond),
-		len(images), looked.Round(time.Millisecond), (time.Since(began) - worked - looked).Round(time.Millisecond))
+	t.Logf("seed %d: %v in %v; %d images and %d templates left, looked at in %v, deleted in %v", seed, c.done, worked.Round(time.Millisecond),
+		len(images), templates, looked.Round(time.Millisecond), (time.Since(began) - worked - looked).Round(time.Millisecond))
 }
 
 // together lets all clients do something at once.
@@ -105,37 +108,46 @@ func (c *crowd) together(all []*crowdClient, do func(*crowdClient) error) {
 	require.NoError(c.t, errors.Join(errs...), "the manager said:\n%s", c.h.proc.Output())
 }
 
-// requireModel requires that the domain has these images, and nothing else: by what
-// the manager says, and by what lies on the disk.
+// requireModel requires that the domains have these images and the templates, and
+// nothing else: by what the manager says, and by what lies on the disk.
 func (c *crowd) requireModel(images []*crowdImage) {
 	t := c.t
 	t.Helper()
-	var want, have []string
+	want := make([][]string, len(c.domains))
 	for _, i := range images {
 		parent := blankID
+		if i.base != nil {
+			parent = i.base.volume
+		}
 		for n, l := range i.layers {
 			kind := "INTERNAL"
 			if n == len(i.layers)-1 {
 				kind = "LEAF"
 			}
-			want = append(want, fmt.Sprintf("%s/%s on %s: %s LEGAL", i.id, l.id, parent, kind))
+			want[i.domain] = append(want[i.domain], fmt.Sprintf("%s/%s on %s: %s LEGAL", i.id, l.id, parent, kind))
 			parent = l.id
 		}
 	}
-	var granted int64
-	volumes := c.h.volumes(c.domain)
-	for _, v := range volumes {
-		require.Empty(t, v.Damaged)
-		require.False(t, v.Served)
-		have = append(have, fmt.Sprintf("%s/%s on %s: %s %s", v.Image, v.ID, v.Parent, v.Type, v.Legality))
-		granted += bytesOf(t, v.Granted)
+	for _, tpl := range c.templates {
+		want[tpl.domain] = append(want[tpl.domain], fmt.Sprintf("%s/%s on %s: SHARED LEGAL", tpl.id, tpl.volume, blankID))
 	}
-	require.ElementsMatch(t, want, have)
-	require.Equal(t, granted, c.h.domainSize(c.domain, "granted"), "granted, of the domain, against its volumes")
-	if g, ok := c.place.(*groupPool); ok {
-		requireGroup(t, g, volumes)
-	} else {
-		requireDirectory(t, filepath.Join(c.place.where(), c.domain, "images"), volumes)
+	for n, domain := range c.domains {
+		var have []string
+		var granted int64
+		volumes := c.h.volumes(domain)
+		for _, v := range volumes {
+			require.Empty(t, v.Damaged)
+			require.False(t, v.Served)
+			have = append(have, fmt.Sprintf("%s/%s on %s: %s %s", v.Image, v.ID, v.Parent, v.Type, v.Legality))
+			granted += bytesOf(t, v.Granted)
+		}
+		require.ElementsMatch(t, want[n], have, "domain %d", n)
+		require.Equal(t, granted, c.h.domainSize(domain, "granted"), "granted, of domain %d, against its volumes", n)
+		if g, ok := c.places[n].(*groupPool); ok {
+			requireGroup(t, g, volumes)
+		} else {
+			requireDirectory(t, filepath.Join(c.places[n].where(), domain, "images"), volumes)
+		}
 	}
 }
 
@@ -195,22 +207,40 @@ func requireDirectory(t testing.TB, images string, volumes []vdsmVolume) {
 // requireContent requires that every volume is clean, and shows what the model says:
 // not only the leaves.
 func (c *crowd) requireContent(images []*crowdImage) {
-	t := c.t
-	t.Helper()
-	volumes := c.h.volumes(c.domain)
-	for _, i := range images {
-		dir := filepath.Dir(chainFile(t, c.place, volumes, i.leaf().id))
-		for n, l := range i.layers {
-			file := filepath.Join(dir, l.id)
-			requireClean(t, file)
-			var reads []string
-			for b, s := range i.shows(n) {
-				off, size := crowdBlock(b)
-				for at := off; at < off+size; at += 32 * mib {
-					reads = append(reads, fmt.Sprintf("read -P %d %d %d", s, at, 32<<10))
-				}
-			}
-			runQEMUIO(t, file, "qcow2", reads...)
+	c.t.Helper()
+	var volumes [][]vdsmVolume
+	for _, domain := range c.domains {
+		volumes = append(volumes, c.h.volumes(domain))
+	}
+	look := func(domain int, leaf string, shows func(dir string)) {
+		dir := filepath.Dir(chainFile(c.t, c.places[domain], volumes[domain], leaf))
+		shows(dir)
+		if _, group := c.places[domain].(*groupPool); group { // these were copies
+			require.NoError(c.t, os.RemoveAll(dir))
 		}
 	}
+	for _, tpl := range c.templates {
+		look(tpl.domain, tpl.volume, func(dir string) { requireBlocks(c.t, filepath.Join(dir, tpl.volume), tpl.shows) })
+	}
+	for _, i := range images {
+		look(i.domain, i.leaf().id, func(dir string) {
+			for n, l := range i.layers {
+				requireBlocks(c.t, filepath.Join(dir, l.id), i.shows(n))
+			}
+		})
+	}
+}
+
+// requireBlocks requires that the image in a file is clean, and shows that.
+func requireBlocks(t testing.TB, file string, shows [crowdBlocks]byte) {
+	t.Helper()
+	requireClean(t, file)
+	var reads []string
+	for b, s := range shows {
+		off, size := crowdBlock(b)
+		for at := off; at < off+size; at += 32 * mib {
+			reads = append(reads, fmt.Sprintf("read -P %d %d %d", s, at, 32<<10))
+		}
+	}
+	runQEMUIO(t, file, "qcow2", reads...)
 }

@@ -158,14 +158,14 @@ func (g *groupPool) peStart(t testing.TB, device string) int64 {
 }
 
 // copyOf copies a volume to a file, by what lvm says of it and out of the files
-// below the loop devices. What they have not is a hole of the copy.
+// below the loop devices. What is a hole there is one in the copy.
 func (g *groupPool) copyOf(t testing.TB, lv string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "copy")
 	out, err := os.Create(path)
 	require.NoError(t, err)
 	defer out.Close()
-	off := int64(0)
+	var size int64
 	for _, s := range g.segments(t, lv) {
 		testenv.Run(t, "sync", s.device)
 		i := slices.IndexFunc(g.devices, func(d *testenv.LoopDevice) bool { return d.Path == s.device })
@@ -173,31 +173,44 @@ func (g *groupPool) copyOf(t testing.TB, lv string) string {
 		in, err := os.Open(g.devices[i].File)
 		require.NoError(t, err)
 		at := g.peStart(t, s.device) + s.first*chunk
-		copyData(t, out, off, in, at, s.count*chunk)
+		require.NoError(t, copyData(out, size, in, at, s.count*chunk))
 		require.NoError(t, in.Close())
-		off += s.count * chunk
+		size += s.count * chunk
 	}
-	require.NoError(t, out.Truncate(off))
+	require.NoError(t, out.Truncate(size))
 	return path
 }
 
-// copyData copies the data among n bytes of a file, and leaves its holes out.
-func copyData(t testing.TB, to *os.File, off int64, from *os.File, at, n int64) {
-	t.Helper()
-	for pos, end := at, at+n; pos < end; {
-		data, err := unix.Seek(int(from.Fd()), pos, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return
+// copyData copies size bytes of a file to another one, without its holes.
+func copyData(out *os.File, to int64, in *os.File, from, size int64) error {
+	return eachData(in, from, size, func(at, n int64) error {
+		_, err := in.Seek(at, io.SeekStart)
+		_, err2 := out.Seek(to+at-from, io.SeekStart)
+		if err := errors.Join(err, err2); err != nil {
+			return err
 		}
-		require.NoError(t, err)
-		hole, err := unix.Seek(int(from.Fd()), data, unix.SEEK_HOLE)
-		require.NoError(t, err)
-		pos = min(hole, end)
-		if data < pos {
-			_, err = io.Copy(io.NewOffsetWriter(to, off+data-at), io.NewSectionReader(from, data, pos-data))
-			require.NoError(t, err)
+		_, err = io.CopyN(out, in, n)
+		return err
+	})
+}
+
+// eachData shows where a part of a file has data, between its holes.
+func eachData(f *os.File, from, size int64, see func(at, n int64) error) error {
+	for at := from; at < from+size; {
+		data, err := f.Seek(at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) || err == nil && data >= from+size {
+			return nil // there is no more
+		}
+		hole, err2 := f.Seek(data, unix.SEEK_HOLE)
+		if err := errors.Join(err, err2); err != nil {
+			return err
+		}
+		at = min(hole, from+size)
+		if err := see(data, at-data); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 // requireAgrees requires that the manager and lvm say the same, and that no

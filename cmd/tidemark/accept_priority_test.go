@@ -30,16 +30,9 @@ func newFullHost(t testing.TB, capacity int64, populate func(*fullHost)) *fullHo
 	require.NoError(t, h.proc.Wait(t, stopLimit))
 	h.args = append(h.args, "--patience", "2m")
 	h.start()
-	dir := h.newDir("domain")
-	require.NoError(t, h.connect(dir))
-	domain := uuid.NewString()
-	h.do("createStorageDomain", arguments{"storageType": "LOCALFS", "sdUUID": domain, "domainName": "small", "typeSpecificArg": dir.where(),
-		"domClass": "Data", "capacity": fmt.Sprint(capacity)})
-	h.do("createStoragePool", arguments{"spUUID": h.pool, "poolName": "pool", "masterDom": domain, "domList": []string{domain}, "masterVersion": 1})
-	h.manage(domain)
-	f := &fullHost{crowdClient: &crowdClient{
-		crowd: &crowd{t: t, h: h, place: dir, domain: domain, done: map[string]int{}}, rng: testenv.Rand(0),
-	}}
+	h.capacity = fmt.Sprint(capacity)
+	f := &fullHost{crowdClient: &crowdClient{crowd: newCrowd(h, 0, 0, h.newDir("domain")), rng: testenv.Rand(0)}}
+	domain := f.domains[0]
 	populate(f)
 	for {
 		id := uuid.NewString()
@@ -70,7 +63,7 @@ func (f *fullHost) image(n int) *crowdImage {
 		}
 		require.NoError(f.t, f.read(i))
 		require.NoError(f.t, f.teardown(i))
-		require.NoError(f.t, f.run("reduceVolume", f.h.at(f.domain, i.id, i.leaf().id)))
+		require.NoError(f.t, f.run("reduceVolume", f.h.at(f.domains[0], i.id, i.leaf().id)))
 	}
 	return i
 }
@@ -118,7 +111,7 @@ func (f *fullHost) fillUp(i *crowdImage, stamp byte) <-chan error {
 // give deletes an image that has a chunk.
 func (f *fullHost) give() {
 	f.t.Helper()
-	a := f.h.at(f.domain, f.ballast[0], blankID)
+	a := f.h.at(f.domains[0], f.ballast[0], blankID)
 	delete(a, "volUUID")
 	a["postZero"], a["force"] = false, false
 	require.NoError(f.t, f.run("deleteImage", a))
@@ -160,7 +153,7 @@ func TestFullPoolByPriority(t *testing.T) {
 		}
 	})
 	for i, priority := range map[*crowdImage]int{low: 1, high: 2} {
-		a := f.h.at(f.domain, i.id, i.leaf().id)
+		a := f.h.at(f.domains[0], i.id, i.leaf().id)
 		a["priority"] = priority
 		f.h.do("setVolumePriority", a)
 	}
@@ -168,13 +161,13 @@ func TestFullPoolByPriority(t *testing.T) {
 	f.awaitWaiting(low)
 	highDone := f.fillUp(high, 0x22)
 	f.awaitWaiting(high, low)
-	t.Logf("full: %d bytes granted, %d kept", f.h.domainSize(f.domain, "granted"), f.h.domainSize(f.domain, "reserve"))
+	t.Logf("full: %d bytes granted, %d kept", f.h.domainSize(f.domains[0], "granted"), f.h.domainSize(f.domains[0], "reserve"))
 
 	require.NoError(t, f.merge(cold))
 	require.NoError(t, f.merge(live))
 	require.NoError(t, f.deleteLeaf(snapped))
 	f.awaitWaiting(high, low)
-	t.Logf("merged and deleted: %d bytes granted", f.h.domainSize(f.domain, "granted"))
+	t.Logf("merged and deleted: %d bytes granted", f.h.domainSize(f.domains[0], "granted"))
 	for len(lowDone) == 0 || len(highDone) == 0 {
 		require.NotEmpty(t, f.ballast, "everything is deleted, and they have not got what they need")
 		f.give()
