@@ -128,8 +128,12 @@ func TestEveryVerbInEverySituation(t *testing.T) {
 	require.Equal(t, string(want), b.String())
 }
 
-// cell calls a verb, and lets go of a world that this may have changed.
+// cell calls a verb, and lets go of a world that this may have changed. A verb that only
+// asks, or fails, changes nothing.
 func (w *verbWorld) cell(v *verbs.Verb, a arguments) string {
+	if w.before == nil {
+		w.before = w.state()
+	}
 	var r struct {
 		Task string `json:"uuid"`
 	}
@@ -138,17 +142,26 @@ func (w *verbWorld) cell(v *verbs.Verb, a arguments) string {
 		code := spm.CodeOf(err)
 		require.NotEqual(w.t, spm.CodeInternal, code, "%s answers a code that says nothing: %v", v.Name, err)
 		require.NotContains(w.t, err.Error(), "(-U)", "%s has no such option", v.Name)
+		w.requireUnchanged(v.Name, err.Error(), "")
 		return fmt.Sprint(int(code))
 	}
 	cell := "ok"
-	if slices.ContainsFunc(v.Reply, func(m verbs.Member) bool { return m.Name == "uuid" }) {
-		if w.waits(r.Task) {
-			cell = "task: waits"
-		} else if s := w.h.await(r.Task); s.Result != "success" {
+	switch {
+	case !slices.ContainsFunc(v.Reply, func(m verbs.Member) bool { return m.Name == "uuid" }):
+	case w.waits(r.Task):
+		cell = "task: waits"
+	default:
+		if s := w.h.await(r.Task); s.Result != "success" {
 			cell = fmt.Sprintf("task: %d", s.Code)
+			w.requireUnchanged(v.Name, s.Message, r.Task)
 		}
 	}
-	if !strings.HasPrefix(v.Name, "get") && v.Name != "measureVolume" && v.Name != "setVolumePriority" {
+	switch {
+	case onlyAsks(v):
+		w.requireUnchanged(v.Name, cell, "")
+	case v.Name == "setVolumePriority":
+		w.before = nil
+	default:
 		w.end()
 	}
 	return cell

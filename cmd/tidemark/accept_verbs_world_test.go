@@ -30,11 +30,18 @@ type verbWorld struct {
 	task                            string // that has ended
 	held                            string // that has the image, and goes on for as long as the world, "" if there is none
 	fresh                           string // a directory without a domain
+
+	groups []*groupPool      // where the domains lie, if not in directories
+	before map[string]string // the state before the next call; nil: it is not known
 }
 
 // host starts a host that knows nothing.
 func (w *verbWorld) host() {
-	w.h = newVDSMHost(w.t)
+	var devices []string
+	for _, g := range w.groups {
+		devices = append(devices, g.paths()...)
+	}
+	w.h = newVDSMHost(w.t, devices...)
 	for _, id := range []*string{&w.master, &w.second, &w.attached, &w.spare, &w.image, &w.base, &w.leaf, &w.other, &w.task} {
 		*id = uuid.NewString()
 	}
@@ -49,7 +56,7 @@ func (w *verbWorld) end() {
 	w.teardown()
 	require.NoError(w.t, w.h.proc.Signal(syscall.SIGTERM))
 	require.NoError(w.t, w.h.proc.Wait(w.t, stopLimit))
-	w.h, w.held = nil, ""
+	w.h, w.held, w.before = nil, "", nil
 }
 
 // teardown ends what serves images, as the host's SPM, which it may be no more. Nobody
@@ -70,10 +77,17 @@ func (w *verbWorld) teardown() {
 func (w *verbWorld) domains(capacity int64) {
 	require.NoError(w.t, w.h.connect(dirPlace(w.fresh)))
 	for i, id := range w.all() {
-		dir := w.h.newDir(fmt.Sprint(i))
-		require.NoError(w.t, w.h.connect(dir))
-		w.h.do("createStorageDomain", arguments{"storageType": "LOCALFS", "sdUUID": id, "domainName": fmt.Sprint(i), "typeSpecificArg": dir.where(),
-			"domClass": "Data", "capacity": fmt.Sprint(capacity)})
+		a := arguments{"sdUUID": id, "domainName": fmt.Sprint(i), "domClass": "Data"}
+		var p place
+		if w.groups != nil {
+			p = w.groups[i]
+		} else {
+			p, a["capacity"] = w.h.newDir(fmt.Sprint(i)), fmt.Sprint(capacity)
+		}
+		a["storageType"], _ = p.connection()
+		a["typeSpecificArg"] = p.where()
+		require.NoError(w.t, w.h.connect(p))
+		w.h.do("createStorageDomain", a)
 	}
 }
 
