@@ -29,21 +29,7 @@ func TestGuestOnVolumeGroup(t *testing.T) {
 	tree := wire.Tree{Seed: seed, Files: 150, Bytes: 96 * mib, Sync: 10, Writers: 2}
 	group := &groupPool{name: "guestpool", devices: []*testenv.LoopDevice{testenv.Loop(t, 2*gib), testenv.Loop(t, 2*gib)}}
 	t.Cleanup(group.tidyUp)
-	binary, err := built()
-	require.NoError(t, err)
-
-	options := guest.Options{
-		Modules:  []string{"dm-mod", "nbd"},
-		Programs: append([]string{"lvm", "dmsetup", "e2fsck"}, guestPrograms...),
-		Files:    map[string]string{"/bin/tidemark": fmt.Sprintf("/proc/self/fd/%d", binary.Fd())},
-		Memory:   1024,
-	}
-	for i, d := range group.devices {
-		options.Args = append(options.Args,
-			"-blockdev", fmt.Sprintf("driver=file,node-name=pv%d,filename=%s,discard=unmap", i, d.File),
-			"-device", fmt.Sprintf("virtio-blk-pci,drive=pv%d", i))
-	}
-	h := &guestHost{t: t, Guest: guest.Start(t, options), group: group.name}
+	h := startGroupGuest(t, group)
 	h.lvm("vgcreate", "-qq", "-s", "128m", "--metadatasize", "128m", h.group, "/dev/vda", "/dev/vdb")
 	manager := h.Start("tidemark", "spm", "--vg", h.group, "--devices", "/dev/vda,/dev/vdb", "--socket", "/run/spm.sock")
 	h.Do(wire.Await, "/run/spm.sock")
@@ -88,6 +74,26 @@ type guestHost struct {
 	*guest.Guest
 	t     *testing.T
 	group string
+}
+
+// startGroupGuest boots a guest that has the devices of a group, which may have been
+// another guest's before.
+func startGroupGuest(t *testing.T, group *groupPool) *guestHost {
+	t.Helper()
+	binary, err := built()
+	require.NoError(t, err)
+	options := guest.Options{
+		Modules:  []string{"dm-mod", "nbd"},
+		Programs: append([]string{"lvm", "dmsetup", "e2fsck"}, guestPrograms...),
+		Files:    map[string]string{"/bin/tidemark": fmt.Sprintf("/proc/self/fd/%d", binary.Fd())},
+		Memory:   1024,
+	}
+	for i, d := range group.devices {
+		options.Args = append(options.Args,
+			"-blockdev", fmt.Sprintf("driver=file,node-name=pv%d,filename=%s,discard=unmap", i, d.File),
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=pv%d", i))
+	}
+	return &guestHost{t: t, Guest: guest.Start(t, options), group: group.name}
 }
 
 func (h *guestHost) byHand(args ...string) []string {

@@ -165,6 +165,13 @@ func needMountedFiles(t *testing.T) {
 // file system in it is clean and has the tree in it.
 func requireFiles(t *testing.T, tree wire.Tree, image ...string) {
 	t.Helper()
+	withFiles(t, func(dir string) { requireTree(t, dir, tree) }, image...)
+}
+
+// withFiles shows a disk as a file with tidemark mount, in which the file system must be
+// clean, and mounts that for as long as somebody looks.
+func withFiles(t *testing.T, look func(dir string), image ...string) {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "disk.raw")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	t.Cleanup(func() { _ = unix.Unmount(file, unix.MNT_DETACH) })
@@ -175,7 +182,7 @@ func requireFiles(t *testing.T, tree wire.Tree, image ...string) {
 	dir := t.TempDir()
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // before the file is taken away
 	testenv.Run(t, "mount", "-o", "loop,ro", file, dir)
-	requireTree(t, dir, tree)
+	look(dir)
 	testenv.Run(t, "umount", dir)
 	testenv.Run(t, "umount", file)
 	require.NoError(t, p.Wait(t, stopLimit), p.Output())
