@@ -42,16 +42,11 @@ func TestCrowdInDirectory(t *testing.T) {
 	newCrowd(h, 2, 4, h.newDir("one"), h.newDir("two")).rounds(8, 200)
 }
 
-// The same on volume groups: 200 volumes in a soak, and otherwise as many as half a
-// minute has room for.
+// The same on volume groups.
 func TestCrowdOnVolumeGroups(t *testing.T) {
 	workspace(t)
-	volumes := 80
-	if soak(t) > 0 {
-		volumes = 200
-	}
 	one, two := newGroup(t, 2, 6*gib, 6*gib), newGroup(t, 1, 12*gib)
-	newCrowd(newVDSMHost(t, append(one.paths(), two.paths()...)...), 2, 3, one, two).rounds(8, volumes)
+	newCrowd(newVDSMHost(t, append(one.paths(), two.paths()...)...), 2, 3, one, two).rounds(8, 200)
 }
 
 // rounds makes one round, or in a soak as many as there is time for.
