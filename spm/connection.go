@@ -55,6 +55,9 @@ func (h *Host) eachConnection(ctx context.Context, t DomainType, all []Connectio
 		was, err := do(ctx, t, c.Address)
 		results[i] = ConnectionResult{ID: c.ID, Was: was, Err: err}
 	}
+	if h.pool != nil && h.pool.role == roleSPM {
+		h.tellFormer(ctx, h.pool)
+	}
 	h.remember()
 	return results, nil
 }

@@ -239,7 +239,8 @@
 //	             2 the claim goes
 //	master:      1 the tasks are copied to the new one -> nothing
 //	             2 the new one has the pool's keys, and a higher version -> commit point
-//	             3 the old one is Regular         -> done by the next SPM
+//	             3 the old one is Regular         -> done when it is connected, activated or
+//	               detached, and by the next SPM; it has the lower version
 //	destroyPool: 1 each domain but the master is detached, and so is what claims the
 //	               pool and is of none       -> a smaller pool
 //	             2 the master is of no pool       -> commit point
@@ -281,7 +282,10 @@
 // A domain of the pool that has vanished (its place is unmounted, moved away, or has
 // failed) is listed as the master lists it, Unknown where that says Active. It is
 // deactivated and detached by the master's metadata alone, as VDSM's forced detach does,
-// and keeps its claim: when it is back it claims, and is of none. A task that is blocked
+// and keeps its claim: when it is back it claims, and is of none. The master that has
+// vanished is deactivated as one that is there, where VDSM reconstructs (master_gone.go):
+// the manager knows the pool and its tasks. Until then no task begins, and the pool's
+// domains stay as they are; those that are served go on. A task that is blocked
 // on it, and what waits for that, does not keep the SPM from stopping; it goes on when a
 // domain is activated, by revertTask, or with the next SPM.
 //

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/google/uuid"
 )
@@ -26,15 +25,21 @@ func (h *Host) judgeDomain(ctx context.Context, pool, domain uuid.UUID, v domain
 	case !gone || CodeOf(err) != CodeUnknownDomain || v != verbDeactivate && v != verbDetach || h.reads(domain):
 		return nil, f, 0, err
 	}
-	if rule := domainTable[stands][v]; rule.act == refused {
+	rule := domainTable[stands][v]
+	if rule.act == refused {
 		return nil, f, stands, rule.refusal("domain " + domain.String())
+	}
+	if moves := stands == standsMaster && v == verbDeactivate; rule.act == proceed && !moves { // it is the master that is written
+		if _, err := h.findMaster(ctx, p); err != nil {
+			return nil, f, stands, err
+		}
 	}
 	return p, f, stands, nil
 }
 
 // list says what a domain is in the pool, on the master, and then in memory.
 func (h *Host) list(ctx context.Context, p *connectedPool, domain uuid.UUID, as DomainState) error {
-	master, err := h.find(ctx, p.meta.master)
+	master, err := h.findMaster(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -91,7 +96,7 @@ func (h *Host) DetachDomain(ctx context.Context, pool, domain uuid.UUID) error {
 	if stands == standsClaiming {
 		return h.claim(ctx, f, uuid.Nil)
 	}
-	master, err := h.find(ctx, p.meta.master)
+	master, err := h.findMaster(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -172,7 +177,7 @@ func (h *Host) DeactivateDomain(ctx context.Context, pool, domain, newMaster uui
 		return err
 	}
 	if stands == standsMaster {
-		if err := mayLead(p, newMaster, version); err != nil {
+		if err := h.mayLead(p, f, newMaster, version); err != nil {
 			return err
 		}
 	}
@@ -181,7 +186,7 @@ func (h *Host) DeactivateDomain(ctx context.Context, pool, domain, newMaster uui
 		return h.list(ctx, p, domain, DomainAttached)
 	}
 	if f.site == nil {
-		return h.abandon(ctx, p, m)
+		return h.abandon(ctx, p, m, newMaster, version)
 	}
 	release, err := h.quiesce(ctx, p, m)
 	if err != nil {
@@ -190,7 +195,7 @@ func (h *Host) DeactivateDomain(ctx context.Context, pool, domain, newMaster uui
 	defer release()
 	var inactive bool
 	if stands == standsMaster {
-		inactive, err = h.moveMaster(ctx, p, f, newMaster, version)
+		inactive, err = h.moveMaster(ctx, p, newMaster, version)
 	} else {
 		err = h.list(ctx, p, domain, DomainAttached)
 		inactive = err == nil
@@ -203,26 +208,4 @@ func (h *Host) DeactivateDomain(ctx context.Context, pool, domain, newMaster uui
 	h.mu.Unlock()
 	h.o.Log.Info("domain deactivated", "pool", pool, "domain", domain)
 	return errors.Join(err, m.Close())
-}
-
-// mayLead decides whether the role of the master may move.
-func mayLead(p *connectedPool, to uuid.UUID, version int64) error {
-	var others []string
-	for d := range p.managers {
-		if d != p.meta.master {
-			others = append(others, d.String())
-		}
-	}
-	slices.Sort(others)
-	switch {
-	case len(others) == 0:
-		return errorf(CodeIsMaster, "domain %s is the master of pool %s, which has no other active domain to become it: activate one, or destroy the pool",
-			p.meta.master, p.meta.id)
-	case !slices.Contains(others, to.String()):
-		return errorf(CodeIsMaster, "domain %s is the master of pool %s: name an active domain that is to be the next one: %s, not %s",
-			p.meta.master, p.meta.id, strings.Join(others, ", "), to)
-	case version != 0 && version <= p.meta.version:
-		return errorf(CodeWrongVersion, "the master of pool %s has version %d: the next one needs a higher one than that, not %d", p.meta.id, p.meta.version, version)
-	}
-	return nil
 }

@@ -10,19 +10,19 @@ import (
 // A domain of the pool may vanish: what it lies in is unmounted, moved away, or has
 // failed. Then the pool's metadata, which are the master's, are all that is known of it,
 // and by them it is deactivated and detached. It keeps its claim, so that when it is
-// back it is attached again, or detached, as any other that claims the pool.
+// back it is attached again, or detached, as any other that claims the pool. Of the master
+// see master_gone.go.
 //
 // Only what is in it fails meanwhile: nothing is made there or served, and what the pool
 // has and what is free is told of the others.
 
-// stoodBefore is where a domain that is not found stands by the list of the pool. The
-// master is no such domain: without it nothing of the pool can be changed.
+// stoodBefore is where a domain that is not found stands by the list of the pool.
 func (p poolMeta) stoodBefore(domain uuid.UUID) (standing, bool) {
 	listed, ok := p.members[domain]
-	if !ok || domain == p.master {
+	if !ok {
 		return 0, false
 	}
-	return standingOf(p.id, p.id, listed, false), true
+	return standingOf(p.id, p.id, listed, domain == p.master), true
 }
 
 // reads reports whether a domain answers to its manager although no place was found
@@ -58,21 +58,26 @@ func (h *Host) memberStates(ctx context.Context, p *connectedPool) map[uuid.UUID
 	return states
 }
 
-// abandon takes a domain out of use that has vanished.
-func (h *Host) abandon(ctx context.Context, p *connectedPool, m *Manager) error {
-	if err := h.idle(p); err != nil {
-		return err
-	}
+// abandon takes a domain out of use that has vanished. If it is the master, the role moves
+// first.
+func (h *Host) abandon(ctx context.Context, p *connectedPool, m *Manager, newMaster uuid.UUID, version int64) error {
 	domain := m.ident.domain
-	if err := h.list(ctx, p, domain, DomainAttached); err != nil {
+	var left bool
+	var err error
+	if domain == p.meta.master {
+		left, err = h.moveMaster(ctx, p, newMaster, version)
+	} else if err = h.idle(p); err == nil {
+		err = h.list(ctx, p, domain, DomainAttached)
+		left = err == nil
+	}
+	if !left {
 		return err
 	}
 	h.mu.Lock()
 	delete(p.managers, domain)
 	h.mu.Unlock()
-	err := m.Close()
-	h.o.Log.Warn("a domain that has vanished is deactivated", "pool", p.meta.id, "domain", domain, "close", err)
-	return nil
+	h.o.Log.Warn("a domain that has vanished is deactivated", "pool", p.meta.id, "domain", domain, "close", m.Close())
+	return err
 }
 
 // gone are the domains of the connected pool that are not among those that were found.

@@ -105,20 +105,6 @@ func TestVanishedDomainConcernsItself(t *testing.T) {
 	require.NoError(t, h.TeardownImage(t.Context(), at[b]))
 }
 
-// The master that has vanished is shown, and stays the master: nobody could write what
-// the pool is.
-func TestMasterVanishes(t *testing.T) {
-	root := t.TempDir()
-	h, pool, domains := managed(t, root)
-	require.NoError(t, os.Rename(filepath.Join(root, "a"), filepath.Join(root, "a.away")))
-	info, err := h.DomainInfo(t.Context(), domains[0])
-	require.NoError(t, err)
-	require.Equal(t, DomainUnknown, info.State)
-	require.Equal(t, "Master", info.Role)
-	requireCode(t, CodeUnknownDomain, h.DeactivateDomain(t.Context(), pool, domains[0], domains[1], 0))
-	require.NoError(t, os.Rename(filepath.Join(root, "a.away"), filepath.Join(root, "a")))
-}
-
 // A task behind its commit point on a domain that vanishes is blocked, with what waits
 // behind it. Neither keeps the role here or the domain in the pool, and both go on when
 // the domain is back.

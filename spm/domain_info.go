@@ -24,6 +24,9 @@ func (h *Host) DomainInfo(ctx context.Context, domain uuid.UUID) (DomainInfo, er
 	if g, ok := f.site.(*groupSite); ok {
 		info.Where = g.label
 	}
+	if f.is.master && h.standing(f, f.is.pool, all) != standsMaster { // it was, and does not know
+		info.Role, info.Master, info.Lver = roleRegular, 0, 0
+	}
 	return info, nil
 }
 
@@ -31,7 +34,7 @@ func (h *Host) DomainInfo(ctx context.Context, domain uuid.UUID) (DomainInfo, er
 // connected is taken at its word.
 func (h *Host) stateOf(f found, all []found) DomainState {
 	stands := h.standing(f, f.is.pool, all)
-	if _, known := masterOf(all, f.is.pool); stands == standsClaiming && !known {
+	if stands == standsClaiming && h.believed(all, f.is.pool) == nil {
 		return DomainAttached
 	}
 	return stands.state()

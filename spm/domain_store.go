@@ -88,13 +88,9 @@ func holdAll(ctx context.Context, s store, domain uuid.UUID) (release func(), er
 
 // standing is where a domain stands, seen from a pool. all is what is connected.
 func (h *Host) standing(f found, pool uuid.UUID, all []found) standing {
-	master, known := masterOf(all, pool)
-	if !known {
+	p := h.believed(all, pool)
+	if p == nil {
 		return standingOf(f.is.pool, pool, "", false)
 	}
-	p, err := master.meta.pool()
-	if err != nil {
-		return standingOf(f.is.pool, pool, "", master.id == f.id)
-	}
-	return standingOf(f.is.pool, pool, p.members[f.id], master.id == f.id)
+	return standingOf(f.is.pool, pool, p.members[f.id], p.master == f.id)
 }

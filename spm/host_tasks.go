@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io/fs"
 	"slices"
 	"time"
 
@@ -25,7 +24,20 @@ func (h *Host) startTask(ctx context.Context, kind string, args any) (uuid.UUID,
 		return uuid.Nil, err
 	}
 	id, err := e.Start(ctx, kind, args, task.StartOptions{})
-	return id, taskError(err)
+	return id, h.taskError(err)
+}
+
+// taskError gives an error of the engine its code. Where tasks are kept may have vanished
+// with the master.
+func (h *Host) taskError(err error) error {
+	coded := engineError(err)
+	if coded == nil || CodeOf(coded) != CodeInternal {
+		return coded
+	}
+	if gone := h.masterGone(); gone != nil {
+		return &Error{Code: gone.Code, err: err, Message: err.Error() + ": " + gone.Message}
+	}
+	return coded
 }
 
 // engine is that of the pool's tasks.
@@ -43,8 +55,8 @@ func (h *Host) engine() (*task.Engine, error) {
 	return h.pool.engine, nil
 }
 
-// taskError gives an error of the engine its code.
-func taskError(err error) error {
+// engineError gives an error of the engine its code.
+func engineError(err error) error {
 	var own *Error
 	var failed *task.Failure
 	code := CodeInternal
@@ -61,7 +73,7 @@ func taskError(err error) error {
 		code = CodeWrongState
 	case errors.Is(err, task.ErrForeign):
 		code = CodeUnsupported
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, task.ErrUnknown):
 		code = CodeUnknownTask
 	case errors.Is(err, block.ErrClosed):
 		code = CodeStopping
@@ -100,7 +112,7 @@ func (h *Host) TaskInfo(_ context.Context, id uuid.UUID) (TaskInfo, error) {
 	}
 	i, err := e.Info(id)
 	if err != nil {
-		return TaskInfo{}, taskError(err)
+		return TaskInfo{}, engineError(err)
 	}
 	return h.taskInfo(i), nil
 }
@@ -170,7 +182,7 @@ func (h *Host) StopTask(ctx context.Context, id uuid.UUID) error {
 	if err != nil {
 		return err
 	}
-	return taskError(e.Stop(ctx, id))
+	return h.taskError(e.Stop(ctx, id))
 }
 
 // RevertTask rolls a task back that has not ended, or has and can be undone.
@@ -182,7 +194,7 @@ func (h *Host) RevertTask(ctx context.Context, id uuid.UUID) error {
 	if err != nil {
 		return err
 	}
-	return taskError(e.Revert(ctx, id))
+	return h.taskError(e.Revert(ctx, id))
 }
 
 // ClearTask forgets a task that has ended.
@@ -200,7 +212,7 @@ func (h *Host) ClearTask(ctx context.Context, id uuid.UUID) error {
 	if err != nil {
 		return err
 	}
-	return taskError(e.Clear(ctx, id))
+	return h.taskError(e.Clear(ctx, id))
 }
 
 // startEnded is when a task of becoming the SPM has ended, if it is one.

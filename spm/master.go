@@ -14,27 +14,41 @@ import (
 // moveMaster lets another active domain be the master, of a higher version, and the
 // present one attached. The tasks move with the role: none may be going on. It may
 // have moved although there was an error.
-func (h *Host) moveMaster(ctx context.Context, p *connectedPool, old found, to uuid.UUID, version int64) (moved bool, err error) {
+func (h *Host) moveMaster(ctx context.Context, p *connectedPool, to uuid.UUID, version int64) (moved bool, err error) {
 	if err := h.idle(p); err != nil {
 		return false, err
 	}
-	if err := h.closeTasks(p); err != nil {
-		return false, errors.Join(internal(err, "close the tasks of pool %s", p.meta.id), h.openTasks(ctx, p))
+	old, tasks := p.meta.master, h.disengage(p)
+	if err := h.crownNext(ctx, p, old, to, version, tasks); err != nil {
+		return false, errors.Join(err, h.engage(ctx, p, knownTasks{p.kept, tasks}, p.done))
 	}
-	if err := h.crownNext(ctx, p, old.id, to, version); err != nil {
-		return false, errors.Join(err, h.openTasks(ctx, p))
+	if err := p.done(); err != nil {
+		h.o.Log.Warn("the tasks of the former master cannot be closed", "domain", old, "error", err)
 	}
-	if err := h.claim(ctx, old, p.meta.id); err != nil { // the next SPM does it: the version says who is the master
-		h.o.Log.Warn("the former master still says that it is", "domain", old.id, "error", err)
-	}
+	h.tellFormer(ctx, p)
 	return true, h.openTasks(ctx, p)
 }
 
-func (h *Host) crownNext(ctx context.Context, p *connectedPool, old, to uuid.UUID, version int64) error {
-	tasks, err := h.tasksOf(ctx, old)
-	if err != nil {
-		return internal(err, "the tasks of pool %s", p.meta.id)
+// tellFormer tells who was the master of the pool, and still says so, that it is not any
+// more. Until it is told, the version says who is the master.
+func (h *Host) tellFormer(ctx context.Context, p *connectedPool) {
+	all, _ := h.look(ctx)
+	for _, f := range all {
+		if !f.there() || !f.is.master || f.is.pool != p.meta.id || f.id == p.meta.master {
+			continue
+		}
+		log := h.o.Log.With("pool", p.meta.id, "domain", f.id, "version", f.is.version)
+		if f.is.version > p.meta.version {
+			log.Error("another domain says that it is the master, of a higher version", "master", p.meta.master, "its version", p.meta.version)
+		} else if err := h.claim(ctx, f, p.meta.id); err != nil {
+			log.Warn("the former master still says that it is", "error", err)
+		} else {
+			log.Info("the former master knows that it is not any more")
+		}
 	}
+}
+
+func (h *Host) crownNext(ctx context.Context, p *connectedPool, old, to uuid.UUID, version int64, tasks []task.Record) error {
 	f, err := h.find(ctx, to)
 	if err != nil {
 		return err
@@ -50,16 +64,6 @@ func (h *Host) crownNext(ctx context.Context, p *connectedPool, old, to uuid.UUI
 	h.learn(p, next)
 	h.o.Log.Info("the master of the pool has moved", "pool", next.id, "from", old, "to", to, "version", next.version)
 	return nil
-}
-
-// tasksOf are those that a master keeps.
-func (h *Host) tasksOf(ctx context.Context, master uuid.UUID) ([]task.Record, error) {
-	kept, done, err := h.active(master).store.tasks(ctx)
-	if err != nil {
-		return nil, err
-	}
-	all, err := kept.Load(ctx)
-	return all, errors.Join(err, done())
 }
 
 // quiesce makes sure that nobody uses a domain, and that nobody begins to. It waits for

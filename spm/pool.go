@@ -18,7 +18,8 @@ type connectedPool struct {
 	role     role
 	managers map[uuid.UUID]*Manager // of the active domains, while there is the role
 	engine   *task.Engine           // of the tasks, while there is the role
-	done     func() error           // closes what its store lies in
+	kept     task.Store             // where they are kept
+	done     func() error           // closes what that lies in
 	start    *spmStart              // that goes on, or was the last
 }
 
@@ -287,28 +288,38 @@ func masterOf(all []found, pool uuid.UUID) (best found, ok bool) {
 	return best, ok
 }
 
-// findPool reads a pool from its master.
+// findPool reads a pool from its master. Of one that this host manages it knows what it is.
 func (h *Host) findPool(ctx context.Context, pool uuid.UUID) (poolMeta, error) {
 	all, errs := h.look(ctx)
+	ours, manages := h.ours(pool)
+	if manages {
+		return *ours, nil
+	}
 	f, ok := masterOf(all, pool)
 	if !ok {
 		text := ""
 		if len(errs) > 0 {
 			text = "; what could not be read: " + errors.Join(errs...).Error()
 		}
-		return poolMeta{}, errorf(CodeUnknownPool, "pool %s: its master is in no place that is connected: connect its server first%s", pool, text)
+		return poolMeta{}, errorf(CodeUnknownPool, "pool %s: its master is in no place that is connected: connect its server first, "+
+			"or make another of its domains the master, with a higher version (reconstructMaster)%s", pool, text)
 	}
-	return f.meta.pool()
+	meta, err := f.meta.pool()
+	if err == nil && ours != nil && meta.version < ours.version {
+		return meta, supersededMaster(meta, ours.master, ours.version)
+	}
+	return meta, err
 }
 
 // readPool reads what the master says of the connected pool now.
 func (h *Host) readPool(ctx context.Context, p *connectedPool) (poolMeta, found, error) {
-	f, err := h.find(ctx, p.meta.master)
+	f, err := h.findMaster(ctx, p)
 	if err != nil {
 		return poolMeta{}, f, err
 	}
 	meta, err := f.meta.pool()
-	if err == nil && (meta.id != p.meta.id || !f.is.master) {
+	all, _ := h.look(ctx)
+	if newer, ok := masterOf(all, p.meta.id); err == nil && (!ok || newer.id != f.id) {
 		err = errorf(CodeWrongMaster, "%s is not the master of pool %s any more: connect the pool again", at(f.id, f), p.meta.id)
 	}
 	return meta, f, err

@@ -16,12 +16,17 @@ func (h *Host) openTasks(ctx context.Context, p *connectedPool) error {
 	if err != nil {
 		return internal(err, "the tasks of pool %s", p.meta.id)
 	}
+	return h.engage(ctx, p, kept, done)
+}
+
+// engage is openTasks with a store that is open.
+func (h *Host) engage(ctx context.Context, p *connectedPool, kept task.Store, done func() error) error {
 	e := task.New(context.WithoutCancel(ctx), kept, h.ops.kinds(), task.Options{
 		CodeOf: codeOfTask,
 		Notify: h.noteTask, At: h.o.At, Log: h.o.Log, Now: h.o.Now,
 	})
 	h.mu.Lock()
-	p.engine, p.done = e, done
+	p.engine, p.kept, p.done = e, kept, done
 	h.mu.Unlock()
 	if _, err := e.Recover(ctx); err != nil {
 		return internal(err, "recover the tasks of pool %s", p.meta.id)
@@ -34,13 +39,29 @@ func (h *Host) closeTasks(p *connectedPool) error {
 	if p.engine == nil {
 		return nil
 	}
-	p.engine.Close()
-	err := p.done()
+	_ = h.disengage(p)
+	return p.done()
+}
+
+// disengage lets nothing become of the tasks any more, and returns them; where they are
+// kept stays open.
+func (h *Host) disengage(p *connectedPool) []task.Record {
+	e := p.engine
+	e.Close()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	p.engine, p.done = nil, nil
-	return err
+	p.engine = nil
+	return e.Records()
 }
+
+// knownTasks are those in a store that are known, so that it need not be read: its place
+// may have vanished.
+type knownTasks struct {
+	task.Store
+	known []task.Record
+}
+
+func (k knownTasks) Load(context.Context) ([]task.Record, error) { return k.known, nil }
 
 // noteTask tells who watches of a task's states; its progress is asked for.
 func (h *Host) noteTask(i task.Info) {

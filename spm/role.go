@@ -211,20 +211,17 @@ func (h *Host) openMembers(ctx context.Context, p *connectedPool) {
 		case i < 0 && state == DomainActive:
 			_, err := h.find(ctx, d)
 			h.o.Log.Error("an active domain cannot be opened", "pool", p.meta.id, "domain", d, "error", err)
-		case i < 0:
-		case state == DomainActive:
+		case i < 0 || state != DomainActive:
+		default:
 			m, err := h.openDomain(ctx, all[i], p.meta)
 			if err != nil {
 				h.o.Log.Error("an active domain cannot be opened", "pool", p.meta.id, "domain", d, "error", err)
 				continue
 			}
 			h.take(p, m)
-		case all[i].is.master && all[i].is.pool == p.meta.id:
-			if err := h.claim(ctx, all[i], p.meta.id); err != nil {
-				h.o.Log.Warn("the former master still says that it is", "domain", d, "error", err)
-			}
 		}
 	}
+	h.tellFormer(ctx, p)
 }
 
 // StopSPM gives the role back. It is refused while tasks run.
@@ -246,11 +243,12 @@ func (h *Host) StopSPM(ctx context.Context, pool uuid.UUID) error {
 	h.mu.Unlock()
 	next := p.meta.clone()
 	next.host = noHost
-	err = h.active(p.meta.master).edit(ctx, func(m domainMeta) error {
+	if gone := h.masterGone(); gone != nil { // it says what it would if this host had died
+		h.o.Log.Warn("the master still says that this host manages the pool", "pool", pool, "error", gone)
+	} else if err = h.active(p.meta.master).edit(ctx, func(m domainMeta) error {
 		m.lead(next)
 		return nil
-	})
-	if err == nil {
+	}); err == nil {
 		h.learn(p, next)
 	}
 	err = errors.Join(err, h.dropRole(p))

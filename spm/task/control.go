@@ -71,6 +71,23 @@ func (e *Engine) All() []Info {
 	return all
 }
 
+// Records are the tasks as they are persisted, the oldest first: what another store needs
+// to go on with them. Nothing may become of them meanwhile.
+func (e *Engine) Records() []Record {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := make([]Record, 0, len(e.tasks))
+	for _, t := range e.tasks {
+		if !t.hidden {
+			all = append(all, t.rec)
+		}
+	}
+	slices.SortFunc(all, func(a, b Record) int {
+		return cmp.Or(a.Created.Compare(b.Created), slices.Compare(a.ID[:], b.ID[:]))
+	})
+	return all
+}
+
 // Users describes the tasks that have a resource, or wait for it, and have not ended, the
 // oldest first.
 func (e *Engine) Users(resource string) []Info {
@@ -89,8 +106,8 @@ type unknown struct{}
 
 func (unknown) Error() string { return "there is none of that UUID, or it has been cleared" }
 
-// Is says that it is as a file that does not exist.
-func (unknown) Is(target error) bool { return target == fs.ErrNotExist }
+// Is says that it is [ErrUnknown], and as a file that does not exist.
+func (unknown) Is(target error) bool { return target == ErrUnknown || target == fs.ErrNotExist }
 
 func (e *Engine) findLocked(id uuid.UUID) (*task, error) {
 	t := e.tasks[id]

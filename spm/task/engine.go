@@ -81,6 +81,8 @@ var (
 	ErrInterrupted = errors.New("the task was interrupted, and has been rolled back")
 	// ErrTooMany: as many tasks as are kept have not ended.
 	ErrTooMany = errors.New("too many tasks")
+	// ErrUnknown: there is no such task.
+	ErrUnknown = errors.New("no such task")
 	// ErrForeign: a task that this process does not understand.
 	ErrForeign = errors.New("not a task that this version knows")
 )

@@ -91,7 +91,7 @@ var domainVerbs = []Verb{
 	},
 	{
 		Name: "deactivateStorageDomain", VDSM: true,
-		Doc:     "Take a domain out of use. If it is the master, that role moves to another domain of the pool first. Of a domain that has vanished its pool's metadata say so.",
+		Doc:     "Take a domain out of use. If it is the master, that role moves to another domain of the pool first. Of a domain that has vanished its pool's metadata say so, and of the master that has vanished the new one's.",
 		Methods: []Method{{"StorageDomain.deactivate", "storagedomainID storagepoolID masterSdUUID masterVersion", ""}},
 		Args: argsOf(argDomain, argPool,
 			Arg{Name: "msdUUID", Kind: kindUUID, Doc: "the new master, if the domain is the master; else blank"},

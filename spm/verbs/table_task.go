@@ -14,10 +14,11 @@ var argTask = Arg{Name: "taskID", Kind: kindUUID, Doc: "the task"}
 var taskNumbers = map[spm.Code]int{spm.CodeWrongState: 410}
 
 // The errors of the verbs that look at a task, and of those that end tasks, or forget
-// them: one of a newer version is left alone.
+// them: one of a newer version is left alone, and the master that keeps them may have
+// vanished.
 var (
 	taskCodes = []spm.Code{spm.CodeUnknownTask, spm.CodeWrongState}
-	endCodes  = with(taskCodes, spm.CodeNotConnected, spm.CodeNotSPM, spm.CodeUnsupported)
+	endCodes  = with(taskCodes, spm.CodeNotConnected, spm.CodeNotSPM, spm.CodeUnknownDomain, spm.CodeUnsupported)
 )
 
 const (
