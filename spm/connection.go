@@ -56,7 +56,7 @@ func (h *Host) eachConnection(ctx context.Context, t DomainType, all []Connectio
 		results[i] = ConnectionResult{ID: c.ID, Was: was, Err: err}
 	}
 	if h.pool != nil && h.pool.role == roleSPM {
-		h.tellFormer(ctx, h.pool)
+		h.tellFormer(ctx, h.pool.meta)
 	}
 	h.remember()
 	return results, nil

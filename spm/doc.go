@@ -241,6 +241,9 @@
 //	             2 the new one has the pool's keys, and a higher version -> commit point
 //	             3 the old one is Regular         -> done when it is connected, activated or
 //	               detached, and by the next SPM; it has the lower version
+//	reconstruct: 1 each domain but the master claims the pool -> as it is without a master
+//	             2 the new master has the pool's keys, a higher version and no tasks -> commit point
+//	             3 the old one is Regular, as above
 //	destroyPool: 1 each domain but the master is detached, and so is what claims the
 //	               pool and is of none       -> a smaller pool
 //	             2 the master is of no pool       -> commit point

@@ -25,22 +25,22 @@ func (h *Host) moveMaster(ctx context.Context, p *connectedPool, to uuid.UUID, v
 	if err := p.done(); err != nil {
 		h.o.Log.Warn("the tasks of the former master cannot be closed", "domain", old, "error", err)
 	}
-	h.tellFormer(ctx, p)
+	h.tellFormer(ctx, p.meta)
 	return true, h.openTasks(ctx, p)
 }
 
 // tellFormer tells who was the master of the pool, and still says so, that it is not any
 // more. Until it is told, the version says who is the master.
-func (h *Host) tellFormer(ctx context.Context, p *connectedPool) {
+func (h *Host) tellFormer(ctx context.Context, p poolMeta) {
 	all, _ := h.look(ctx)
 	for _, f := range all {
-		if !f.there() || !f.is.master || f.is.pool != p.meta.id || f.id == p.meta.master {
+		if !f.there() || !f.is.master || f.is.pool != p.id || f.id == p.master {
 			continue
 		}
-		log := h.o.Log.With("pool", p.meta.id, "domain", f.id, "version", f.is.version)
-		if f.is.version > p.meta.version {
-			log.Error("another domain says that it is the master, of a higher version", "master", p.meta.master, "its version", p.meta.version)
-		} else if err := h.claim(ctx, f, p.meta.id); err != nil {
+		log := h.o.Log.With("pool", p.id, "domain", f.id, "version", f.is.version)
+		if f.is.version > p.version {
+			log.Error("another domain says that it is the master, of a higher version", "master", p.master, "its version", p.version)
+		} else if err := h.claim(ctx, f, p.id); err != nil {
 			log.Warn("the former master still says that it is", "error", err)
 		} else {
 			log.Info("the former master knows that it is not any more")

@@ -32,15 +32,20 @@ func believe(ours *poolMeta, manages bool, read *poolMeta) *poolMeta {
 // believed is what a pool is; nil: nobody knows. all is what is connected.
 func (h *Host) believed(all []found, pool uuid.UUID) *poolMeta {
 	ours, manages := h.ours(pool)
-	var read *poolMeta
-	if f, ok := masterOf(all, pool); ok {
-		meta, err := f.meta.pool()
-		if err != nil { // its list is damaged
-			meta = poolMeta{id: pool, master: f.id, version: f.is.version}
-		}
-		read = &meta
+	return believe(ours, manages, saidBy(all, pool))
+}
+
+// saidBy is what the domain says that claims to be the master of a pool.
+func saidBy(all []found, pool uuid.UUID) *poolMeta {
+	f, ok := masterOf(all, pool)
+	if !ok {
+		return nil
 	}
-	return believe(ours, manages, read)
+	meta, err := f.meta.pool()
+	if err != nil { // its list is damaged
+		meta = poolMeta{id: pool, master: f.id, version: f.is.version}
+	}
+	return &meta
 }
 
 // ours is what this host knows of a pool, nil if it is not connected to it, and whether it

@@ -343,3 +343,101 @@ func TestMoveFromVanishedMasterDies(t *testing.T) {
 	require.Greater(t, moved[false], 2)
 	require.Greater(t, moved[true], 1)
 }
+
+// Who may say anew what a pool is.
+func TestMayReconstruct(t *testing.T) {
+	good := ReconstructMaster{Pool: testPool, Name: "pool", Master: testDomain, Domains: map[uuid.UUID]DomainState{testDomain: DomainActive}, MasterVersion: 4}
+	known, there := &poolMeta{id: testPool, master: uuid.New(), version: 3, epoch: 50_000}, &poolMeta{id: testPool, master: testDomain, version: 3}
+	with := func(change func(*ReconstructMaster)) ReconstructMaster {
+		r := good
+		change(&r)
+		return r
+	}
+	for _, c := range []struct {
+		what       string
+		r          ReconstructMaster
+		ours, read *poolMeta
+		manages    bool
+		code       Code // 0: it may
+	}{
+		{"nobody knows the pool", good, nil, nil, false, 0},
+		{"its master is lost", good, known, nil, false, 0},
+		{"who was the master before is there", good, known, &poolMeta{version: 2}, false, 0},
+		{"the version that it had", with(func(r *ReconstructMaster) { r.MasterVersion = 3 }), known, nil, false, CodeWrongVersion},
+		{"the first version", with(func(r *ReconstructMaster) { r.MasterVersion = 1 }), nil, nil, false, CodeWrongVersion},
+		{"its master is there", good, nil, there, false, CodeWrongState},
+		{"its master is there, and it is connected", good, known, there, false, CodeWrongState},
+		{"it is managed", good, known, nil, true, CodeActive},
+		{"the master is not listed", with(func(r *ReconstructMaster) { r.Master = uuid.New() }), nil, nil, false, CodeInvalid},
+		{"no master", with(func(r *ReconstructMaster) { r.Master = uuid.Nil }), nil, nil, false, CodeInvalid},
+		{"no pool", with(func(r *ReconstructMaster) { r.Pool = uuid.Nil }), nil, nil, false, CodeInvalid},
+		{"no name", with(func(r *ReconstructMaster) { r.Name = "\n" }), nil, nil, false, CodeInvalid},
+	} {
+		err := mayReconstruct(c.r, c.ours, c.manages, c.read)
+		if c.code == 0 {
+			require.NoError(t, err, c.what)
+			continue
+		}
+		require.Error(t, err, c.what)
+		require.Equal(t, c.code, CodeOf(err), "%s: %v", c.what, err)
+	}
+	require.EqualValues(t, 40_000, reconstructed(good, nil).epoch, "beyond what the lost one had")
+	require.EqualValues(t, 50_000, reconstructed(good, known).epoch, "and beyond what is known")
+}
+
+// The master is lost, and nobody manages the pool: a client says what the pool is, and with
+// that it is used again. The host may know the pool or not, and die at every step.
+func TestReconstructMaster(t *testing.T) {
+	for _, connected := range []bool{true, false} {
+		moved := map[bool]int{}
+		for steps, dead := int64(0), true; dead; steps++ {
+			name := fmt.Sprintf("connected %v, step %d", connected, steps)
+			root := t.TempDir()
+			d := &mortal{}
+			d.left.Store(1 << 40)
+			h, pool, domains := managed(t, root, func(o *HostOptions) { o.sync = d.sync })
+			a, b, c := domains[0], domains[1], domains[2]
+			require.NoError(t, h.DeactivateDomain(t.Context(), pool, c, uuid.Nil, 0))
+			require.NoError(t, h.DetachDomain(t.Context(), pool, c), "so that it has to claim the pool")
+			back := away(t, root, "a")
+			require.NoError(t, h.StopSPM(t.Context(), pool))
+			if !connected {
+				require.NoError(t, h.DisconnectPool(t.Context(), pool))
+				err := h.ConnectPool(t.Context(), pool, b, 2)
+				requireCode(t, CodeUnknownPool, err)
+				require.ErrorContains(t, err, "reconstructMaster")
+			}
+			r := ReconstructMaster{Pool: pool, Name: "pool", Master: b, MasterVersion: 2,
+				Domains: map[uuid.UUID]DomainState{a: DomainActive, b: DomainActive, c: DomainAttached}}
+			d.left.Store(steps)
+			err := h.ReconstructMaster(t.Context(), r)
+			dead = d.left.Load() < 0
+			require.Equal(t, dead, err != nil, "%s: %v", name, err)
+			d.left.Store(0)
+			killHost(t, h)
+
+			h = openHost(t, root)
+			for _, n := range []string{"b", "c"} {
+				makeDir(t, h, root, n)
+			}
+			has := h.ConnectPool(t.Context(), pool, b, 2) == nil
+			moved[has]++
+			if !has {
+				require.NoError(t, h.ReconstructMaster(t.Context(), r), name)
+				require.NoError(t, h.ConnectPool(t.Context(), pool, b, 2), name)
+			}
+			startSPM(t, h, pool)
+			require.Equal(t, map[uuid.UUID]DomainState{a: DomainAttached, b: DomainActive, c: DomainAttached}, states(t, h, pool), name)
+			require.Greater(t, hostPool(t, h).SPMEpoch, int64(2*epochsPerMaster))
+			create(t, h, "web1", gib)
+			back()
+			makeDir(t, h, root, "a")
+			require.Equal(t, map[uuid.UUID]int64{b: 2}, masters(t, h), name)
+			require.NoError(t, h.ActivateDomain(t.Context(), pool, a), name)
+			requireCode(t, CodeActive, h.ReconstructMaster(t.Context(), r))
+			require.NoError(t, h.Close())
+		}
+		require.Greater(t, moved[false], 1)
+		require.NotZero(t, moved[true])
+	}
+}

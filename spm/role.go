@@ -221,7 +221,7 @@ func (h *Host) openMembers(ctx context.Context, p *connectedPool) {
 			h.take(p, m)
 		}
 	}
-	h.tellFormer(ctx, p)
+	h.tellFormer(ctx, p.meta)
 }
 
 // StopSPM gives the role back. It is refused while tasks run.

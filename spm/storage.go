@@ -33,6 +33,8 @@ type Storage interface {
 	Domains(ctx context.Context, pool uuid.UUID) (map[uuid.UUID]DomainState, error)
 
 	CreatePool(ctx context.Context, r CreatePool) error
+	// ReconstructMaster makes another domain the master of a pool that has lost its own.
+	ReconstructMaster(ctx context.Context, r ReconstructMaster) error
 	DestroyPool(ctx context.Context, pool uuid.UUID) error
 	ConnectPool(ctx context.Context, pool, master uuid.UUID, masterVersion int64) error
 	DisconnectPool(ctx context.Context, pool uuid.UUID) error
@@ -166,6 +168,15 @@ type CreatePool struct {
 	Master        uuid.UUID
 	Domains       []uuid.UUID // Master among them
 	MasterVersion int64
+}
+
+// ReconstructMaster says what a pool is from now on.
+type ReconstructMaster struct {
+	Pool          uuid.UUID
+	Name          string // "": as it is known
+	Master        uuid.UUID
+	Domains       map[uuid.UUID]DomainState // Active or Attached; Master among them
+	MasterVersion int64                     // higher than that of the master that is lost
 }
 
 // PoolInfo is a pool's state.

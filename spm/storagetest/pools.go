@@ -34,6 +34,32 @@ func (f *Fake) CreatePool(_ context.Context, r spm.CreatePool) error {
 	return nil
 }
 
+// ReconstructMaster makes another domain the master of a pool that is not managed.
+func (f *Fake) ReconstructMaster(_ context.Context, r spm.ReconstructMaster) error {
+	defer f.lock()()
+	d, err := f.find(uuid.Nil, r.Master)
+	if err != nil {
+		return err
+	}
+	p := f.pools[r.Pool]
+	switch _, listed := r.Domains[r.Master]; {
+	case !listed:
+		return fail(spm.CodeInvalid, "the master %s is not one of the domains", r.Master)
+	case p == nil || d.Pool != r.Pool:
+		return fail(spm.CodeAttached, "domain %s is of pool %s", r.Master, d.Pool)
+	case p.spm:
+		return fail(spm.CodeActive, "this host manages pool %s", r.Pool)
+	case r.MasterVersion <= p.version:
+		return fail(spm.CodeWrongVersion, "the master has version %d", p.version)
+	}
+	if old := f.domains[p.master]; old != nil {
+		old.Role, old.Master = "Regular", 0
+	}
+	d.Role, d.State, d.Master = "Master", spm.DomainActive, r.MasterVersion
+	p.master, p.version = r.Master, r.MasterVersion
+	return nil
+}
+
 // attached returns a pool that is connected, and managed one that this host
 // manages. The caller has the lock.
 func (f *Fake) attached(id uuid.UUID) (*pool, error) {

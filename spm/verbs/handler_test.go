@@ -97,6 +97,8 @@ func sample(t *testing.T, a verbs.Arg) any {
 		return id(unknown)
 	case "UUIDs":
 		return []any{id(unknown)}
+	case "states":
+		return map[string]any{id(unknown): "Active"}
 	case "string", "anything":
 		return "text"
 	case "integer", "bytes", "size":
@@ -136,6 +138,8 @@ func wrong(kind string) []any {
 		return append(common, 5, "", id(uuid.Nil))
 	case "UUIDs":
 		return append(common, 5, "", []any{""}, []any{id(unknown), "x"}, map[string]any{"a": id(unknown)})
+	case "states":
+		return append(common, 5, "", map[string]any{id(unknown): 5}, map[string]any{id(unknown): "PURPLE"}, map[string]any{"x": "Active"})
 	case "string":
 		return append(common, 5, true)
 	case "place":
@@ -244,6 +248,7 @@ func TestNumbersOfVerbs(t *testing.T) {
 		{309, "getStoragePoolInfo", []any{id(unknown)}},
 		{324, "connectStoragePool", []any{id(poolID), 1, "", id(otherID), 1}},
 		{324, "connectStoragePool", []any{id(poolID), 1, "", id(domainID), 2}},
+		{325, "reconstructMaster", []any{id(poolID), "x", id(domainID), map[string]any{id(domainID): "Active"}, 2}},
 		{656, "disconnectStoragePool", []any{id(poolID), 1, ""}},
 		{212, "createVolume", []any{id(domainID), id(poolID), id(imageID), "1", 4, 2, 2, id(volumeID), ""}},
 		{229, "createVolume", []any{id(domainID), id(poolID), id(imageID), "0", 4, 2, 2, id(volumeID), ""}},

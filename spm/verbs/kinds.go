@@ -35,7 +35,7 @@ func (k *Kind) refusing(number int) *Kind {
 
 // kinds are all that there are, in the order of the reference.
 var kinds = []*Kind{
-	kindUUID, kindNewUUID, kindUUIDs, kindString, kindInt, kindBool, kindSize, kindSectors, kindPlace, kindConnections,
+	kindUUID, kindNewUUID, kindUUIDs, kindStates, kindString, kindInt, kindBool, kindSize, kindSectors, kindPlace, kindConnections,
 	kindDomainType, kindClass, kindVersion, kindFormat, kindFormatOrSame, kindAlloc, kindAllocOrSame, kindVolType,
 	kindDiskType, kindOperation, kindIgnored, kindNone, kindTrue,
 }
@@ -44,6 +44,7 @@ var (
 	kindUUID    = kindOf("UUID", "36 characters; all zeros, or an empty string, is the blank one", uuid.Nil, decodeUUID)
 	kindNewUUID = kindOf("new UUID", "a UUID that is not blank", uuid.Nil, decodeNewUUID)
 	kindUUIDs   = kindOf("UUIDs", "an array of UUIDs that are not blank, or one of them", []uuid.UUID(nil), decodeUUIDs)
+	kindStates  = kindOf("states", "an object of Active, Attached or Unknown (which is Attached) by the UUIDs of domains", map[uuid.UUID]spm.DomainState(nil), decodeStates)
 	kindString  = kindOf("string", "text", "", decodeString)
 	kindInt     = kindOf("integer", "an integer, or a decimal string", int64(0), decodeInt)
 	kindBool    = kindOf("boolean", "a boolean, 0 or 1, or the string true or false", false, decodeBool)
@@ -108,6 +109,30 @@ func decodeUUIDs(v any) ([]uuid.UUID, error) {
 		ids[i] = id
 	}
 	return ids, nil
+}
+
+func decodeStates(v any) (map[uuid.UUID]spm.DomainState, error) {
+	m, ok := v.(map[string]any)
+	if !ok {
+		return nil, invalid("expected an object of states by the UUIDs of domains, found %s", show(v))
+	}
+	states := make(map[uuid.UUID]spm.DomainState, len(m))
+	for text, v := range m {
+		id, err := decodeNewUUID(text)
+		if err != nil {
+			return nil, about(err, "member "+show(text))
+		}
+		word, _ := v.(string)
+		switch strings.ToLower(word) {
+		case "active":
+			states[id] = spm.DomainActive
+		case "attached", "unknown":
+			states[id] = spm.DomainAttached
+		default:
+			return nil, invalid("domain %s: expected Active, Attached or Unknown, found %s", id, show(v))
+		}
+	}
+	return states, nil
 }
 
 func decodeString(v any) (string, error) {

@@ -185,11 +185,13 @@ const tail = `
 | Only LOCALFS, FCP and ISCSI domains of class Data and version 5 | there are directories and volume groups; ISCSI means a volume group on devices that the host has, and no session is made |
 | connectStorageServer takes directories beneath the host's roots, and its devices only; the address of a block connection is devices separated by commas | nothing else of the host may be touched |
 | the place of a block domain is the name of its volume group, not its UUID | the volume group is found by its tags, and its name is what LVM's tools show |
-| hostID, scsiKey, prevID, prevLVER, recoveryMode, scsiFencing, maxHostID, domVersion of spmStart and the lease times of createStoragePool are ignored | there is one host |
+| hostID, scsiKey, prevID, prevLVER, recoveryMode, scsiFencing, maxHostID, domVersion of spmStart and the lease times of createStoragePool and reconstructMaster are ignored | there is one host |
 | an integer size or initialSize of createVolume is in 512-byte sectors in both protocols | VDSM's old API; its newer one takes strings only, and these are bytes here too |
 | diskType takes the numbers 0 to 8, and all mean DATA | programs pass volume types and old disk types there |
 | Booleans of other types than boolean, 0, 1, "true", "false" are refused | VDSM takes every other string for false |
 | a wrong number of arguments has code 1000 | VDSM answers a fault, or 200 |
+| deactivateStorageDomain also moves the role from a master that has vanished | VDSM answers 379, and its client has to use reconstructMaster; who manages the pool knows what it is, and its tasks |
+| reconstructMaster takes a pool that is connected, unless this host manages it, and is refused with 347 where a domain is there that is its master | what is known of the pool is kept; there are never two masters |
 | postZero, force and discard: discard is ignored, force means also an illegal volume | the storage decides itself whether it discards |
 | addBitmaps and bitmap of createVolume, backing and baseID of measureVolume have their defaults only; sequence is ignored | there are no bitmaps; a copy has everything below it |
 | mergeSnapshots keeps the ancestor | as VDSM's newer SDM.merge; the oldest one kept the successor |

@@ -60,6 +60,26 @@ var poolVerbs = []Verb{
 		},
 	},
 	{
+		Name: "reconstructMaster", VDSM: true,
+		Doc: "Make another domain the master of a pool whose master is lost, and say what its domains are. The lost one is not believed any more when it is back; " +
+			"the tasks are lost with it. Of a pool that this host manages deactivateStorageDomain does more.",
+		Methods: []Method{{"StoragePool.reconstructMaster", "storagepoolID hostId name masterSdUUID masterVersion domainDict=domDict lockRenewalIntervalSec leaseTimeSec ioOpTimeoutSec leaseRetries", ""}},
+		Args: argsOf(argPool,
+			Arg{Name: "poolName", Kind: kindString, Doc: "its name"},
+			Arg{Name: "masterDom", Kind: kindNewUUID, Doc: "the new master"},
+			Arg{Name: "domDict", Kind: kindStates, Doc: "its domains, the master among them; those that are not there become Attached"},
+			Arg{Name: "masterVersion", Kind: kindInt, Doc: "the version of the new master, higher than that of the lost one"},
+			ignored("lockPolicy"), ignored("lockRenewalIntervalSec"), ignored("leaseTimeSec"), ignored("ioOpTimeoutSec"), ignored("leaseRetries"), ignored("hostId"), argOptions),
+		Codes: with(editCodes, spm.CodeAttached, spm.CodeWrongState, spm.CodeWrongVersion, spm.CodeActive),
+		As:    map[spm.Code]int{spm.CodeActive: 325, spm.CodeDamaged: 753, spm.CodeNotFound: 453},
+		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
+			return nothing(s.ReconstructMaster(ctx, spm.ReconstructMaster{
+				Pool: get[uuid.UUID](a, "spUUID"), Name: get[string](a, "poolName"), Master: get[uuid.UUID](a, "masterDom"),
+				Domains: get[map[uuid.UUID]spm.DomainState](a, "domDict"), MasterVersion: get[int64](a, "masterVersion"),
+			}))
+		},
+	},
+	{
 		Name: "disconnectStoragePool", VDSM: true, Doc: "Make the host none of the pool's. Again changes nothing.",
 		Methods: []Method{{"StoragePool.disconnect", "storagepoolID hostID scsiKey remove", ""}},
 		Args:    argsOf(argPool, argHost, argSCSIKey, ignored("remove"), argOptions),
