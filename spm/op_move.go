@@ -56,6 +56,9 @@ func (o *operations) checkMove(ctx context.Context, a moveArgs) error {
 	if err := mayMove(f, to.family(), a); err != nil {
 		return err
 	}
+	if err := from.there(); err != nil {
+		return err
+	}
 	var need int64
 	for _, id := range a.Volumes {
 		if err := absent(to, a.Image, id); err != nil {

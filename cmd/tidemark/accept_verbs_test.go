@@ -51,6 +51,15 @@ var situations = []struct {
 		}
 		return true
 	}},
+	{"master vanished", func(w *verbWorld) { w.managed(2 * gib); w.hideMaster() }, func(w *verbWorld, a arguments) bool {
+		switch {
+		case a["msdUUID"] == blankID: // deactivate it, with the second one as the next
+			a["sdUUID"], a["msdUUID"] = w.master, w.second
+		case a["sdUUID"] == w.master:
+			a["sdUUID"] = w.second
+		}
+		return true
+	}},
 	{"full", func(w *verbWorld) { w.managed(3 * chunk); w.fill() }, nil},
 	{"master only", func(w *verbWorld) { w.managed(2 * gib); w.leaveMaster() }, nil},
 	{"held by a task", func(w *verbWorld) { w.managed(2 * gib); w.hold() }, func(w *verbWorld, a arguments) bool {

@@ -140,6 +140,12 @@ func (w *verbWorld) hide() {
 	}
 }
 
+// hideMaster moves the place of the master away.
+func (w *verbWorld) hideMaster() {
+	place := filepath.Join(w.h.root, "0")
+	require.NoError(w.t, os.Rename(place, place+".away"))
+}
+
 // serve serves both images.
 func (w *verbWorld) serve() {
 	w.h.prepare(w.master, w.image)
@@ -201,7 +207,7 @@ func (w *verbWorld) arguments(v *verbs.Verb) arguments {
 	all := arguments{
 		"sdUUID": w.master, "spUUID": w.h.pool, "imgUUID": w.image, "volUUID": w.leaf, "taskID": w.task, "vmUUID": blankID,
 		"domType": "LOCALFS", "conList": []any{arguments{"connection": w.fresh}}, "storageType": "LOCALFS", "domainName": "name",
-		"typeSpecificArg": w.fresh, "domClass": "Data", "poolName": "other", "masterDom": w.spare, "domList": []string{w.spare},
+		"typeSpecificArg": w.fresh, "domClass": "Data", "poolName": "other", "masterDom": w.spare, "domList": []string{w.spare}, "domDict": arguments{w.second: "Active", w.attached: "Attached"},
 		"masterVersion": 1, "msdUUID": w.master, "hostID": 1, "scsiKey": "", "size": fmt.Sprint(gib), "volFormat": "COW", "preallocate": "SPARSE",
 		"diskType": "DATA", "desc": "", "volumes": []string{w.leaf}, "newSize": fmt.Sprint(2 * gib), "priority": 3, "srcImgUUID": w.image,
 		"srcVolUUID": w.leaf, "dstImgUUID": uuid.NewString(), "dstVolUUID": uuid.NewString(), "srcDomUUID": w.master, "dstDomUUID": w.second,
@@ -215,6 +221,7 @@ func (w *verbWorld) arguments(v *verbs.Verb) arguments {
 		"deactivateStorageDomain": {"sdUUID": w.second, "msdUUID": blankID, "masterVersion": 0},
 		"detachStorageDomain":     {"sdUUID": w.attached},
 		"createStoragePool":       {"spUUID": uuid.NewString()},
+		"reconstructMaster":       {"masterDom": w.second, "masterVersion": 2},
 		"createVolume":            {"imgUUID": uuid.NewString(), "volUUID": uuid.NewString(), "srcImgUUID": blankID, "srcVolUUID": blankID},
 		"getStorageDomainsList":   {"storageType": nil, "domainClass": nil},
 	}[v.Name] {
