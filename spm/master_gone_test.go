@@ -435,6 +435,11 @@ func TestReconstructMaster(t *testing.T) {
 			require.Equal(t, map[uuid.UUID]int64{b: 2}, masters(t, h), name)
 			require.NoError(t, h.ActivateDomain(t.Context(), pool, a), name)
 			requireCode(t, CodeActive, h.ReconstructMaster(t.Context(), r))
+			r.Pool = uuid.New()
+			requireCode(t, CodeAttached, h.ReconstructMaster(t.Context(), r))
+			r.Master = makeDomain(t, h, root, "d")
+			r.Domains[r.Master] = DomainActive
+			requireCode(t, CodeNotInPool, h.ReconstructMaster(t.Context(), r))
 			require.NoError(t, h.Close())
 		}
 		require.Greater(t, moved[false], 1)

@@ -36,6 +36,9 @@ func (h *Host) ReconstructMaster(ctx context.Context, r ReconstructMaster) error
 	if err != nil {
 		return err
 	}
+	if master.is.pool == uuid.Nil { // it was not of the pool that is lost
+		return domainIsNone.refusal("domain " + r.Master.String())
+	}
 	for _, d := range slices.SortedFunc(maps.Keys(next.members), func(a, b uuid.UUID) int { return strings.Compare(a.String(), b.String()) }) {
 		f, err := h.find(ctx, d)
 		if err != nil {

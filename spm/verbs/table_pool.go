@@ -70,7 +70,7 @@ var poolVerbs = []Verb{
 			Arg{Name: "domDict", Kind: kindStates, Doc: "its domains, the master among them; those that are not there become Attached"},
 			Arg{Name: "masterVersion", Kind: kindInt, Doc: "the version of the new master, higher than that of the lost one"},
 			ignored("lockPolicy"), ignored("lockRenewalIntervalSec"), ignored("leaseTimeSec"), ignored("ioOpTimeoutSec"), ignored("leaseRetries"), ignored("hostId"), argOptions),
-		Codes: with(editCodes, spm.CodeAttached, spm.CodeWrongState, spm.CodeWrongVersion, spm.CodeActive),
+		Codes: with(editCodes, spm.CodeNotInPool, spm.CodeAttached, spm.CodeWrongState, spm.CodeWrongVersion, spm.CodeActive),
 		As:    map[spm.Code]int{spm.CodeActive: 325, spm.CodeDamaged: 753, spm.CodeNotFound: 453},
 		call: func(ctx context.Context, s spm.Storage, a args) (Reply, error) {
 			return nothing(s.ReconstructMaster(ctx, spm.ReconstructMaster{
