@@ -102,7 +102,7 @@ func TestOperationsRefused(t *testing.T) {
 		"create: initial size":      {create(func(r *NewVolume) { r.Initial = -1 }), CodeInvalid},
 		"create: no space":          {create(func(r *NewVolume) { r.Format, r.Alloc, r.Size = Raw, Preallocated, full }), CodePoolFull},
 		"create: no UUID":           {create(func(r *NewVolume) { r.Volume = uuid.Nil }), CodeInvalid},
-		"create: larger and served": {create(func(r *NewVolume) { r.Image, r.Parent, r.Size = servedImage, served, 2*gib }), CodeActive},
+		"create: larger and served": {create(func(r *NewVolume) { r.Image, r.Parent, r.Size = servedImage, served, 2*gib }), CodeInUse},
 
 		"delete: domain":   {remove(DeleteVolumes{Domain: no, Image: image, Volumes: []uuid.UUID{b}}), CodeUnknownDomain},
 		"delete: image":    {remove(DeleteVolumes{Image: no, Volumes: []uuid.UUID{b}}), CodeUnknownImage},

@@ -152,7 +152,8 @@
 // afterwards, and leaves it ILLEGAL. A generation (GEN) is counted up with LEGAL by what
 // changes the data of a volume: merging, moving, reducing. What a task found is what it
 // does: if the chain or the generation is another one when it has its locks, it is
-// refused as stale.
+// refused as stale. A snapshot or a copy has the size that its parent, or what is copied,
+// has then, so that no volume is smaller than the one that it is based on.
 //
 // Differences from VDSM: a merge keeps the ancestor's UUID, as SDM.merge does and
 // the older mergeSnapshots did not, for the volume that is merged into then stays

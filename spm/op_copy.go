@@ -15,7 +15,7 @@ import (
 // is copied to.
 type copyArgs struct {
 	From, To VolumeAt
-	Meta     volumeMeta `json:"metadata"` // of the new one, once it is whole
+	Meta     volumeMeta `json:"metadata"` // of the new one, once it is whole, but for its size: that is what is copied
 }
 
 // copyImage copies a volume, with everything below it, to the only volume of a new
@@ -133,8 +133,12 @@ func (o *operations) makeCopy(ctx context.Context, a copyArgs) error {
 	if err != nil {
 		return jobError(err, "measure volume %s", a.From.Volume)
 	}
+	src, err := from.family().member(a.From.Image, a.From.Volume) // which is locked, and keeps its size
+	if err != nil {
+		return err
+	}
 	meta := a.Meta
-	meta.Legality = Illegal
+	meta.Legality, meta.Capacity = Illegal, src.meta.Capacity
 	return to.ensureVolume(ctx, making{id: a.To.Volume, meta: meta, granted: max(need.Required+need.Bitmaps, to.unit())})
 }
 

@@ -11,7 +11,8 @@ import (
 )
 
 // createArgs is a volume that is to be made, with everything that has been decided
-// about it.
+// about it. A size of 0 is that of the parent, when the task has both locked: until
+// then that may become larger.
 type createArgs struct {
 	VolumeAt
 	ParentImage uuid.UUID  `json:"parent_image"`
@@ -41,6 +42,7 @@ func (o *operations) createVolume(ctx context.Context, r NewVolume) (kind string
 	if err := o.checkSpace(m, r.Volume, meta, r.Initial); err != nil {
 		return "", nil, err
 	}
+	a.Meta.Capacity = r.Size
 	return kindCreateVolume, a, o.checkCreate(ctx, a)
 }
 
@@ -60,11 +62,8 @@ func newMeta(f *family, kind string, r NewVolume, now time.Time) (volumeMeta, er
 			return meta, err
 		}
 		meta.Sequence = parent.meta.Sequence + 1
-		if meta.Capacity == 0 {
-			meta.Capacity = parent.meta.Capacity
-		}
-		if meta.Capacity < parent.meta.Capacity {
-			return meta, errorf(CodeInvalid, "size is %d bytes, less than the %d of the volume that it is to be based on", meta.Capacity, parent.meta.Capacity)
+		if meta.Capacity, err = sizeOn(parent, meta.Capacity); err != nil {
+			return meta, err
 		}
 		if meta.Description == "" && parent.image == r.Image {
 			meta.Description = parent.meta.Description
@@ -73,6 +72,19 @@ func newMeta(f *family, kind string, r NewVolume, now time.Time) (volumeMeta, er
 		return meta, errorf(CodeExists, "image %s has volumes already: a new one of it is based on its leaf", r.Image)
 	}
 	return meta, checkMeta(kind, meta, r.Volume)
+}
+
+// sizeOn is the size of a volume that is to be based on parent; 0 asks for the parent's.
+// Were it less, the image would lose what the parent shows behind that, and could never
+// be extended.
+func sizeOn(parent kin, size int64) (int64, error) {
+	switch have := parent.meta.Capacity; {
+	case size == 0:
+		return have, nil
+	case size < have:
+		return 0, errorf(CodeInvalid, "size is %d bytes, less than the %d of the volume that it is to be based on: repeat the request with that, or with 0", size, have)
+	}
+	return size, nil
 }
 
 // checkMeta refuses what no volume may be, in a domain of that kind.
@@ -164,6 +176,10 @@ func (o *operations) checkCreate(ctx context.Context, a createArgs) error {
 		return nil
 	}
 	parent, err := f.maySnapshot(a.Image, a.ParentImage, a.Meta.Parent)
+	if err != nil {
+		return err
+	}
+	size, err := sizeOn(parent, a.Meta.Capacity)
 	if err != nil || parent.image != a.Image {
 		return err
 	}
@@ -173,8 +189,9 @@ func (o *operations) checkCreate(ctx context.Context, a createArgs) error {
 		return err
 	case there && s.Merge != "":
 		return errorf(CodeUnfinished, "image %s is being merged (%s): a snapshot is made when that is over", a.Image, s.Merge)
-	case there && a.Meta.Capacity != parent.meta.Capacity:
-		return errorf(CodeActive, "image %s is served: its snapshot has its size, %d bytes; extend it afterwards", a.Image, parent.meta.Capacity)
+	case there && size != parent.meta.Capacity:
+		return errorf(CodeInUse, "image %s is served by process %d (%s), and its snapshot has its size, %d bytes: ask for that, or for 0, and extend it afterwards",
+			a.Image, s.PID, s.URI, parent.meta.Capacity)
 	case there:
 		return nil
 	}
@@ -222,7 +239,17 @@ func (o *operations) makeVolume(ctx context.Context, a createArgs) error {
 	if err != nil {
 		return err
 	}
-	if err := m.ensureVolume(ctx, making{id: a.Volume, meta: a.Meta, granted: a.Granted}); err != nil || a.ParentImage != a.Image {
+	meta := a.Meta
+	if meta.Parent != uuid.Nil {
+		parent, err := m.family().member(a.ParentImage, meta.Parent)
+		if err != nil {
+			return err
+		}
+		if meta.Capacity, err = sizeOn(parent, meta.Capacity); err != nil {
+			return err
+		}
+	}
+	if err := m.ensureVolume(ctx, making{id: a.Volume, meta: meta, granted: a.Granted}); err != nil || a.ParentImage != a.Image {
 		return err
 	}
 	// Only a server of ours goes over to the new leaf. Who has opened the old one for

@@ -43,7 +43,7 @@ var volumeVerbs = []Verb{
 			Arg{Name: "bitmap", Kind: kindNone, Optional: true, Doc: "there are no bitmaps"},
 			Arg{Name: "priority", Kind: kindInt, Optional: true, Doc: "ours: who waits first in a full pool, the lower; " + priorityDoc}),
 		Reply: taskReply,
-		Codes: with(volumeCodes, spm.CodeDamaged, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeExists, spm.CodeActive, spm.CodeUnfinished,
+		Codes: with(volumeCodes, spm.CodeDamaged, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeExists, spm.CodeUnfinished,
 			spm.CodePoolFull, spm.CodeUnsupported, spm.CodeTooManyTasks),
 		As:   map[spm.Code]int{spm.CodeWrongState: 922, spm.CodeIllegal: 226},
 		Also: []int{noSize},
