@@ -36,9 +36,17 @@ func (t *task) infoLocked() Info {
 	if i.State != Queued && i.Step < len(t.plan.Steps) {
 		i.StepName = t.plan.Steps[i.Step].Name
 	}
-	_, o, _ := t.shape().next(t.next.at(), stop)
+	_, o, _ := t.shape().next(t.next.at(), t.stopEvent())
 	i.Stoppable = o == back || o == fail
 	return i
+}
+
+// stopEvent is what a client's Stop is to a task.
+func (t *task) stopEvent() event {
+	if t.next.Blocked != nil {
+		return abandon
+	}
+	return stop
 }
 
 // Failure is why a task has failed, is rolled back, or does not go on; nil: it does.
@@ -183,7 +191,8 @@ func (e *Engine) Wait(ctx context.Context, id uuid.UUID) (Info, error) {
 
 // Stop ends a task that is not behind its commit point: when it returns it is
 // certain that the task will be rolled back. Of one that is rolled back already it
-// is no error. Otherwise the error is ErrState and says why.
+// is no error. One that is blocked behind its commit point is given up, and has failed
+// when Stop returns. Otherwise the error is ErrState and says why.
 func (e *Engine) Stop(ctx context.Context, id uuid.UUID) error {
 	e.mu.Lock()
 	t, err := e.settledLocked(ctx, id)
@@ -191,17 +200,26 @@ func (e *Engine) Stop(ctx context.Context, id uuid.UUID) error {
 		e.mu.Unlock()
 		return err
 	}
-	_, o, err := t.shape().next(t.next.at(), stop)
+	ev := t.stopEvent()
+	_, o, err := t.shape().next(t.next.at(), ev)
 	if err != nil || o == stay {
 		e.mu.Unlock()
 		return at(id, err)
 	}
-	t.stopped = true
-	t.cancel()
-	if !t.driven {
-		e.launchLocked(t) // it was blocked by its store
+	waits := t.rec.State == Queued || ev == abandon // a crash would let it go on
+	if ev == abandon {
+		err = e.moveLocked(t, abandon, t.next.Blocked)
+	} else {
+		t.stopped = true
+		t.cancel()
 	}
-	waits := t.rec.State == Queued // a crash would let it run
+	if err != nil {
+		e.mu.Unlock()
+		return at(id, err)
+	}
+	if !t.driven {
+		e.launchLocked(t) // it was blocked
+	}
 	e.mu.Unlock()
 	if !waits {
 		return nil

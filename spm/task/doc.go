@@ -23,7 +23,11 @@
 //	B2 Save aborting, step i-1      then Undo of that, and so on down to 0
 //	B3 Save failed                  then Wait returns, the locks are released
 //
-// T3 of step c is the commit point; where c is n it is T4, where c is 0 it is T2.
+// T3 of step c is the commit point; where c is n it is T4, where c is 0 it is T2. A task
+// that is given up at step i, behind that:
+//
+//	G1 Save aborting, step i        then GiveUp of step i
+//	G2 Save failed                  then Wait returns, the locks are released
 //
 // # What a crash leaves
 //
@@ -37,6 +41,9 @@
 //	behind B1, B2              the steps above undone, that one at any point; it
 //	                           and the rest are undone
 //	behind B3                  a failed task, and nothing of it but its record
+//	behind G1                  everything before step i done, that one at any point; it
+//	                           is given up
+//	behind G2                  a failed task; what it has done is as GiveUp left it
 //
 // A Save that was in progress has happened or has not. Both are in the list: the
 // step that it announces has not begun. So a step must bear to be repeated, and
@@ -60,6 +67,14 @@
 // holding its locks, for what they protect is half done; so it does while the
 // store fails. The next process tries again, and so does [Engine.Revert]. So a
 // task that may be refused finds that out in a step that can be undone.
+//
+// Where that was not found out, a step behind the commit point may fail for good, and a
+// task that is recovering for ever keeps everybody from what it has locked. It is given
+// up: at once if the step says so ([Hopeless]), or by [Engine.Stop] when it is blocked,
+// by somebody who knows better. Then the step's GiveUp leaves what is half done in
+// order, and the task has failed with the error of the step; nothing before that step is
+// undone. There is no way from giving up to going on again, over a crash either. A lack
+// of something that may come back, such as space, a disk or a server, is not hopeless.
 //
 // A task of an unknown kind, of a newer version, or with arguments that its kind
 // does not understand any more is listed with the reason and left alone. It

@@ -91,13 +91,15 @@ func (e *Engine) drive(ctx context.Context, t *task) {
 			return
 		}
 		err := e.act(ctx, t)
-		if e.ctx.Err() != nil {
+		switch {
+		case e.ctx.Err() != nil:
 			return
-		}
-		if err != nil {
-			e.decide(t, fault, err)
-		} else {
+		case err == nil:
 			e.decide(t, done, nil)
+		case isHopeless(err):
+			e.decide(t, hopeless, err)
+		default:
+			e.decide(t, fault, err)
 		}
 	}
 }
@@ -148,7 +150,13 @@ func (e *Engine) moveLocked(t *task, ev event, err error) error {
 	return nil
 }
 
-func (e *Engine) failure(err error) *Failure { return failureOf(e.o.CodeOf(err), err) }
+// failure is an error as it is persisted, or one that was.
+func (e *Engine) failure(err error) *Failure {
+	if f, was := err.(*Failure); was { //nolint:errorlint // what is wrapped says more
+		return f
+	}
+	return failureOf(e.o.CodeOf(err), err)
+}
 
 // persist makes durable what has been decided. If that does not succeed the task
 // is blocked until somebody launches it again.
@@ -221,16 +229,19 @@ func (e *Engine) act(ctx context.Context, t *task) error {
 		}
 		return s.Do(ctx, run)
 	}
-	f := s.Do
-	if r.Undo {
-		f = s.Undo
+	f, what := s.Do, ""
+	switch {
+	case r.Undo && r.Step >= t.plan.Commit:
+		f, what = s.GiveUp, "give up "
+	case r.Undo:
+		f, what = s.Undo, "undo "
 	}
 	if f == nil {
 		return nil
 	}
 	err := e.attempts(r, func() error { return f(e.ctx, run) })
 	if err != nil && r.Undo {
-		return fmt.Errorf("undo %s: %w", s.Name, err)
+		return fmt.Errorf("%s%s: %w", what, s.Name, err)
 	}
 	return err
 }
@@ -244,7 +255,7 @@ func (e *Engine) attempts(r Record, f func() error) error {
 			return err
 		}
 		err := f()
-		if err == nil || i >= e.o.Attempts || e.ctx.Err() != nil {
+		if err == nil || isHopeless(err) || i >= e.o.Attempts || e.ctx.Err() != nil {
 			return err
 		}
 		e.o.Log.Warn("a step of a task is tried again", "task", r.ID, "kind", r.Kind, "step", r.Step, "attempt", i, "err", err)

@@ -24,6 +24,10 @@ func scenarios() []scenario {
 		for commit := range steps + 1 {
 			for fail := -1; fail < steps; fail++ {
 				all = append(all, scenario{job: job{Name: "x", Steps: steps, Commit: commit, Fail: fail}})
+				if fail >= commit {
+					all = append(all, scenario{job: job{Name: "x", Steps: steps, Commit: commit, Fail: fail, Hopeless: true}},
+						scenario{job: job{Name: "x", Steps: steps, Commit: commit, Fail: fail, Always: true}})
+				}
 			}
 			for stop := range steps {
 				all = append(all, scenario{job: job{Name: "x", Steps: steps, Commit: commit, Fail: -1, Stop: 1 + stop}})
@@ -45,6 +49,7 @@ func (s scenario) begin(l *life, id uuid.UUID) bool {
 			l.e.Revert(l.t.Context(), id)
 			l.e.Wait(l.t.Context(), id)
 		}
+		l.abandon(id)
 	}
 	l.end()
 	return err == nil
@@ -54,8 +59,23 @@ func (s scenario) begin(l *life, id uuid.UUID) bool {
 func again(l *life) []task.Info {
 	l.recover()
 	all := l.settle()
+	for _, i := range all {
+		l.abandon(i.ID)
+	}
 	l.end()
 	return all
+}
+
+// abandon stops a task that is blocked.
+func (l *life) abandon(id uuid.UUID) {
+	if i, _ := l.e.Info(id); i.Blocked == nil {
+		return
+	}
+	if l.e.Stop(l.t.Context(), id) == nil {
+		l.w.mu.Lock()
+		defer l.w.mu.Unlock()
+		l.w.stopped = true
+	}
 }
 
 // The process is killed at every point, the next one at every point of its
@@ -119,10 +139,10 @@ func requireEnd(t *testing.T, w *world, s scenario, store task.Store, started bo
 	if s.Fail >= 0 && s.Fail < s.Commit {
 		require.Equal(t, task.Failed, all[0].State, msg)
 	}
-	if w.stopped {
+	if w.stopped || s.Hopeless && s.Commit == 0 {
 		require.Equal(t, task.Failed, all[0].State, msg)
 	}
-	if s.Commit == 0 && !s.revert {
+	if s.Commit == 0 && !s.revert && !s.Always && !s.Hopeless {
 		require.Equal(t, task.Finished, all[0].State, msg)
 	}
 }

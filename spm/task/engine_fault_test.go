@@ -95,6 +95,11 @@ func runWithFailure(t *testing.T, s scenario, at int, long, durable bool) bool {
 		require.NoError(t, l.e.Revert(t.Context(), id))
 		i = wait(t, l.e, id)
 	}
+	if s.Always && i.Blocked != nil {
+		store.set(nil)
+		require.NoError(t, l.e.Stop(t.Context(), id))
+		i = wait(t, l.e, id)
+	}
 	requireOutcome(t, w, s.job, i, "%+v, save %d", s, at)
 	requireSame(t, []task.Record{i.Record}, load(t, store))
 	return hit
@@ -125,6 +130,43 @@ func TestStopWhenTheStoreFails(t *testing.T) {
 		require.NoError(t, e.Stop(t.Context(), id))
 		require.Equal(t, task.Failed, wait(t, e, id).State)
 	})
+}
+
+// A task is given up behind its commit point if its step says that there is no hope, at
+// once, and when it is blocked and somebody stops it. It has failed with the error of the
+// step, and its locks are free. If giving up fails, it is blocked again.
+func TestGivenUp(t *testing.T) {
+	lock := []task.Lock{{Name: "x", Exclusive: true}}
+	for _, j := range []job{
+		{Name: "a", Steps: 3, Commit: 1, Fail: 1, Hopeless: true, Locks: lock},
+		{Name: "a", Steps: 3, Commit: 1, Fail: 1, Always: true, Locks: lock},
+	} {
+		w := newWorld()
+		l := live(t, w, new(task.MemoryStore), 0, task.Options{Attempts: 1, CodeOf: func(error) int { return 7 }})
+		l.recover()
+		id := start(t, l.e, "job", j)
+		i := wait(t, l.e, id)
+		require.Equal(t, task.Recovering, i.State)
+		if j.Always {
+			require.True(t, i.Stoppable)
+			require.False(t, i.Undo)
+			require.ErrorContains(t, l.e.Stop(t.Context(), id), "give up step 1: "+errBad.Error())
+			i = info(t, l.e, id)
+		}
+		require.True(t, i.Undo)
+		require.False(t, i.Stoppable)
+		require.Equal(t, &task.Failure{Code: 7, Message: errBad.Error()}, i.Record.Error, "why it is given up")
+		require.NoError(t, l.e.Stop(t.Context(), id))
+		require.NoError(t, l.e.Revert(t.Context(), id))
+		i = wait(t, l.e, id)
+		require.Equal(t, task.Failed, i.State)
+		requireOutcome(t, w, j, i)
+		require.Equal(t, &task.Failure{Code: 7, Message: errBad.Error()}, i.Failure())
+		require.Equal(t, map[string]string{"a0": "done", "a1": "given up"}, w.get())
+		_, err := l.e.Locks().Acquire(t.Context(), lock)
+		require.NoError(t, err)
+		l.end()
+	}
 }
 
 // What cannot be deleted is there again.

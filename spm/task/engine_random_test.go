@@ -92,6 +92,7 @@ func randomJob(rng *rand.Rand, name string) job {
 	if rng.IntN(3) == 0 {
 		j.Fail = rng.IntN(j.Steps)
 	}
+	j.Hopeless = j.Fail >= j.Commit && rng.IntN(2) == 0
 	j.Revertible = j.Commit == j.Steps && rng.IntN(2) == 0
 	for n := range 4 {
 		if rng.IntN(2) == 0 {

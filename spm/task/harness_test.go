@@ -56,7 +56,10 @@ type job struct {
 	Revertible bool
 	Fail       int // the step whose Do fails, always if it can be undone; -1: none
 	Stop       int // at step Stop-1 a client stops it; 0: nobody does
-	Locks      []task.Lock
+	// Always says that a step behind the commit point that fails does so each time, and
+	// Hopeless that it says so.
+	Always, Hopeless bool
+	Locks            []task.Lock
 }
 
 func (j job) key(i int) string { return fmt.Sprintf("%s%d", j.Name, i) }
@@ -74,6 +77,12 @@ func requireOutcome(t *testing.T, w *world, j job, i task.Info, msg ...any) {
 	case task.Failed:
 		require.NotNil(t, i.Record.Error, msg...)
 		require.Empty(t, i.Result, msg...)
+		if (j.Always || j.Hopeless) && j.Fail >= j.Commit && i.Record.Error.Message == errBad.Error() {
+			for n := range j.Fail {
+				want[j.key(n)] = "done"
+			}
+			want[j.key(j.Fail)] = "given up"
+		}
 	default:
 		require.Fail(t, "it has not ended: "+string(i.State), msg...)
 	}
@@ -153,6 +162,8 @@ func (l *life) build(args json.RawMessage) (task.Plan, error) {
 		s := task.Step{Name: fmt.Sprint("step ", i), Do: func(ctx context.Context, r *task.Run) error { return l.do(ctx, r, j, i) }}
 		if i < j.Commit {
 			s.Undo = func(_ context.Context, r *task.Run) error { return l.undo(r, j, i) }
+		} else {
+			s.GiveUp = func(_ context.Context, r *task.Run) error { return l.giveUp(r, j, i) }
 		}
 		p.Steps = append(p.Steps, s)
 	}
@@ -171,7 +182,10 @@ func (l *life) do(ctx context.Context, r *task.Run, j job, i int) error {
 	if !l.point("do:" + j.key(i) + ":half") {
 		return errDead
 	}
-	if i == j.Fail && (i < j.Commit || l.fails(j.key(i), 2)) {
+	switch {
+	case i == j.Fail && j.Hopeless:
+		return task.Hopeless(errBad)
+	case i == j.Fail && (i < j.Commit || j.Always || l.fails(j.key(i), 2)):
 		return errBad
 	}
 	if i == j.Stop-1 && l.e.Stop(context.Background(), r.ID()) == nil {
@@ -231,6 +245,32 @@ func (l *life) undo(r *task.Run, j job, i int) error {
 		l.owners.leave(j)
 	}
 	if !l.point("undo:" + j.key(i) + ":done") {
+		return errDead
+	}
+	return nil
+}
+
+// giveUp leaves a step, and the first time it fails half done.
+func (l *life) giveUp(r *task.Run, j job, i int) error {
+	if !l.point("give up:" + j.key(i) + ":begin") {
+		return errDead
+	}
+	require.True(l.t, i >= j.Commit && i == j.Fail, "step %d of %+v is given up", i, j)
+	l.requireReached(r, j, i, true)
+	l.requireDurable(r.ID(), i, true)
+	l.requireAlone(j)
+	l.w.set(j.key(i), "half")
+	if !l.point("give up:" + j.key(i) + ":half") {
+		return errDead
+	}
+	if l.fails("give up "+j.key(i), 1) {
+		return errBad
+	}
+	l.w.set(j.key(i), "given up")
+	if l.owners != nil {
+		l.owners.leave(j)
+	}
+	if !l.point("give up:" + j.key(i) + ":done") {
 		return errDead
 	}
 	return nil

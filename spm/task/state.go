@@ -22,14 +22,16 @@ type shape struct {
 type event uint8
 
 const (
-	begin   event = iota // it has its resources
-	done                 // Do or Undo of the step has succeeded
-	fault                // it has failed, after all attempts that it had
-	stop                 // a client's Stop
-	revert               // a client's Revert
-	forget               // a client's Clear
-	found                // another process finds it
-	eventsN              // how many there are
+	begin    event = iota // it has its resources
+	done                  // Do or Undo of the step has succeeded
+	fault                 // it has failed, after all attempts that it had
+	hopeless              // it has failed, and would always do so
+	stop                  // a client's Stop
+	abandon               // the same, of a task that is blocked
+	revert                // a client's Revert
+	forget                // a client's Clear
+	found                 // another process finds it
+	eventsN               // how many there are
 )
 
 // A situation is what the decisions distinguish.
@@ -42,6 +44,8 @@ const (
 	rollingBack
 	recoveringAhead
 	recoveringBack
+	givingUp // behind the commit point
+	recoveringOut
 	finished
 	finishedWhole // and revertible
 	failed
@@ -58,14 +62,15 @@ const (
 	stay                  // nothing: it is so already
 	first                 // the first step begins
 	ahead                 // the next step begins, or it has finished
-	back                  // this step is undone
+	back                  // this step is undone, or given up
 	whole                 // the last step is undone
 	down                  // the step before is undone, or it has failed
 	stall                 // it is blocked here
-	undo                  // found: this step is undone
+	undo                  // found: this step is undone, or given up
 	redo                  // found: this step is repeated
 	again                 // what is blocked is tried again
 	fail                  // it has failed before it began
+	quit                  // it has failed, and what it has done stays
 	drop                  // it is forgotten
 	bound                 // refused: it is behind its commit point
 	ended                 // refused: it has ended
@@ -76,16 +81,18 @@ const (
 
 // decisions is what becomes of a task.
 var decisions = [situationsN][eventsN]outcome{
-	queued:          {begin: first, done: never, fault: never, stop: fail, revert: going, forget: going, found: stay},
-	runningFree:     {begin: never, done: ahead, fault: back, stop: back, revert: going, forget: going, found: undo},
-	runningBound:    {begin: never, done: ahead, fault: stall, stop: bound, revert: bound, forget: going, found: redo},
-	rollingBack:     {begin: never, done: down, fault: stall, stop: stay, revert: stay, forget: going, found: undo},
-	recoveringAhead: {begin: never, done: ahead, fault: stall, stop: bound, revert: again, forget: going, found: redo},
-	recoveringBack:  {begin: never, done: down, fault: stall, stop: stay, revert: again, forget: going, found: undo},
-	finished:        {begin: never, done: never, fault: never, stop: ended, revert: final, forget: drop, found: stay},
-	finishedWhole:   {begin: never, done: never, fault: never, stop: ended, revert: whole, forget: drop, found: stay},
-	failed:          {begin: never, done: never, fault: never, stop: ended, revert: stay, forget: drop, found: stay},
-	cleared:         {begin: never, done: never, fault: never, stop: absent, revert: absent, forget: absent, found: never},
+	queued:          {begin: first, done: never, fault: never, hopeless: never, stop: fail, abandon: never, revert: going, forget: going, found: stay},
+	runningFree:     {begin: never, done: ahead, fault: back, hopeless: back, stop: back, abandon: never, revert: going, forget: going, found: undo},
+	runningBound:    {begin: never, done: ahead, fault: stall, hopeless: back, stop: bound, abandon: never, revert: bound, forget: going, found: redo},
+	rollingBack:     {begin: never, done: down, fault: stall, hopeless: stall, stop: stay, abandon: never, revert: stay, forget: going, found: undo},
+	recoveringAhead: {begin: never, done: ahead, fault: stall, hopeless: back, stop: bound, abandon: back, revert: again, forget: going, found: redo},
+	recoveringBack:  {begin: never, done: down, fault: stall, hopeless: stall, stop: stay, abandon: stay, revert: again, forget: going, found: undo},
+	givingUp:        {begin: never, done: quit, fault: stall, hopeless: stall, stop: stay, abandon: never, revert: stay, forget: going, found: undo},
+	recoveringOut:   {begin: never, done: quit, fault: stall, hopeless: stall, stop: stay, abandon: stay, revert: again, forget: going, found: undo},
+	finished:        {begin: never, done: never, fault: never, hopeless: never, stop: ended, abandon: never, revert: final, forget: drop, found: stay},
+	finishedWhole:   {begin: never, done: never, fault: never, hopeless: never, stop: ended, abandon: never, revert: whole, forget: drop, found: stay},
+	failed:          {begin: never, done: never, fault: never, hopeless: never, stop: ended, abandon: never, revert: stay, forget: drop, found: stay},
+	cleared:         {begin: never, done: never, fault: never, hopeless: never, stop: absent, abandon: never, revert: absent, forget: absent, found: never},
 }
 
 // ErrState is that of a request which a task's state does not allow.
@@ -108,8 +115,12 @@ func (s shape) at(p position) situation {
 		return runningFree
 	case p.state == Running:
 		return runningBound
+	case p.state == Aborting && p.step >= s.commit:
+		return givingUp
 	case p.state == Aborting:
 		return rollingBack
+	case p.state == Recovering && p.undo && p.step >= s.commit:
+		return recoveringOut
 	case p.state == Recovering && p.undo:
 		return recoveringBack
 	case p.state == Recovering:
@@ -145,7 +156,7 @@ func (s shape) next(p position, e event) (position, outcome, error) {
 		return position{Recovering, p.step, true}, o, nil
 	case redo:
 		return position{Recovering, p.step, false}, o, nil
-	case fail:
+	case fail, quit:
 		return position{state: Failed}, o, nil
 	case drop:
 		return position{state: Cleared, step: p.step}, o, nil

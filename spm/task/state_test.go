@@ -30,21 +30,27 @@ func TestDecisions(t *testing.T) {
 	for _, c := range []struct {
 		at                                              position
 		begin, done, fault, stop, revert, forget, found position
+		hopeless, abandon                               position
 	}{
-		{at(Queued, 0), at(Running, 0), bug, bug, at(Failed, 0), no, no, at(Queued, 0)},
-		{at(Running, 0), bug, at(Running, 1), at(Aborting, 0, back), at(Aborting, 0, back), no, no, at(Recovering, 0, back)},
-		{at(Running, 1), bug, at(Running, 2), at(Aborting, 1, back), at(Aborting, 1, back), no, no, at(Recovering, 1, back)},
-		{at(Running, 2), bug, at(Finished, 2), at(Recovering, 2), no, no, no, at(Recovering, 2)},
-		{at(Aborting, 1, back), bug, at(Aborting, 0, back), at(Recovering, 1, back), at(Aborting, 1, back), at(Aborting, 1, back), no, at(Recovering, 1, back)},
-		{at(Aborting, 0, back), bug, at(Failed, 0), at(Recovering, 0, back), at(Aborting, 0, back), at(Aborting, 0, back), no, at(Recovering, 0, back)},
-		{at(Recovering, 2), bug, at(Finished, 2), at(Recovering, 2), no, at(Recovering, 2), no, at(Recovering, 2)},
-		{at(Recovering, 1, back), bug, at(Recovering, 0, back), at(Recovering, 1, back), at(Recovering, 1, back), at(Recovering, 1, back), no, at(Recovering, 1, back)},
-		{at(Recovering, 0, back), bug, at(Failed, 0), at(Recovering, 0, back), at(Recovering, 0, back), at(Recovering, 0, back), no, at(Recovering, 0, back)},
-		{at(Finished, 2), bug, bug, bug, no, no, at(Cleared, 2), at(Finished, 2)},
-		{at(Failed, 0), bug, bug, bug, no, at(Failed, 0), at(Cleared, 0), at(Failed, 0)},
-		{at(Cleared, 0), bug, bug, bug, no, no, no, bug},
+		{at(Queued, 0), at(Running, 0), bug, bug, at(Failed, 0), no, no, at(Queued, 0), bug, bug},
+		{at(Running, 0), bug, at(Running, 1), at(Aborting, 0, back), at(Aborting, 0, back), no, no, at(Recovering, 0, back), at(Aborting, 0, back), bug},
+		{at(Running, 1), bug, at(Running, 2), at(Aborting, 1, back), at(Aborting, 1, back), no, no, at(Recovering, 1, back), at(Aborting, 1, back), bug},
+		{at(Running, 2), bug, at(Finished, 2), at(Recovering, 2), no, no, no, at(Recovering, 2), at(Aborting, 2, back), bug},
+		{at(Aborting, 1, back), bug, at(Aborting, 0, back), at(Recovering, 1, back), at(Aborting, 1, back), at(Aborting, 1, back), no, at(Recovering, 1, back), at(Recovering, 1, back), bug},
+		{at(Aborting, 0, back), bug, at(Failed, 0), at(Recovering, 0, back), at(Aborting, 0, back), at(Aborting, 0, back), no, at(Recovering, 0, back), at(Recovering, 0, back), bug},
+		{at(Recovering, 2), bug, at(Finished, 2), at(Recovering, 2), no, at(Recovering, 2), no, at(Recovering, 2), at(Aborting, 2, back), at(Aborting, 2, back)},
+		{at(Recovering, 1, back), bug, at(Recovering, 0, back), at(Recovering, 1, back), at(Recovering, 1, back), at(Recovering, 1, back), no, at(Recovering, 1, back), at(Recovering, 1, back), at(Recovering, 1, back)},
+		{at(Recovering, 0, back), bug, at(Failed, 0), at(Recovering, 0, back), at(Recovering, 0, back), at(Recovering, 0, back), no, at(Recovering, 0, back), at(Recovering, 0, back), at(Recovering, 0, back)},
+		{at(Aborting, 2, back), bug, at(Failed, 0), at(Recovering, 2, back), at(Aborting, 2, back), at(Aborting, 2, back), no, at(Recovering, 2, back), at(Recovering, 2, back), bug},
+		{at(Recovering, 2, back), bug, at(Failed, 0), at(Recovering, 2, back), at(Recovering, 2, back), at(Recovering, 2, back), no, at(Recovering, 2, back), at(Recovering, 2, back), at(Recovering, 2, back)},
+		{at(Finished, 2), bug, bug, bug, no, no, at(Cleared, 2), at(Finished, 2), bug, bug},
+		{at(Failed, 0), bug, bug, bug, no, at(Failed, 0), at(Cleared, 0), at(Failed, 0), bug, bug},
+		{at(Cleared, 0), bug, bug, bug, no, no, no, bug, bug, bug},
 	} {
-		want := [eventsN]position{c.begin, c.done, c.fault, c.stop, c.revert, c.forget, c.found}
+		want := [eventsN]position{
+			begin: c.begin, done: c.done, fault: c.fault, hopeless: c.hopeless, stop: c.stop, abandon: c.abandon,
+			revert: c.revert, forget: c.forget, found: c.found,
+		}
 		for e := range eventsN {
 			got, o, err := shape{steps: 3, commit: 2}.next(c.at, e)
 			switch {
@@ -67,7 +73,7 @@ func TestDecisions(t *testing.T) {
 }
 
 // From every position that can be reached, whatever happens: what cannot be undone
-// is never undone, what has not been done whole never finishes, and when nothing
+// is never undone, but given up if there is no hope, or somebody wants that; what has not been done whole never finishes, and when nothing
 // fails any more the task ends.
 func TestDecisionsLeadSomewhere(t *testing.T) {
 	for steps := range 5 {
@@ -97,14 +103,14 @@ func explore(t *testing.T, s shape) {
 			n, o, err := s.next(p, e)
 			require.NotEqual(t, never, o, "%+v: %+v, event %d: %v", s, p, e, err)
 			if n.undo && !p.undo {
-				require.Less(t, n.step, s.commit, "%+v: %+v, event %d leads to %+v", s, p, e, n)
+				require.True(t, n.step < s.commit || e == hopeless || e == abandon, "%+v: %+v, event %d leads to %+v", s, p, e, n)
 				require.True(t, n.step == p.step, "what had begun is undone")
 			}
 			if n.state == Finished && p.state != Finished {
 				require.True(t, s.steps == 0 || p.step == s.steps-1 && e == done && !p.undo, "%+v: %+v, event %d", s, p, e)
 			}
 			if n.state == Failed && p.state != Failed {
-				require.True(t, p.state == Queued || p.undo && p.step == 0 || s.steps == 0 && s.revertible, "%+v: %+v, event %d", s, p, e)
+				require.True(t, p.state == Queued || p.undo && (p.step == 0 || p.step >= s.commit) || s.steps == 0 && s.revertible, "%+v: %+v, event %d", s, p, e)
 			}
 			if n.state != Cleared {
 				todo = append(todo, n)
@@ -118,8 +124,10 @@ func possible(p position, e event) bool {
 	switch e {
 	case begin:
 		return p.state == Queued
-	case done, fault:
+	case done, fault, hopeless:
 		return slices.Contains([]State{Running, Aborting, Recovering}, p.state)
+	case abandon:
+		return p.state == Recovering
 	}
 	return true
 }

@@ -3,6 +3,7 @@ package task
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,7 +22,7 @@ type Kind struct {
 // Commit is how many steps can be undone. A task that dies, is stopped or fails
 // while it is at one of them is rolled back: Undo of that step and of all before
 // it, the last one first. Once they have all ended the task goes forward only:
-// what is left is repeated until it has succeeded.
+// what is left is repeated until it has succeeded, or the task is given up.
 type Plan struct {
 	Locks  []Lock
 	Steps  []Step
@@ -37,7 +38,21 @@ type Step struct {
 	Name string
 	Do   func(ctx context.Context, r *Run) error
 	Undo func(ctx context.Context, r *Run) error // nil: there is nothing to undo
+	// GiveUp is for a step that cannot be undone, of a task that is given up there: it
+	// makes the best of what is half done, so that what is said of it is so, and others
+	// can work on it. It may find what Undo may. nil: there is nothing to do.
+	GiveUp func(ctx context.Context, r *Run) error
 }
+
+// Hopeless is an error of a step that no repetition avoids: behind the commit point it
+// ends the task ([Step].GiveUp).
+func Hopeless(err error) error { return hopelessError{err} }
+
+type hopelessError struct{ error }
+
+func (e hopelessError) Unwrap() error { return e.error }
+
+func isHopeless(err error) bool { return errors.As(err, new(hopelessError)) }
 
 // A Lock is a resource that a task needs, shared or for itself, from before its
 // first step until it has ended. All that a task needs are taken in the order of
@@ -47,7 +62,7 @@ type Lock struct {
 	Exclusive bool
 }
 
-// A Record is a task as it is persisted. Error is why it is rolled back.
+// A Record is a task as it is persisted. Error is why it is rolled back, or given up.
 type Record struct {
 	Version int             `json:"version"`
 	ID      uuid.UUID       `json:"task_uuid"`
@@ -56,7 +71,7 @@ type Record struct {
 	State   State           `json:"state"`
 	Step    int             `json:"step"`              // that has begun, forwards or backwards
 	Reached int             `json:"reached,omitempty"` // the last step that has begun forwards; an older version kept none
-	Undo    bool            `json:"undo,omitempty"`    // backwards
+	Undo    bool            `json:"undo,omitempty"`    // backwards; where it cannot be undone, it is given up
 	Error   *Failure        `json:"error,omitempty"`
 	Blocked *Failure        `json:"blocked,omitempty"` // why a recovering task does not go on
 	Result  json.RawMessage `json:"result,omitempty"`
@@ -95,7 +110,7 @@ const (
 	Aborting   State = "aborting"   // is rolled back
 	Recovering State = "recovering" // found by another process than it was begun in, or blocked
 	Finished   State = "finished"   // has done what it should
-	Failed     State = "failed"     // has done nothing: its error says why
+	Failed     State = "failed"     // has done nothing, or was given up: its error says why
 	Cleared    State = "cleared"    // is forgotten
 )
 

@@ -67,7 +67,9 @@ var taskVerbs = []Verb{
 		call: allTasks("tasks", taskDetails),
 	},
 	{
-		Name: "stopTask", VDSM: true, Doc: "Stop a task that has not ended: it is rolled back, unless it has gone too far for that.",
+		Name: "stopTask", VDSM: true,
+		Doc: "Stop a task that has not ended: it is rolled back, unless it has gone too far for that. One that has, and does not go on (recovering), is given up: " +
+			"it has failed, and what it has done so far stays, such as volumes that are illegal; what it had locked can be worked on again.",
 		Methods: []Method{{"Task.stop", "taskID", ""}},
 		Args:    argsOf(argTask), Codes: endCodes, As: taskNumbers,
 		call: ofTask(spm.Storage.StopTask),
