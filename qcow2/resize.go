@@ -47,8 +47,8 @@ func (im *Image) mayGrow(size int64) error {
 	case size < old || size > im.geo.MaxSize():
 		return fmt.Errorf("grow disk to %d bytes: expected %d to %d bytes", size, old, im.geo.MaxSize())
 	case size > old && im.backingSize() > old:
-		return fmt.Errorf("grow disk to %d bytes: the backing file has %d bytes, the disk %d, so content of it would show behind the disk's end: "+
-			"convert the disk to one without a backing file first", size, im.backingSize(), old)
+		return fmt.Errorf("grow disk to %d bytes: the backing file has %d bytes, the disk %d: %w, for content of it would show behind the disk's end: "+
+			"convert the disk to one without a backing file first", size, im.backingSize(), old, block.ErrUnsupported)
 	}
 	return nil
 }

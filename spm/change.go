@@ -375,7 +375,7 @@ func (m *Manager) doomLocked(all []*volume) {
 var errDoomed = errors.New("the removal of its image has begun, and failed: remove the image again")
 
 // raiseBound lets a volume grow as one of that virtual size may, which it is about
-// to get. What its metadata says is the bound again when that is written.
+// to get. What its metadata says is the bound again when that is written, or by resetBound.
 func (m *Manager) raiseBound(image, id uuid.UUID, virtual int64) error {
 	v, err := m.volumeOf(image, id)
 	if err != nil {
@@ -387,4 +387,13 @@ func (m *Manager) raiseBound(image, id uuid.UUID, virtual int64) error {
 	meta.Capacity = max(meta.Capacity, virtual)
 	v.bound = max(v.bound, m.boundOf(meta))
 	return nil
+}
+
+// resetBound takes back what raiseBound has done, for a volume that does not get that size.
+func (m *Manager) resetBound(id uuid.UUID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if v := m.volumes[id]; v != nil {
+		v.bound = max(m.boundOf(v.meta()), v.size)
+	}
 }

@@ -137,9 +137,26 @@
 //	                 remove
 //	  of a served leaf: ... the server copies down, and writes to both | the same; the
 //	                 server lets go of the leaf; remove
-//	extendVolumeSize space of a raw one | the image; metadata
-//	  of a served one: the same | metadata, on which the bound depends; the server
+//	extendVolumeSize space, all of it if it is raw; the image is whole, and has no less
+//	                 than what it is based on | the image; metadata
+//	  of a served one: space | metadata, on which the bound depends; the server
 //	reduceVolume     ILLEGAL; look at the data; cut; | LEGAL
+//
+// What may fail for good is in front of the commit point as far as it can be found out
+// there: whether an image is whole, may have what was asked for, and has the space. Behind
+// it a task that can never go on is given up, by itself if an image is not fit for that
+// (ErrUnfit), or its file has gone and its domain has not; otherwise it is blocked, and
+// stopTask gives it up, or deleteImage by force. It has failed then, and:
+//
+//	createVolume     the new leaf goes, unless the server writes to it
+//	deleteVolume     what is left is ILLEGAL, and is deleted by force
+//	copyImage        the copy goes
+//	moveImage        at LEGAL the copy goes; at remove it stays, and what is left of the
+//	                 original is ILLEGAL
+//	mergeSnapshots   what is ILLEGAL stays, below what is whole: it is merged again
+//	  of a served leaf: that is the leaf again, and the ancestor ILLEGAL, as in a rollback
+//	extendVolumeSize the metadata say what the image has; a raw one gives space back
+//	reduceVolume     it is not: only metadata are left to write
 //
 // Whoever merges writes to the ancestor only what the volumes above it have
 // themselves, so that until the commit point the chain from the successor on shows

@@ -169,12 +169,18 @@ func (j *fakeJobs) Use(_ context.Context, chain []Place) (ImageUse, error) {
 	if top.Format == FormatRaw {
 		end = i.Size
 	}
-	return ImageUse{VirtualSize: i.Size, End: end}, err
+	use := ImageUse{VirtualSize: i.Size, End: end}
+	if n := len(chain) - 2; err == nil && n >= 0 {
+		var below fakeImage
+		below, err = j.load(chain[n])
+		use.BackingSize = below.Size
+	}
+	return use, err
 }
 
 func (j *fakeJobs) Check(_ context.Context, chain []Place) error {
 	_, err := j.flat(chain)
-	return err
+	return cmp.Or(err, j.fail["check"])
 }
 
 func (j *fakeJobs) at(job string) {
@@ -244,6 +250,9 @@ func (j *fakeJobs) Rebase(_ context.Context, at Place, backing *BackingRef) erro
 	}
 	i.Backing = backing
 	j.at("rebase")
+	if err := j.fail["rebase"]; err != nil {
+		return err
+	}
 	return j.store(at, i)
 }
 
@@ -354,6 +363,9 @@ func (s *fakeServers) Snapshot(_ context.Context, image, leaf string) error {
 	if err != nil {
 		return err
 	}
+	if err := s.jobs.fail["snapshot"]; err != nil {
+		return err
+	}
 	have.Leaf = leaf
 	return nil
 }
@@ -394,6 +406,9 @@ func (s *fakeServers) MergePivot(_ context.Context, image, leaf string) error {
 	}
 	chain, err := s.places(leaf)
 	if err != nil {
+		return err
+	}
+	if err := s.jobs.fail["pivot"]; err != nil {
 		return err
 	}
 	have.Leaf, have.Merge = chain[len(chain)-2].VolumeUUID, ""

@@ -18,9 +18,33 @@ func (h *Host) DeleteVolumes(ctx context.Context, r DeleteVolumes) (uuid.UUID, e
 	return start(ctx, h, r, h.ops.deleteVolumes)
 }
 
-// DeleteImage removes an image.
+// DeleteImage removes an image. With force, a task that has it and is blocked, which it
+// may be for ever, is given up.
 func (h *Host) DeleteImage(ctx context.Context, r DeleteImage) (uuid.UUID, error) {
-	return start(ctx, h, r, h.ops.deleteImage)
+	return start(ctx, h, r, func(ctx context.Context, r DeleteImage) (string, any, error) {
+		kind, args, err := h.ops.deleteImage(ctx, r)
+		if err == nil && r.Force {
+			err = h.giveUp(ctx, imageLock(r.Domain, r.Image, true).Name)
+		}
+		return kind, args, err
+	})
+}
+
+// giveUp stops the tasks that are blocked with a resource, of those that can be.
+func (h *Host) giveUp(ctx context.Context, resource string) error {
+	e, err := h.engine()
+	if err != nil {
+		return err
+	}
+	for _, i := range e.Users(resource) {
+		if i.Blocked == nil || !i.Stoppable {
+			continue
+		}
+		if err := e.Stop(ctx, i.ID); err != nil {
+			return h.taskError(err)
+		}
+	}
+	return nil
 }
 
 // CopyImage copies a volume.

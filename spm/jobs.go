@@ -1,6 +1,9 @@
 package spm
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // A Place is a volume as those open it who read what is in it.
 type Place struct {
@@ -23,7 +26,8 @@ type ImageJobs interface {
 	// Measure says what a copy of the chain would take in format. Of its upper part
 	// alone it says what a copy would take of that.
 	Measure(ctx context.Context, chain []Place, format string) (Measure, error)
-	// Use says what an image is: its virtual size, and the end of its data.
+	// Use says what an image is: its virtual size, and the end of its data, also if it is
+	// corrupt, as far as it can be opened.
 	Use(ctx context.Context, chain []Place) (ImageUse, error)
 	// Check fails if the top of the chain is corrupt.
 	Check(ctx context.Context, chain []Place) error
@@ -44,6 +48,10 @@ type ImageJobs interface {
 	Settle(ctx context.Context, chain []Place, p Progress) error
 }
 
+// ErrUnfit is wrapped by the error of a job that no repetition avoids: the image
+// contradicts itself, or cannot have what was asked for.
+var ErrUnfit = errors.New("the image is not fit for that")
+
 // A BackingRef is what an image says it is based on.
 type BackingRef struct {
 	Name   string `json:"name"` // as in the header: relative to the image
@@ -53,7 +61,8 @@ type BackingRef struct {
 // ImageUse is what an image says of itself, in bytes.
 type ImageUse struct {
 	VirtualSize int64 `json:"virtual_size"`
-	End         int64 `json:"end"` // of its data: a volume may not be shorter
+	BackingSize int64 `json:"backing_size,omitempty"` // virtual, of what is right below it; 0: nothing is, or it was not given
+	End         int64 `json:"end"`                    // of its data: a volume may not be shorter
 }
 
 // ImageServers starts and steers what serves images. A server outlives the
@@ -108,7 +117,8 @@ type Server struct {
 	// Foreign says that it asks another manager than this one, who has started it and has
 	// gone, or has the role no more.
 	Foreign bool  `json:"foreign,omitempty"`
-	Used    int64 `json:"used"` // bytes of the leaf that its image uses
+	Used    int64 `json:"used"`           // bytes of the leaf that its image uses
+	Size    int64 `json:"size,omitempty"` // of the disk; 0: it does not say
 	// Merge is what becomes of a merge: "", copying, ready or failed.
 	Merge      string `json:"merge,omitempty"`
 	MergeError string `json:"merge_error,omitempty"`

@@ -111,9 +111,9 @@ func (o *operations) planCopy(a copyArgs) task.Plan {
 			step("make", func(ctx context.Context) error { return o.makeCopy(ctx, a) },
 				func(ctx context.Context) error { return o.drop(ctx, a.To, false) }),
 			{Name: "copy", Do: func(ctx context.Context, r *task.Run) error { return o.fillCopy(ctx, a, r.Progress) }},
-			step("legal", func(ctx context.Context) error {
+			orElse(step("legal", func(ctx context.Context) error {
 				return unlessMissing(o.mark(ctx, a.To.Domain, a.To.Image, []uuid.UUID{a.To.Volume}, Legal))
-			}, nil),
+			}, nil), func(ctx context.Context) error { return o.drop(ctx, a.To, false) }),
 		},
 		Commit: 3,
 	}

@@ -222,10 +222,10 @@ func (o *operations) planCreate(a createArgs) task.Plan {
 		Commit: 2,
 	}
 	if a.snapshot() {
-		p.Steps = append(p.Steps, task.Step{
+		p.Steps = append(p.Steps, orElse(task.Step{
 			Name: "switch",
 			Do:   func(ctx context.Context, r *task.Run) error { return o.switchTo(patient(ctx), a, settled, r.Progress) },
-		})
+		}, func(ctx context.Context) error { return o.unswitch(ctx, a.VolumeAt) }))
 	}
 	return p
 }
@@ -318,4 +318,21 @@ func (o *operations) switchTo(ctx context.Context, a createArgs, settled bool, p
 		m.o.Log.Warn("a volume that has a snapshot now keeps what a process that died had reserved in it", "volume", a.Meta.Parent, "error", err)
 	}
 	return m.settle(ctx, a.Image)
+}
+
+// unswitch is the end of a snapshot that is given up: it goes if the server of the image
+// does not write to it.
+func (o *operations) unswitch(ctx context.Context, at VolumeAt) error {
+	m, err := o.domain(at.Domain)
+	if err != nil {
+		return err
+	}
+	s, there, err := o.serving(ctx, m, at.Image)
+	if err != nil {
+		return err
+	}
+	if there && !s.ReadOnly && s.Leaf != at.Volume.String() {
+		return o.removeVolumes(ctx, deleteArgs{Domain: at.Domain, Image: at.Image, Volumes: []uuid.UUID{at.Volume}})
+	}
+	return m.settle(ctx, at.Image)
 }

@@ -286,7 +286,7 @@ func (o *operations) rebaseChildren(ctx context.Context, a mergeArgs) error {
 		meta := child.meta
 		meta.Parent = a.ancestor()
 		if err := o.jobs.Rebase(ctx, at[len(at)-1], m.backing(meta)); err != nil {
-			return jobError(err, "base volume %s on %s", child.id, a.ancestor())
+			return m.hopeless(jobError(err, "base volume %s on %s", child.id, a.ancestor()))
 		}
 		err = m.setMeta(ctx, child.image, child.id, func(meta *volumeMeta) { meta.Parent = a.ancestor() })
 		if err != nil {

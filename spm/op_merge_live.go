@@ -43,6 +43,7 @@ func (o *operations) checkMergeLive(ctx context.Context, a mergeArgs) error {
 // "mirror" on the server writes to both, so that they show the same: "publish"
 // decides that the parent is the leaf, and then the server lets go of the other.
 func (o *operations) planMergeLive(a mergeArgs) task.Plan {
+	leave := func(ctx context.Context) error { return o.unpublish(ctx, a) }
 	return task.Plan{
 		Locks: locksOf(a.Domain, a.Image),
 		Steps: []task.Step{
@@ -55,8 +56,8 @@ func (o *operations) planMergeLive(a mergeArgs) task.Plan {
 				Do:   func(ctx context.Context, r *task.Run) error { return o.mirror(ctx, a, r.Progress) },
 				Undo: func(ctx context.Context, _ *task.Run) error { return o.cancelMirror(ctx, a) },
 			},
-			step("publish", func(ctx context.Context) error { return o.publishMerge(ctx, a) }, nil),
-			step("pivot", func(ctx context.Context) error { return o.pivot(ctx, a) }, nil),
+			orElse(step("publish", func(ctx context.Context) error { return o.publishMerge(ctx, a) }, nil), leave),
+			orElse(step("pivot", func(ctx context.Context) error { return o.pivot(ctx, a) }, nil), leave),
 			step("remove", func(ctx context.Context) error { return o.removeMerged(ctx, a) }, nil),
 		},
 		Commit: 4,
@@ -127,6 +128,29 @@ func (o *operations) cancelMirror(ctx context.Context, a mergeArgs) error {
 		return err
 	}
 	return jobError(o.servers.MergeCancel(ctx, a.Image.String(), a.successor().String()), "end the merge of image %s", a.Image)
+}
+
+// unpublish is the end of a merge that is given up while a server writes to the leaf: that
+// is the leaf, and the ancestor is what a merge that failed leaves.
+func (o *operations) unpublish(ctx context.Context, a mergeArgs) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	s, there, err := o.serving(ctx, m, a.Image)
+	if err != nil || !there || s.Leaf != a.successor().String() {
+		return err
+	}
+	if err := o.cancelMirror(ctx, a); err != nil {
+		return err
+	}
+	if err := o.mark(ctx, a.Domain, a.Image, a.above(), Legal); err != nil {
+		return err
+	}
+	if err := o.mark(ctx, a.Domain, a.Image, a.torn(), Illegal); err != nil {
+		return err
+	}
+	return m.settle(ctx, a.Image)
 }
 
 // pivot lets a server write to the ancestor alone. One that has gone opens it when

@@ -158,7 +158,8 @@ func (o *operations) planMove(a moveArgs) task.Plan {
 		})
 	}
 	p.Commit = len(p.Steps)
-	p.Steps = append(p.Steps, step("legal", func(ctx context.Context) error { return o.legalMoved(ctx, a) }, nil))
+	p.Steps = append(p.Steps, orElse(step("legal", func(ctx context.Context) error { return o.legalMoved(ctx, a) }, nil),
+		func(ctx context.Context) error { return o.dropImage(ctx, a.To, a.Image, false) }))
 	if !a.Copy {
 		p.Steps = append(p.Steps, step("remove", func(ctx context.Context) error { return o.removeMoved(ctx, a) }, nil))
 	}

@@ -1,8 +1,8 @@
 package spm
 
 import (
-	"cmp"
 	"context"
+	"errors"
 
 	"github.com/google/uuid"
 
@@ -54,8 +54,21 @@ func mayResize(f *family, a resizeArgs) error {
 	if err := f.mayChange(a.Image); err != nil {
 		return err
 	}
-	_, err = f.chain(k.id)
+	chain, err := f.chain(k.id)
+	if n := len(chain) - 2; err == nil && n >= 0 {
+		err = mayShow(k.id, a.Size, k.meta.Capacity, chain[n].meta.Capacity)
+	}
 	return err
+}
+
+// mayShow refuses to make a volume larger that has less than what it is based on: the
+// content of that behind the end of the disk would show.
+func mayShow(id uuid.UUID, size, have, below int64) error {
+	if size <= have || below <= have {
+		return nil
+	}
+	return errorf(CodeUnsupported, "volume %s has %d bytes, and what it is based on has %d: what lies behind its end there would show if it became larger: "+
+		"copy it (copyImage), and extend the copy, or merge it into what it is based on", id, have, below)
 }
 
 func (o *operations) checkResize(ctx context.Context, a resizeArgs, live bool) error {
@@ -81,16 +94,17 @@ func (o *operations) checkResize(ctx context.Context, a resizeArgs, live bool) e
 }
 
 // planResize: what an image has become is not taken back, so everything that may be
-// refused comes before.
+// refused comes before. What fails for good all the same is given up.
 func (o *operations) planResize(a resizeArgs) task.Plan {
+	settle := func(ctx context.Context) error { return o.settleSize(ctx, a) }
 	return task.Plan{
 		Locks: locksOf(a.Domain, a.Image),
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkResize(ctx, a, false) }, nil),
 			step("space", func(ctx context.Context) error { return o.resizeSpace(ctx, a) },
 				func(ctx context.Context) error { return o.shorten(ctx, a) }),
-			step("resize", func(ctx context.Context) error { return unlessMissing(o.resizeImage(ctx, a)) }, nil),
-			step("metadata", func(ctx context.Context) error { return o.setCapacity(ctx, a, a.Size) }, nil),
+			orElse(step("resize", func(ctx context.Context) error { return unlessMissing(o.resizeImage(ctx, a)) }, nil), settle),
+			orElse(step("metadata", func(ctx context.Context) error { return o.setCapacity(ctx, a, a.Size) }, nil), settle),
 		},
 		Commit: 2,
 	}
@@ -99,14 +113,15 @@ func (o *operations) planResize(a resizeArgs) task.Plan {
 // planResizeLive: the metadata goes first, for the bound of the volume depends on
 // it; then the server follows, or whoever opens the image when that has gone.
 func (o *operations) planResizeLive(a resizeArgs) task.Plan {
+	settle := func(ctx context.Context) error { return o.settleSize(ctx, a) }
 	return task.Plan{
 		Locks: locksOf(a.Domain, a.Image),
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkResize(ctx, a, true) }, nil),
 			step("space", func(ctx context.Context) error { return o.resizeSpaceLive(ctx, a) },
 				func(ctx context.Context) error { return o.shorten(ctx, a) }),
-			step("metadata", func(ctx context.Context) error { return o.setCapacity(ctx, a, a.Size) }, nil),
-			step("resize", func(ctx context.Context) error { return o.resizeServed(ctx, a) }, nil),
+			orElse(step("metadata", func(ctx context.Context) error { return o.setCapacity(ctx, a, a.Size) }, nil), settle),
+			orElse(step("resize", func(ctx context.Context) error { return o.resizeServed(ctx, a) }, nil), settle),
 		},
 		Commit: 2,
 	}
@@ -128,8 +143,8 @@ func (o *operations) rawSpace(ctx context.Context, a resizeArgs) error {
 	return m.grantAtLeast(ctx, a.Image, a.Volume, a.Size, false)
 }
 
-// resizeSpace is rawSpace, or a look at the image: whether it can be opened, and has
-// the room to become larger.
+// resizeSpace is rawSpace, or a look at the image: whether it is whole, may become that
+// large, and has the room for it.
 func (o *operations) resizeSpace(ctx context.Context, a resizeArgs) error {
 	if err := o.rawSpace(ctx, a); err != nil {
 		return err
@@ -145,6 +160,15 @@ func (o *operations) resizeSpace(ctx context.Context, a resizeArgs) error {
 	use, err := o.jobs.Use(ctx, chain)
 	if err != nil {
 		return jobError(err, "look at volume %s", a.Volume)
+	}
+	if err := mayShow(a.Volume, a.Size, use.VirtualSize, use.BackingSize); err != nil {
+		return err
+	}
+	if use.VirtualSize > a.Size {
+		return errorf(CodeInvalid, "extend volume %s to %d bytes: its image has %d, more than its metadata say: extend it to that at least", a.Volume, a.Size, use.VirtualSize)
+	}
+	if err := o.jobs.Check(ctx, chain); err != nil {
+		return jobError(err, "check volume %s", a.Volume)
 	}
 	return o.resizeRoom(ctx, m, a, use.End)
 }
@@ -195,13 +219,60 @@ func (o *operations) resizeImage(ctx context.Context, a resizeArgs) error {
 	if err != nil || chain[len(chain)-1].Format == FormatRaw {
 		return err
 	}
-	return o.fill(ctx, m, a.Image, a.Volume, true, func(Place) error {
+	err = o.fill(ctx, m, a.Image, a.Volume, true, func(Place) error {
 		chain, err := m.places(a.Volume)
 		if err != nil {
 			return err
 		}
 		return o.jobs.Resize(ctx, chain, a.Size)
 	})
+	return m.hopeless(err)
+}
+
+// settleSize is the end of an extension that is given up: the metadata say what the image
+// has, and what it does not need is given back.
+func (o *operations) settleSize(ctx context.Context, a resizeArgs) error {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return err
+	}
+	if err := m.there(); err != nil {
+		return err
+	}
+	size, err := o.sizeOf(ctx, m, a)
+	if err != nil {
+		return err
+	}
+	if err := o.setCapacity(ctx, a, size); err != nil {
+		return err
+	}
+	return o.shorten(ctx, a)
+}
+
+// sizeOf is the virtual size that an image has. One that cannot be opened has what it had,
+// as far as anybody knows.
+func (o *operations) sizeOf(ctx context.Context, m *Manager, a resizeArgs) (int64, error) {
+	s, served, err := o.serving(ctx, m, a.Image)
+	switch {
+	case err != nil:
+		return 0, err
+	case served && s.Leaf == a.Volume.String() && s.Size > 0:
+		return s.Size, nil
+	}
+	chain, err := m.places(a.Volume)
+	if err == nil && chain[len(chain)-1].Format != FormatRaw {
+		var use ImageUse
+		if use, err = o.jobs.Use(ctx, chain); err == nil {
+			return use.VirtualSize, nil
+		}
+	}
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	if err != nil {
+		m.o.Log.Warn("an extension is given up, and nobody knows the size of the image", "volume", a.Volume, "error", err)
+	}
+	return a.Was, nil
 }
 
 // shorten makes a raw volume as short as it was, unless somebody has it open: then
@@ -211,6 +282,7 @@ func (o *operations) shorten(ctx context.Context, a resizeArgs) error {
 	if err != nil {
 		return err
 	}
+	defer m.resetBound(a.Volume)
 	i := m.info(a.Volume)
 	if i.Format != Raw || i.Granted <= a.Was {
 		return nil
@@ -240,109 +312,11 @@ func (o *operations) resizeServed(ctx context.Context, a resizeArgs) error {
 		return err
 	}
 	if served && s.Leaf == a.Volume.String() && !s.ReadOnly {
-		return jobError(o.servers.Resize(ctx, a.Image.String(), a.Size), "extend the served image %s to %d bytes", a.Image, a.Size)
+		err := jobError(o.servers.Resize(ctx, a.Image.String(), a.Size), "extend the served image %s to %d bytes", a.Image, a.Size)
+		if errors.Is(err, ErrUnfit) {
+			err = task.Hopeless(err)
+		}
+		return err
 	}
 	return unlessMissing(o.resizeImage(ctx, a))
-}
-
-// reduceVolume gives back what a volume has been granted beyond its data.
-func (o *operations) reduceVolume(ctx context.Context, at VolumeAt) (kind string, args any, err error) {
-	_, k, err := o.volume(at)
-	if err != nil {
-		return "", nil, err
-	}
-	at.Image, at.Volume = k.image, k.id
-	a := reduceArgs{VolumeAt: at, Generation: k.meta.Generation, Legality: k.meta.Legality}
-	return kindReduce, a, o.checkReduce(ctx, a)
-}
-
-// reduceArgs is a volume that gives space back, and had that generation. It has the same
-// legality afterwards; "" is legal.
-type reduceArgs struct {
-	VolumeAt
-	Generation int
-	Legality   string
-}
-
-func (a reduceArgs) legality() string { return cmp.Or(a.Legality, Legal) }
-
-// mayReduce decides whether a volume may be made shorter. One that is illegal below a
-// volume that is whole was left so by a merge that failed, and may have been granted space
-// for that, also a raw one.
-func mayReduce(f *family, a reduceArgs) error {
-	k, err := f.member(a.Image, a.Volume)
-	unmerged := err == nil && !k.legal() && f.covered(k)
-	switch {
-	case err != nil:
-		return err
-	case k.meta.Format == Raw && !unmerged:
-		return errorf(CodeUnsupported, "volume %s is raw, and all of it is data", k.id)
-	case k.meta.Type == Preallocated && k.meta.Format != Raw:
-		return errorf(CodeWrongState, "volume %s is %s: its space is its own", k.id, Preallocated)
-	case !k.legal() && !unmerged:
-		return f.illegal(k)
-	case k.meta.Generation != a.Generation:
-		return errorf(CodeStale, "volume %s has generation %d, expected %d: repeat the request", k.id, k.meta.Generation, a.Generation)
-	}
-	_, err = f.chain(k.id)
-	return err
-}
-
-func (o *operations) checkReduce(ctx context.Context, a reduceArgs) error {
-	m, err := o.at(a.Pool, a.Domain)
-	if err != nil {
-		return err
-	}
-	if err := mayReduce(m.family(), a); err != nil {
-		return err
-	}
-	return o.idle(ctx, m, a.Image, a.Volume)
-}
-
-// planReduce: while the volume is illegal nobody opens it, so that nothing is
-// written between the look at its data and the cut.
-func (o *operations) planReduce(a reduceArgs) task.Plan {
-	legal := func(ctx context.Context) error {
-		return unlessMissing(o.mark(ctx, a.Domain, a.Image, []uuid.UUID{a.Volume}, a.legality()))
-	}
-	return task.Plan{
-		Locks: locksOf(a.Domain, a.Image),
-		Steps: []task.Step{
-			step("check", func(ctx context.Context) error { return o.checkReduce(ctx, a) }, nil),
-			step("mark", func(ctx context.Context) error {
-				return o.mark(ctx, a.Domain, a.Image, []uuid.UUID{a.Volume}, Illegal)
-			}, legal),
-			step("reduce", func(ctx context.Context) error { return o.cut(ctx, a) }, nil),
-			step("legal", func(ctx context.Context) error {
-				m, err := o.domain(a.Domain)
-				if err != nil {
-					return err
-				}
-				return unlessMissing(m.setMeta(ctx, a.Image, a.Volume, func(meta *volumeMeta) {
-					meta.Legality, meta.Generation = a.legality(), nextGeneration(a.Generation)
-				}))
-			}, nil),
-		},
-		Commit: 3,
-	}
-}
-
-// cut makes the volume as long as its data.
-func (o *operations) cut(ctx context.Context, a reduceArgs) error {
-	m, err := o.domain(a.Domain)
-	if err != nil {
-		return err
-	}
-	if err := o.idle(ctx, m, a.Image, a.Volume); err != nil {
-		return err
-	}
-	chain, err := m.places(a.Volume)
-	if err != nil {
-		return err
-	}
-	use, err := o.jobs.Use(ctx, chain)
-	if err != nil {
-		return jobError(err, "look at volume %s", a.Volume)
-	}
-	return m.shrinkTo(ctx, a.Image, a.Volume, chain[len(chain)-1].Granted, use.End)
 }

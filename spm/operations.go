@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/google/uuid"
@@ -79,6 +80,29 @@ func step(name string, do, undo func(context.Context) error) task.Step {
 		s.Undo = func(ctx context.Context, _ *task.Run) error { return undo(patient(ctx)) }
 	}
 	return s
+}
+
+// orElse is a step behind the commit point with what is done when the task is given up
+// there. Where that is nothing, what is half done says so: it is illegal, and can be done
+// again or deleted by force.
+func orElse(s task.Step, giveUp func(context.Context) error) task.Step {
+	s.GiveUp = func(ctx context.Context, _ *task.Run) error { return giveUp(patient(ctx)) }
+	return s
+}
+
+// hopeless says of the error of a job behind the commit point whether no repetition avoids
+// it: the image is not fit for that, or damaged, or its file is gone and the domain is not.
+func (m *Manager) hopeless(err error) error {
+	var coded *Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrUnfit), errors.As(err, &coded) && coded.Code == CodeDamaged:
+	case errors.Is(err, fs.ErrNotExist) && CodeOf(err) == CodeInternal && m.there() == nil:
+	default:
+		return err
+	}
+	return task.Hopeless(err)
 }
 
 // The names of resources, in VDSM's namespaces. A domain is held shared by what

@@ -145,8 +145,12 @@ func (w *world) run(kind string, args any, dieAt int) error {
 				continue
 			}
 			if err := w.do(func() error { return s.Do(w.t.Context(), &task.Run{}) }); err != nil {
-				if !errors.Is(err, errCrash) && n < plan.Commit {
+				switch {
+				case errors.Is(err, errCrash):
+				case n < plan.Commit:
 					w.undo(plan)
+				case task.IsHopeless(err):
+					w.giveUp()
 				}
 				return err
 			}
@@ -174,6 +178,17 @@ func (w *world) plan() task.Plan {
 	require.NoError(w.t, err)
 	require.LessOrEqual(w.t, len(w.record.Args), 8<<10)
 	return plan
+}
+
+// giveUp gives the task up, twice.
+func (w *world) giveUp() {
+	s := w.plan().Steps[w.record.Step]
+	for range 2 {
+		if s.GiveUp != nil {
+			require.NoError(w.t, s.GiveUp(context.Background(), &task.Run{Reached: w.record.Step}), "give up %s", s.Name)
+		}
+	}
+	w.record = nil
 }
 
 // undo rolls the task back.

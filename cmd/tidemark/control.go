@@ -14,6 +14,7 @@ import (
 	"tidemark/internal/block"
 	"tidemark/internal/unixsock"
 	"tidemark/nbd"
+	"tidemark/qcow2"
 	"tidemark/spm"
 )
 
@@ -52,6 +53,8 @@ type controlRequest struct {
 // A controlError is the answer to what could not be done.
 type controlError struct {
 	Message string `json:"error"`
+	// Unfit says that the disk cannot have that, however often it is asked.
+	Unfit bool `json:"unfit,omitempty"`
 }
 
 // A controlState is what a process serves. Sizes are in bytes.
@@ -178,7 +181,7 @@ func (s *nbdService) controlHandler() http.Handler {
 		mux.HandleFunc("POST /"+verb, func(w http.ResponseWriter, r *http.Request) {
 			err := s.command(r, do)
 			if err != nil {
-				answer(w, statusOfError(err), controlError{err.Error()})
+				answer(w, statusOfError(err), controlError{err.Error(), unfit(err)})
 				return
 			}
 			answer(w, http.StatusOK, s.state())
@@ -216,6 +219,11 @@ func (s *nbdService) command(r *http.Request, do func(context.Context, *served, 
 		}
 	}
 	return fmt.Errorf("%w: %q", errNoExport, *q.Export)
+}
+
+func unfit(err error) bool {
+	var corrupt *qcow2.CorruptError
+	return errors.As(err, &corrupt) || errors.Is(err, block.ErrUnsupported)
 }
 
 func statusOfError(err error) int {

@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+
+	"tidemark/spm"
 )
 
 // A controlClient asks a control socket.
@@ -66,3 +68,6 @@ type controlFailure struct {
 }
 
 func (e *controlFailure) Error() string { return e.Message }
+
+// Is says that nothing but another image helps.
+func (e *controlFailure) Is(target error) bool { return target == spm.ErrUnfit && e.Unfit }

@@ -110,7 +110,7 @@ func serverOf(image, control, manager string, state controlState) (spm.Server, e
 		Domain: x.Domain, Image: image, Leaf: x.Leaf, ReadOnly: x.ReadOnly, Socket: state.Address, Control: control, PID: state.PID,
 		Foreign: state.Manager != "" && state.Manager != manager,
 		URI:     (&url.URL{Scheme: "nbd+unix", Path: "/", RawQuery: "socket=" + state.Address}).String(),
-		Used:    x.Used, Merge: x.Merge.State, MergeError: x.Merge.Error, MergeDone: x.Merge.Done, MergeTotal: x.Merge.Total,
+		Used:    x.Used, Size: x.Size, Merge: x.Merge.State, MergeError: x.Merge.Error, MergeDone: x.Merge.Done, MergeTotal: x.Merge.Total,
 	}, nil
 }
 

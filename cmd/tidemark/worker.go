@@ -269,6 +269,9 @@ func (w *worker) use(ctx context.Context) (u spm.ImageUse, err error) {
 		}
 		r, err := qcow2.Check(ctx, c[0].file, qcow2.CheckOptions{})
 		u = spm.ImageUse{VirtualSize: c[0].header.Size, End: r.ImageEnd}
+		if len(c) > 1 {
+			u.BackingSize = c[1].device.Info().Size
+		}
 		return err
 	})
 	return u, err

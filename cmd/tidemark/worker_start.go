@@ -211,3 +211,8 @@ func newWorkerError(err error) *workerError {
 func (e *workerError) Error() string { return e.Message }
 
 func (e *workerError) Unwrap() error { return workerKinds[e.Kind] }
+
+// Is says that nothing but another image helps.
+func (e *workerError) Is(target error) bool {
+	return target == spm.ErrUnfit && (e.Kind == "corrupt" || e.Kind == "unsupported")
+}

@@ -110,14 +110,18 @@ func TestWorkerMeasuresAndChecks(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, len(ofTop), u.VirtualSize)
 	require.Less(t, u.End, int64(24<<20))
+	require.EqualValues(t, 16<<20, u.BackingSize)
 	require.NoError(t, jobs.Check(t.Context(), chain))
+	require.ErrorIs(t, jobs.Resize(t.Context(), chain[:2], 32<<20), spm.ErrUnfit, "what is below it is larger")
 
 	f, err := os.OpenFile(p.volumes["top"].Path, os.O_RDWR, 0)
 	require.NoError(t, err)
 	_, err = f.WriteAt(bytes.Repeat([]byte{0, 0}, 32<<10), 2<<16) // the refcount block
 	require.NoError(t, err)
 	require.NoError(t, f.Close())
-	require.ErrorIs(t, jobs.Check(t.Context(), chain), errCorrupt)
+	err = jobs.Check(t.Context(), chain)
+	require.ErrorIs(t, err, errCorrupt)
+	require.ErrorIs(t, err, spm.ErrUnfit)
 }
 
 func TestWorkerCopies(t *testing.T) {

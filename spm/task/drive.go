@@ -96,7 +96,7 @@ func (e *Engine) drive(ctx context.Context, t *task) {
 			return
 		case err == nil:
 			e.decide(t, done, nil)
-		case isHopeless(err):
+		case IsHopeless(err):
 			e.decide(t, hopeless, err)
 		default:
 			e.decide(t, fault, err)
@@ -255,7 +255,7 @@ func (e *Engine) attempts(r Record, f func() error) error {
 			return err
 		}
 		err := f()
-		if err == nil || isHopeless(err) || i >= e.o.Attempts || e.ctx.Err() != nil {
+		if err == nil || IsHopeless(err) || i >= e.o.Attempts || e.ctx.Err() != nil {
 			return err
 		}
 		e.o.Log.Warn("a step of a task is tried again", "task", r.ID, "kind", r.Kind, "step", r.Step, "attempt", i, "err", err)

@@ -52,7 +52,8 @@ type hopelessError struct{ error }
 
 func (e hopelessError) Unwrap() error { return e.error }
 
-func isHopeless(err error) bool { return errors.As(err, new(hopelessError)) }
+// IsHopeless reports whether an error is, or wraps, one of Hopeless.
+func IsHopeless(err error) bool { return errors.As(err, new(hopelessError)) }
 
 // A Lock is a resource that a task needs, shared or for itself, from before its
 // first step until it has ended. All that a task needs are taken in the order of

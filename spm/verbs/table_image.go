@@ -45,7 +45,9 @@ var imageVerbs = []Verb{
 		},
 	},
 	{
-		Name: "deleteImage", VDSM: true, Doc: "Remove an image with all its volumes.",
+		Name: "deleteImage", VDSM: true,
+		Doc: "Remove an image with all its volumes. With force also what is illegal or damaged, and a task that has the image and does not go on (recovering) " +
+			"is given up, as by stopTask.",
 		Args:    argsOf(argDomain, argPool, argImage, argZero, argForce),
 		Methods: []Method{{"Image.delete", "imageID storagepoolID storagedomainID postZero force discard", "uuid"}},
 		Reply:   taskReply, Codes: with(imageCodes, spm.CodeDamaged, spm.CodeIllegal, spm.CodeInUse, spm.CodeHasChildren, spm.CodeTooManyTasks), As: volumeNumbers,
