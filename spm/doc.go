@@ -137,8 +137,8 @@
 //	                 remove
 //	  of a served leaf: ... the server copies down, and writes to both | the same; the
 //	                 server lets go of the leaf; remove
-//	extendVolumeSize space, all of it if it is raw; the image is whole, and has no less
-//	                 than what it is based on | the image; metadata
+//	extendVolumeSize space, all of it if it is raw or preallocated; the image is whole,
+//	                 and has no less than what it is based on | the image; metadata
 //	  of a served one: space | metadata, on which the bound depends; the server
 //	reduceVolume     ILLEGAL; look at the data; cut; | LEGAL
 //
@@ -155,7 +155,7 @@
 //	                 original is ILLEGAL
 //	mergeSnapshots   what is ILLEGAL stays, below what is whole: it is merged again
 //	  of a served leaf: that is the leaf again, and the ancestor ILLEGAL, as in a rollback
-//	extendVolumeSize the metadata say what the image has; a raw one gives space back
+//	extendVolumeSize the metadata say what the image has; the space is given back
 //	reduceVolume     it is not: only metadata are left to write
 //
 // Whoever merges writes to the ancestor only what the volumes above it have

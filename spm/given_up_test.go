@@ -141,6 +141,45 @@ func TestExtensionIsRefusedInTime(t *testing.T) {
 	})
 }
 
+// One that is preallocated is granted all that it can need with its new size, and is not
+// extended where there is not so much; what a rollback does not need is given back.
+func TestExtensionOfAPreallocatedVolume(t *testing.T) {
+	for _, served := range []bool{false, true} {
+		both(t, 1, func(t *testing.T, w *world) {
+			r := w.newVolume(uuid.New(), uuid.New())
+			r.Alloc, r.Size = Preallocated, 512*mib
+			kind, args, err := w.ops.createVolume(t.Context(), r)
+			w.must(kind, args, err)
+			before := w.m[0].info(r.Volume)
+			require.Equal(t, before.Bound, before.Granted)
+			if served {
+				_, err := w.ops.prepare(t.Context(), r.VolumeAt, PrepareOptions{})
+				require.NoError(t, err)
+			}
+			kind, args, err = w.ops.extendVolumeSize(t.Context(), r.VolumeAt, gib)
+			require.NoError(t, err)
+			require.ErrorIs(t, w.run(kind, args, 3), errCrash) // after "space"
+			require.Greater(t, w.m[0].info(r.Volume).Granted, int64(gib))
+			w.undo(w.plan())
+			require.Equal(t, before.Granted, w.m[0].info(r.Volume).Granted)
+
+			w.must(kind, args, nil)
+			i := w.m[0].info(r.Volume)
+			require.Equal(t, i.Bound, i.Granted)
+			require.Greater(t, i.Granted, int64(gib))
+			require.Equal(t, "1073741824", w.sizes(r.Volume))
+
+			kind, args, err = w.ops.extendVolumeSize(t.Context(), r.VolumeAt, 512*gib)
+			require.NoError(t, err)
+			requireCode(t, CodePoolFull, w.run(kind, args, -1))
+			require.Equal(t, i.Granted, w.m[0].info(r.Volume).Granted)
+			require.Equal(t, "1073741824", w.sizes(r.Volume))
+			require.NoError(t, w.servers.Stop(t.Context(), r.Image.String()))
+			w.consistent()
+		})
+	}
+}
+
 // The other tasks that cannot go on, and are stopped: what is half done says so, nothing
 // shows other data than before, and the image can be used.
 func TestTasksAreGivenUp(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 type resizeArgs struct {
 	VolumeAt
 	Was, Size int64
+	Granted   int64 `json:",omitempty"` // before; 0: it is not known
 }
 
 // extendVolumeSize makes the virtual disk of an image larger.
@@ -22,7 +23,7 @@ func (o *operations) extendVolumeSize(ctx context.Context, at VolumeAt, size int
 		return "", nil, err
 	}
 	at.Image, at.Volume = k.image, k.id
-	a := resizeArgs{VolumeAt: at, Was: k.meta.Capacity, Size: size}
+	a := resizeArgs{VolumeAt: at, Was: k.meta.Capacity, Size: size, Granted: m.info(k.id).Granted}
 	s, served, err := o.serving(ctx, m, k.image)
 	if err != nil {
 		return "", nil, err
@@ -190,12 +191,17 @@ func (o *operations) resizeSpaceLive(ctx context.Context, a resizeArgs) error {
 	return o.resizeRoom(ctx, m, a, i.Used)
 }
 
-// resizeRoom grants an image whose data ends there the room to become larger.
+// resizeRoom grants an image whose data ends there the room to become larger, or all that
+// it can ever need then if it is preallocated.
 func (o *operations) resizeRoom(ctx context.Context, m *Manager, a resizeArgs, end int64) error {
 	if err := m.raiseBound(a.Image, a.Volume, a.Size); err != nil {
 		return err
 	}
-	need := min(end+tableRoom(a.Size), m.info(a.Volume).Bound)
+	i := m.info(a.Volume)
+	need := i.Bound
+	if i.Alloc != Preallocated {
+		need = min(end+tableRoom(a.Size), i.Bound)
+	}
 	return m.grantAtLeast(ctx, a.Image, a.Volume, need, false)
 }
 
@@ -275,8 +281,9 @@ func (o *operations) sizeOf(ctx context.Context, m *Manager, a resizeArgs) (int6
 	return a.Was, nil
 }
 
-// shorten makes a raw volume as short as it was, unless somebody has it open: then
-// it is as large as it is long.
+// shorten takes back what a volume was granted that cannot be what its image needs. A raw
+// one is made as short as it was, unless somebody has it open: then it is as large as it is
+// long. One that is preallocated has what an image of its size can need, and what it had.
 func (o *operations) shorten(ctx context.Context, a resizeArgs) error {
 	m, err := o.domain(a.Domain)
 	if err != nil {
@@ -284,7 +291,17 @@ func (o *operations) shorten(ctx context.Context, a resizeArgs) error {
 	}
 	defer m.resetBound(a.Volume)
 	i := m.info(a.Volume)
-	if i.Format != Raw || i.Granted <= a.Was {
+	if i.Format != Raw {
+		if i.Alloc != Preallocated || a.Granted == 0 {
+			return nil
+		}
+		to := max(a.Granted, m.boundOf(volumeMeta{Capacity: i.Capacity, Format: i.Format}))
+		if err = m.shrinkTo(ctx, a.Image, a.Volume, i.Granted, to); err != nil && CodeOf(err) == CodeInUse {
+			return nil
+		}
+		return unlessMissing(err)
+	}
+	if i.Granted <= a.Was {
 		return nil
 	}
 	err = m.shrinkTo(ctx, a.Image, a.Volume, i.Granted, a.Was)
