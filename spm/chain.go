@@ -9,11 +9,12 @@ import (
 )
 
 // A kin is a volume as those need it who look at chains: what its metadata says.
-// Of a damaged one nothing is known but where it lies.
+// Of a damaged one nothing is known but where it lies, and perhaps what it is based on.
 type kin struct {
 	id, image uuid.UUID
 	meta      volumeMeta
 	damaged   bool
+	lost      bool // of a damaged one: meta.Parent is not known
 }
 
 func (k kin) legal() bool  { return !k.damaged && k.meta.Legality == Legal }
@@ -26,6 +27,7 @@ type family struct {
 	all    map[uuid.UUID]kin
 	images map[uuid.UUID][]kin // of an image, in the order of their UUIDs
 	kids   map[uuid.UUID][]kin // based on a volume, of any image, in the same order
+	broken []kin               // damaged, in the same order
 }
 
 func newFamily(all []kin) *family {
@@ -35,7 +37,10 @@ func newFamily(all []kin) *family {
 	for _, k := range all {
 		f.all[k.id] = k
 		f.images[k.image] = append(f.images[k.image], k)
-		if !k.damaged && k.meta.Parent != uuid.Nil {
+		switch {
+		case k.damaged:
+			f.broken = append(f.broken, k)
+		case k.meta.Parent != uuid.Nil:
 			f.kids[k.meta.Parent] = append(f.kids[k.meta.Parent], k)
 		}
 	}
@@ -167,12 +172,31 @@ func (f *family) anyDamaged(image uuid.UUID) bool {
 func (f *family) mayChange(image uuid.UUID, without ...uuid.UUID) error {
 	for _, k := range f.images[image] {
 		if k.damaged && !slices.Contains(without, k.id) {
-			return errorf(CodeDamaged, "volume %s of image %s is damaged, and nobody knows what it is based on: mend its metadata and start the manager again, or delete it",
-				k.id, image)
+			return errorf(CodeDamaged, "volume %s of image %s is damaged, and nobody knows what it is based on: %s", k.id, image, mendFirst)
 		}
 	}
 	return nil
 }
+
+// mayGo refuses to take an image away on which a damaged volume of another image is based,
+// or may be: that is on a template, if it is on another image.
+func (f *family) mayGo(image uuid.UUID) error {
+	template := slices.ContainsFunc(f.images[image], func(k kin) bool { return k.damaged || k.shared() })
+	for _, k := range f.broken {
+		below, known := f.all[k.meta.Parent]
+		switch {
+		case k.image == image || !k.lost && k.meta.Parent == uuid.Nil || known && below.image != image:
+		case known:
+			return errorf(CodeDamaged, "volume %s of image %s is damaged, and is based on image %s: %s", k.id, k.image, image, mendFirst)
+		case template:
+			return errorf(CodeDamaged, "volume %s of image %s is damaged, and nobody knows whether it is based on image %s, a template: %s",
+				k.id, k.image, image, mendFirst)
+		}
+	}
+	return nil
+}
+
+const mendFirst = "mend its metadata and start the manager again, or delete it"
 
 // member returns a volume of an image.
 func (f *family) member(image, id uuid.UUID) (kin, error) {
@@ -322,6 +346,11 @@ func (f *family) mayDeleteImage(image uuid.UUID, force bool) ([]uuid.UUID, error
 	all := f.images[image]
 	if len(all) == 0 {
 		return nil, errorf(CodeUnknownImage, "there is no image %s", image)
+	}
+	if !force {
+		if err := f.mayGo(image); err != nil {
+			return nil, err
+		}
 	}
 	for _, k := range all {
 		if !k.legal() && !force {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"slices"
 
 	"github.com/google/uuid"
@@ -183,8 +184,9 @@ func (m *Manager) shrinkTo(ctx context.Context, image, id uuid.UUID, from, to in
 	return errors.Join(m.reduce(v, from, to), release())
 }
 
-// unused fails with CodeInUse if somebody has one of the volumes open.
-func (m *Manager) unused(image uuid.UUID, ids ...uuid.UUID) error {
+// unused fails with CodeInUse if somebody has one of the volumes open. If nobody has, and
+// the file of one is not there, the error is CodeDamaged and wraps fs.ErrNotExist.
+func (m *Manager) unused(image uuid.UUID, ids ...uuid.UUID) (lost error) {
 	for _, id := range ids {
 		m.mu.Lock()
 		v := m.volumes[id]
@@ -196,6 +198,11 @@ func (m *Manager) unused(image uuid.UUID, ids ...uuid.UUID) error {
 			return err
 		}
 		release, err := m.store.hold(v)
+		if errors.Is(err, fs.ErrNotExist) {
+			lost = &Error{Code: CodeDamaged, err: err, Message: "volume " + v.id.String() + " of image " + image.String() +
+				" is damaged (" + err.Error() + "): bring its file back, or delete it by force"}
+			continue
+		}
 		if err != nil {
 			return holdError("use", v, err)
 		}
@@ -203,7 +210,7 @@ func (m *Manager) unused(image uuid.UUID, ids ...uuid.UUID) error {
 			return internal(err, "release volume %s", v.name())
 		}
 	}
-	return nil
+	return lost
 }
 
 func holdError(what string, v *volume, err error) error {
@@ -279,6 +286,9 @@ func (m *Manager) drop(ctx context.Context, all []*volume, zero bool) (freed int
 			return 0, err
 		}
 		release, err := m.store.hold(v)
+		if errors.Is(err, fs.ErrNotExist) { // so nobody has it
+			continue
+		}
 		if err != nil {
 			return 0, holdError("remove", v, err)
 		}

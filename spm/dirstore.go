@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"tidemark/internal/block"
 	"tidemark/internal/hostfile"
 	"tidemark/spm/task"
 )
@@ -151,6 +152,10 @@ func (s *dirStore) hold(v *volume) (func() error, error) {
 		return nil, err
 	}
 	return s.holder.Hold(s.path(v))
+}
+
+func (s *dirStore) look(_ context.Context, v *volume) (block.File, error) {
+	return s.disk.OpenImage(s.path(v), hostfile.Options{ReadOnly: true, Lock: hostfile.LockNone})
 }
 
 func (s *dirStore) confined(v *volume) error {

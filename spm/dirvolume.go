@@ -146,10 +146,7 @@ func (s *dirStore) hasOthers(v *volume) (bool, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return slices.ContainsFunc(files, func(e fs.DirEntry) bool {
-		name, ok := strings.CutSuffix(e.Name(), extMeta)
-		return ok && name != v.id.String() && !lacks(files, name)
-	}), err
+	return slices.ContainsFunc(volumesIn(files), func(id uuid.UUID) bool { return id != v.id }), err
 }
 
 // write replaces the metadata of a volume.
@@ -184,7 +181,11 @@ func (s *dirStore) remove(ctx context.Context, v *volume) (gone bool, err error)
 		return len(all) > 0, err
 	}
 	path := s.path(v)
-	if err := s.disk.Rename(path+extMeta, path+extMeta+extGone); err != nil {
+	err = s.disk.Rename(path+extMeta, path+extMeta+extGone)
+	if errors.Is(err, fs.ErrNotExist) { // damaged: what has no metadata gets the mark all the same
+		err = s.disk.makeContent(path+extMeta+extGone, nil)
+	}
+	if err != nil {
 		return false, err
 	}
 	if err = s.disk.syncPath(filepath.Dir(path)); err == nil {
@@ -245,25 +246,34 @@ func (s *dirStore) scanImage(image uuid.UUID) ([]stored, error) {
 		return nil, err
 	}
 	var all []stored
-	for _, e := range files {
-		if name, ok := strings.CutSuffix(e.Name(), extMeta); ok && lacks(files, name) {
-			s.log.Warn("metadata without the file of its volume is ignored", "image", image, "volume", name)
-		}
-		id, err := uuid.Parse(e.Name())
-		if err != nil || !e.Type().IsRegular() {
-			continue
-		}
+	for _, id := range volumesIn(files) {
 		v, err := s.readVolume(image, id)
-		if errors.Is(err, fs.ErrNotExist) {
-			s.log.Warn("volume without metadata is ignored", "image", image, "volume", id)
-			continue
-		}
 		if err != nil {
 			return nil, fmt.Errorf("volume %s: %w", id, err)
 		}
 		all = append(all, v)
 	}
 	return all, nil
+}
+
+// volumesIn are the volumes of an image: what has a file, or metadata. What has one of the
+// two only, and no mark of what is being made or removed, was not left so by a crash.
+func volumesIn(files []fs.DirEntry) (ids []uuid.UUID) {
+	for _, e := range files {
+		name, isMeta := strings.CutSuffix(e.Name(), extMeta)
+		id, err := uuid.Parse(name)
+		switch {
+		case err != nil || slices.Contains(ids, id):
+		case !isMeta && (!e.Type().IsRegular() || lacks(files, name+extMeta) && marked(files, name)):
+		default:
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func marked(files []fs.DirEntry, name string) bool {
+	return !lacks(files, name+extMeta+extNew) || !lacks(files, name+extMeta+extGone)
 }
 
 // tidyImage removes the volumes that were not made to the end, or not removed to
@@ -306,21 +316,27 @@ func lacks(files []fs.DirEntry, name string) bool {
 	return !slices.ContainsFunc(files, func(e fs.DirEntry) bool { return e.Name() == name && e.Type().IsRegular() })
 }
 
+// readVolume reads the metadata of a volume. Without these, or without its file, it is
+// damaged.
 func (s *dirStore) readVolume(image, id uuid.UUID) (stored, error) {
 	path := filepath.Join(s.domain.image(image), id.String())
-	b, err := s.disk.ReadFile(path + extMeta)
-	if errors.Is(err, fs.ErrNotExist) {
+	v := stored{image: image, id: id}
+	info, err := s.disk.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		v.damaged = fmt.Errorf("%s is not there, and %s is", path, filepath.Base(path)+extMeta)
+	case err != nil:
 		return stored{}, err
+	case !info.Mode().IsRegular():
+		v.damaged = fmt.Errorf("%s: expected a regular file, found %s", path, whatIs(info))
+	default:
+		v.size = info.Size()
 	}
-	info, serr := s.disk.Lstat(path)
-	if serr != nil {
-		return stored{}, serr
-	}
-	v := stored{image: image, id: id, size: info.Size()}
+	b, err := s.disk.ReadFile(path + extMeta)
 	if err == nil {
 		v.meta, err = parseVolumeMeta(b)
 	}
-	if err != nil {
+	if v.lost = err != nil; v.lost && v.damaged == nil {
 		v.damaged = fmt.Errorf("%s: %w", path+extMeta, err)
 	}
 	return v, nil

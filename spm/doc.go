@@ -4,7 +4,7 @@
 // unix socket or, in the same process, through the same methods ([API], [Storage]).
 //
 // It reads no image and knows no format: what is inside a volume is made by an
-// [Images], and whether somebody holds a volume is asked of a [Holder]. It does
+// [Images], which also says what it is based on, and whether somebody holds a volume is asked of a [Holder]. It does
 // not know who writes to a volume either; a writer asks for a size, and the
 // manager admits or holds the request.
 //
@@ -59,7 +59,9 @@
 // A volume whose metadata cannot be read, or on a group cannot be found by its tag, is
 // damaged: it keeps its space, is shown by its UUID with the reason, may be removed, and
 // keeps nobody from the volumes of other images. Those of its own image it may be based on,
-// so until it is mended or removed they are read only.
+// so until it is mended or removed they are read only, and none of them goes without it. A
+// template on which it is based, or may be, goes by force only: what it is based on says its
+// tag PU_, or in a directory the header of its image; if neither can be read, it may be any.
 //
 // Others may write beneath the directories that the host's administrator has named. All
 // that is done to a domain there is done by a path that the kernel resolves from such a
@@ -67,8 +69,9 @@
 // [Volume] and [Place] say the directory. A volume of which a file is a link, or lies where
 // one leads, is refused whatever is asked of it.
 //
-// A volume without .meta in a directory with its final name was not made by this
-// package; it is reported, not counted and not touched.
+// In a directory a volume is damaged, too, that has no .meta, or that is nothing but that,
+// in the directory of its image: a crash leaves no such thing but what is in the tables of
+// this comment, and that is gone once a manager has started.
 //
 // # The volumes of an image
 //
@@ -93,6 +96,7 @@
 //	         2 fsync of the directory
 //	         3 unlink <volume> and its lease, fsync of the directory -> finished at the next start
 //	         4 unlink <volume>.meta.gone
+//	         (one without .meta gets an empty .meta.gone instead of the rename)
 //
 // The removal of an image, or of its last volume, is the rename of its directory.
 // On a group:

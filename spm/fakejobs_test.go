@@ -61,6 +61,14 @@ func (contentImages) Create(_ context.Context, f block.File, o CreateImage) erro
 	return fakeImage{Size: o.Size, Backing: o.Backing, Blocks: map[int]byte{}}.writeTo(f)
 }
 
+func (contentImages) Backing(f block.File) (string, error) {
+	i, err := readFakeImage(f)
+	if err != nil || i.Backing == nil {
+		return "", err
+	}
+	return i.Backing.Name, nil
+}
+
 // fakeJobs are the jobs on such images.
 type fakeJobs struct {
 	group *fakeGroup // nil: in directories

@@ -182,6 +182,10 @@ func (s *groupStore) hold(v *volume) (func() error, error) {
 	return s.group.Hold(l.Mapping)
 }
 
+func (s *groupStore) look(ctx context.Context, v *volume) (block.File, error) {
+	return s.group.Open(ctx, v.id.String())
+}
+
 func (s *groupStore) close() error {
 	var err error
 	if s.meta != nil {

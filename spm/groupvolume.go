@@ -198,6 +198,8 @@ func (s *groupStore) readVolume(ctx context.Context, l GroupVolume, slots map[in
 	}
 	slot := slots[tags.slot]
 	if v.damaged = slot.refuses(l.Name); v.damaged != nil {
+		parent, err := uuid.Parse(tags.parent)
+		v.meta.Parent, v.lost = parent, err != nil
 		return v, nil
 	}
 	s.slots[tags.slot] = l.Name

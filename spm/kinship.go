@@ -2,8 +2,11 @@ package spm
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 
 	"github.com/google/uuid"
@@ -16,7 +19,7 @@ func (m *Manager) familyLocked() *family {
 		all := make([]kin, 0, len(m.volumes))
 		for _, v := range m.volumes {
 			if v.ready {
-				all = append(all, kin{id: v.id, image: v.image, meta: v.meta(), damaged: v.damaged != nil})
+				all = append(all, kin{id: v.id, image: v.image, meta: v.meta(), damaged: v.damaged != nil, lost: v.lost})
 			}
 		}
 		m.kinship = newFamily(all)
@@ -71,12 +74,15 @@ func (m *Manager) scan() error {
 	if err != nil {
 		return err
 	}
+	for i := range all {
+		m.trace(&all[i])
+	}
 	m.mu.Lock()
 	for _, found := range all {
 		v := m.newVolume(found.image, found.id, found.meta)
 		v.size, v.ready, v.unsynced = found.size, true, true
 		v.bound = max(v.bound, v.size)
-		if v.damaged = found.damaged; v.damaged != nil {
+		if v.damaged, v.lost = found.damaged, found.lost; v.damaged != nil {
 			v.bound = v.size
 		}
 		m.volumes[v.id] = v
@@ -90,6 +96,38 @@ func (m *Manager) scan() error {
 		}
 	}
 	return nil
+}
+
+// trace finds out by the header of a damaged volume what it is based on, if its metadata
+// do not say so. That protects what is below it, and is used for nothing else.
+func (m *Manager) trace(found *stored) {
+	if !found.lost {
+		return
+	}
+	name, err := m.backingOf(m.ctx, &volume{image: found.image, id: found.id})
+	if err != nil {
+		return
+	}
+	if name == "" {
+		found.lost = false
+		return
+	}
+	if parent, err := uuid.Parse(filepath.Base(name)); err == nil {
+		found.meta.Parent, found.lost = parent, false
+	}
+}
+
+// backingOf is what the header of a volume says that it is based on.
+func (m *Manager) backingOf(ctx context.Context, v *volume) (string, error) {
+	if m.o.Images == nil {
+		return "", fmt.Errorf("this manager reads no %s images", FormatQCOW2)
+	}
+	f, err := m.store.look(ctx, v)
+	if err != nil {
+		return "", err
+	}
+	name, err := m.o.Images.Backing(f)
+	return name, errors.Join(err, f.Close())
 }
 
 // nameAllLocked names what a scan has found, and returns the images. A leaf whose

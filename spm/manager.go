@@ -56,6 +56,9 @@ type Images interface {
 	// Bound is the size in bytes that the file of such an image never needs
 	// to exceed.
 	Bound(o CreateImage) int64
+	// Backing is what the header of the qcow2 image in f says that it is based on: a name
+	// as in [BackingRef], "" if it is on nothing. It fails if that cannot be read.
+	Backing(f block.File) (name string, err error)
 }
 
 // Options of a pool. The zero value opens one that exists.
@@ -180,6 +183,7 @@ type volume struct {
 	size       int64 // granted; of the volume, unless reserved is more
 	bound      int64
 	damaged    error // why nobody can know what is in it; nil: it is whole
+	lost       bool  // of a damaged one: nobody knows what it is based on
 	gone       bool
 	ready      bool // false while it is being made: it has a name and space only
 	extensions int64

@@ -45,6 +45,11 @@ func (i fakeImages) Create(ctx context.Context, f block.File, o CreateImage) err
 	return err
 }
 
+func (fakeImages) Backing(f block.File) (string, error) {
+	_, err := f.ReadAt(make([]byte, 1), 0)
+	return "", err
+}
+
 func (fakeImages) Bound(o CreateImage) int64 { return o.Size + mib }
 
 // manyBytes is a host that never runs out.
@@ -379,13 +384,15 @@ func TestHalfMadeAndHalfRemoved(t *testing.T) {
 	o.Log = slog.New(slog.NewTextHandler(&log, nil))
 	m = openPool(t, dir, o)
 	require.Contains(t, log.String(), "volume="+lost.VolumeUUID)
+	require.NotEmpty(t, volumeOf(t, m, lost.VolumeUUID).Damaged, "that was no crash")
+	require.NotEmpty(t, volumeOf(t, m, testPool.String()).Damaged)
 	require.NotContains(t, log.String(), "volume="+v.VolumeUUID)
 	require.NoDirExists(t, half)
 	require.NoDirExists(t, gone)
 	require.FileExists(t, foreign, "what was not made here is not touched")
 	list, err := m.ListVolumes(t.Context(), VolumeListRequest{})
 	require.NoError(t, err)
-	require.Len(t, list.Volumes, 1)
+	require.Len(t, list.Volumes, 3)
 }
 
 func TestOpenRefuses(t *testing.T) {

@@ -2,6 +2,8 @@ package spm
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 
 	"github.com/google/uuid"
 
@@ -38,7 +40,16 @@ func (o *operations) checkDelete(ctx context.Context, a deleteArgs) error {
 	if _, err := m.family().mayDelete(a.Image, a.Volumes, a.Force); err != nil {
 		return err
 	}
-	return o.idle(ctx, m, a.Image, a.Volumes...)
+	return o.mayRemove(ctx, m, a.Image, a.Volumes)
+}
+
+// mayRemove refuses to remove what somebody uses. A volume whose file is not there may go.
+func (o *operations) mayRemove(ctx context.Context, m *Manager, image uuid.UUID, volumes []uuid.UUID) error {
+	err := o.idle(ctx, m, image, volumes...)
+	if CodeOf(err) == CodeDamaged && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // planDelete: a volume that has become illegal is opened by nobody any more, and
@@ -100,7 +111,7 @@ func (o *operations) checkDeleteImage(ctx context.Context, a deleteArgs) error {
 	if err != nil {
 		return err
 	}
-	return o.idle(ctx, m, a.Image, all...)
+	return o.mayRemove(ctx, m, a.Image, all)
 }
 
 func (o *operations) planDeleteImage(a deleteArgs) task.Plan {

@@ -85,10 +85,18 @@ func mayMove(from, to *family, a moveArgs) error {
 	if len(all) != len(a.Volumes) {
 		return errorf(CodeWrongState, "image %s has %d volumes, and had %d when it was to be moved: repeat the request", a.Image, len(all), len(a.Volumes))
 	}
+	if !a.Copy {
+		if err := from.mayGo(a.Image); err != nil {
+			return err
+		}
+	}
+	if err := from.mayChange(a.Image); err != nil {
+		return err
+	}
 	for _, k := range all {
 		switch {
-		case k.damaged || !slices.Contains(a.Volumes, k.id):
-			return errorf(CodeDamaged, "volume %s of image %s is damaged, or new: nobody knows how to move it", k.id, a.Image)
+		case !slices.Contains(a.Volumes, k.id):
+			return errorf(CodeStale, "volume %s of image %s is new: repeat the request", k.id, a.Image)
 		case !k.legal():
 			return from.illegal(k)
 		}

@@ -12,6 +12,9 @@ func (m *Manager) RemoveVolume(ctx context.Context, r VolumeRemoveRequest) (Volu
 	if _, err := m.family().mayDeleteImage(v.image, true); err != nil {
 		return VolumeRemoveReply{}, err
 	}
+	if err := m.family().mayGo(v.image); err != nil {
+		return VolumeRemoveReply{}, err
+	}
 	freed, err := m.dropImage(ctx, v.image, false)
 	if err != nil {
 		return VolumeRemoveReply{}, err

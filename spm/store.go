@@ -61,6 +61,9 @@ type store interface {
 	// zero makes the bytes of a volume from one to another read zero, durably, if they
 	// may not since it was made longer.
 	zero(ctx context.Context, v *volume, from, to int64) error
+	// look opens a volume for reading what its image says of itself. Nobody has it open who
+	// minds, or it is damaged.
+	look(ctx context.Context, v *volume) (block.File, error)
 	// wipe makes sure that nobody will see what was in a volume that is removed next.
 	wipe(ctx context.Context, v *volume) error
 	// hold takes a volume so that nobody else can open it, or fails with an
@@ -105,5 +108,6 @@ type stored struct {
 	image, id uuid.UUID
 	meta      volumeMeta
 	size      int64
-	damaged   error // why there is no meta; nil: there is
+	damaged   error // why nobody can know what is in it; nil: it is whole
+	lost      bool  // of a damaged one: meta does not say what it is based on
 }

@@ -28,6 +28,15 @@ func (images) Create(ctx context.Context, f block.File, o spm.CreateImage) error
 	return qcow2.Create(ctx, f, c)
 }
 
+// Backing is the name that the header of the image in f has for what it is based on.
+func (images) Backing(f block.File) (string, error) {
+	h, err := qcow2.ReadHeader(f)
+	if err != nil {
+		return "", err
+	}
+	return h.BackingFile, nil
+}
+
 // Bound is the size in bytes that such an image never needs to exceed. For a
 // size that no image can have it is that size: Create says what is wrong.
 func (images) Bound(o spm.CreateImage) int64 {
