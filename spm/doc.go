@@ -131,7 +131,7 @@
 //	                 Before either, what a writer of the leaf that died had reserved is
 //	                 given back: an INTERNAL volume has no leaks
 //	deleteVolume     | ILLEGAL; remove, the topmost first; what is below is the LEAF
-//	deleteImage      | remove
+//	deleteImage      | ILLEGAL, the leaf last; remove
 //	copyImage        make, ILLEGAL; copy | LEGAL
 //	moveImage        make all, ILLEGAL; copy each | LEGAL, the leaf first; the original
 //	                 ILLEGAL, the leaf last; remove it

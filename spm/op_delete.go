@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -114,15 +115,36 @@ func (o *operations) checkDeleteImage(ctx context.Context, a deleteArgs) error {
 	return o.mayRemove(ctx, m, a.Image, all)
 }
 
+// planDeleteImage: as planDelete.
 func (o *operations) planDeleteImage(a deleteArgs) task.Plan {
 	return task.Plan{
 		Locks: locksOf(a.Domain, a.Image),
 		Steps: []task.Step{
 			step("check", func(ctx context.Context) error { return o.checkDeleteImage(ctx, a) }, nil),
+			step("mark", func(ctx context.Context) error { return o.markImage(ctx, a.Domain, a.Image) }, nil),
 			step("remove", func(ctx context.Context) error { return o.dropImage(ctx, a.Domain, a.Image, a.Zero) }, nil),
 		},
 		Commit: 1,
 	}
+}
+
+// markImage makes an image illegal, the leaf at last: until then no other volume is taken
+// for it. What cannot be marked goes all the same.
+func (o *operations) markImage(ctx context.Context, domain, image uuid.UUID) error {
+	m, err := o.domain(domain)
+	if err != nil {
+		return err
+	}
+	f := m.family()
+	up := f.topFirst(slices.Clone(f.images[image]))
+	slices.Reverse(up)
+	if err := o.mark(ctx, domain, image, up, Illegal); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		m.o.Log.Warn("an image that is removed could not be marked", "image", image, "error", err)
+	}
+	return nil
 }
 
 func (o *operations) dropImage(ctx context.Context, domain, image uuid.UUID, zero bool) error {
