@@ -116,6 +116,10 @@
 // An operation changes several volumes one after the other. A volume that is on its
 // way in or out is ILLEGAL, and counts for nobody: so is the copy that is not
 // complete, the volume that is about to go, and the one that is being merged into.
+// The volume of a createVolume is not: it is whole, and LEGAL, as soon as it is there, before
+// the record of its task says that it stays. Nobody writes to it until then, for a manager
+// says that what a task has is read only, and where there is no manager nobody is told of it:
+// so what a rollback takes away is empty. For QEMU, which opens the file itself, it waits.
 // The start corrects what may be between two writes: a LEAF with a legal volume
 // above it in its image is INTERNAL, and a legal INTERNAL without one is the LEAF.
 //
