@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"tidemark/internal/block"
 	"tidemark/qcow2/format"
 )
 
@@ -24,15 +25,30 @@ func checkFeatures(h *format.Header, o Options) error {
 		return errors.New("image names no backing file, and one was given")
 	case o.ReadOnly:
 		return nil
+	}
+	return Writable(h)
+}
+
+// Writable says what in its header forbids to write to an image; nil: nothing does. The
+// error is an [UnsupportedError], or wraps block.ErrUnsupported.
+func Writable(h *format.Header) error {
+	switch {
 	case h.Incompatible&format.IncompatCorrupt != 0:
-		return fmt.Errorf("image is marked corrupt: mend it with qemu-img check -r all, or open it read-only")
+		return markedError("image is marked corrupt: mend it with qemu-img check -r all, or open it read-only")
 	case h.Incompatible&format.IncompatDirty != 0:
-		return fmt.Errorf("image is marked dirty (its reference counts may be wrong): mend it with qemu-img check -r all, or open it read-only")
+		return markedError("image is marked dirty (its reference counts may be wrong): mend it with qemu-img check -r all, or open it read-only")
 	case h.Extension(format.ExtBitmaps) != nil:
-		return refuse("persistent bitmaps, for writing", "open it read-only, or remove them with qemu-img bitmap --remove")
+		return &format.UnsupportedError{Feature: "persistent bitmaps, for writing", Advice: "open it read-only, or remove them with qemu-img bitmap --remove"}
 	}
 	return nil
 }
+
+// A markedError says that an image says of itself that it must not be written to.
+type markedError string
+
+func (e markedError) Error() string { return string(e) }
+
+func (e markedError) Is(target error) bool { return target == block.ErrUnsupported }
 
 // A BackingError says that an image was to be opened without the backing file
 // that it names. The name is never followed here (rule 23).

@@ -29,7 +29,7 @@ type ImageJobs interface {
 	// Use says what an image is: its virtual size, and the end of its data, also if it is
 	// corrupt, as far as it can be opened.
 	Use(ctx context.Context, chain []Place) (ImageUse, error)
-	// Check fails if the top of the chain is corrupt.
+	// Check fails if the top of the chain is corrupt, or must not be written to.
 	Check(ctx context.Context, chain []Place) error
 	// Copy fills to, a volume whose content does not matter, with what the chain
 	// shows; if backing is not nil, with what its top has above the rest of it.

@@ -222,8 +222,7 @@ func (s *nbdService) command(r *http.Request, do func(context.Context, *served, 
 }
 
 func unfit(err error) bool {
-	var corrupt *qcow2.CorruptError
-	return errors.As(err, &corrupt) || errors.Is(err, block.ErrUnsupported)
+	return errors.As(err, new(*qcow2.CorruptError)) || errors.As(err, new(*qcow2.UnsupportedError)) || errors.Is(err, block.ErrUnsupported)
 }
 
 func statusOfError(err error) int {

@@ -245,11 +245,14 @@ func (w *worker) with(ctx context.Context, writable int, do func(chain) error) e
 	return errors.Join(do(c), c.Close())
 }
 
-// check fails if the top is corrupt.
+// check fails if the top is corrupt, or must not be written to.
 func (w *worker) check(ctx context.Context) error {
 	return w.with(ctx, -1, func(c chain) error {
 		if c[0].header == nil {
 			return nil
+		}
+		if err := qcow2.Writable(c[0].header); err != nil {
+			return fmt.Errorf("%s: %w", c[0].path, err)
 		}
 		r, err := qcow2.Check(ctx, c[0].file, qcow2.CheckOptions{Progress: w.progress})
 		if err == nil && r.Corruptions+r.CheckErrors > 0 {

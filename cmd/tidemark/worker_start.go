@@ -200,6 +200,9 @@ func newWorkerError(err error) *workerError {
 	if errors.As(err, &corrupt) {
 		e.Kind = "corrupt"
 	}
+	if errors.As(err, new(*qcow2.UnsupportedError)) {
+		e.Kind = "unsupported"
+	}
 	for kind, is := range workerKinds {
 		if errors.Is(err, is) {
 			e.Kind = kind

@@ -122,6 +122,16 @@ func TestWorkerMeasuresAndChecks(t *testing.T) {
 	err = jobs.Check(t.Context(), chain)
 	require.ErrorIs(t, err, errCorrupt)
 	require.ErrorIs(t, err, spm.ErrUnfit)
+
+	f, err = os.OpenFile(p.volumes["mid"].Path, os.O_RDWR, 0)
+	require.NoError(t, err)
+	_, err = f.WriteAt([]byte{2}, 79) // the bit that marks it corrupt
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	for _, err := range []error{jobs.Check(t.Context(), chain[:2]), jobs.Resize(t.Context(), chain[:2], 16<<20)} {
+		require.ErrorIs(t, err, spm.ErrUnfit)
+		require.ErrorContains(t, err, "is marked corrupt")
+	}
 }
 
 func TestWorkerCopies(t *testing.T) {
