@@ -172,7 +172,7 @@ var killStories = []killStory{
 		before: threeLeaves, after: oneLeaf + "=aaa",
 	},
 	{
-		name: "delete an image", verb: "deleteImage", steps: 2, prepare: threeVolumes,
+		name: "delete an image", verb: "deleteImage", steps: 3, prepare: threeVolumes,
 		args:   func(w *world) arguments { return w.image("i") },
 		before: threeLeaves, after: "",
 	},
