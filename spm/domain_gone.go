@@ -32,6 +32,15 @@ func (h *Host) reads(domain uuid.UUID) bool {
 	return m != nil && m.store.there() == nil
 }
 
+// answering is the state of a domain whose place was found: Unknown where that is what is
+// remembered of a group, and the domain, which is active, does not answer any more.
+func (h *Host) answering(domain uuid.UUID, s DomainState) DomainState {
+	if m := h.active(domain); s == DomainActive && m != nil && m.store.there() != nil {
+		return DomainUnknown
+	}
+	return s
+}
+
 // there fails if the domain has vanished.
 func (m *Manager) there() error {
 	err := m.store.there()
@@ -54,6 +63,7 @@ func (h *Host) memberStates(ctx context.Context, p *connectedPool) map[uuid.UUID
 		if info, ok := gone[d]; ok && !h.reads(d) {
 			states[d] = info.State
 		}
+		states[d] = h.answering(d, states[d])
 	}
 	return states
 }

@@ -105,6 +105,39 @@ func TestVanishedDomainConcernsItself(t *testing.T) {
 	require.NoError(t, h.TeardownImage(t.Context(), at[b]))
 }
 
+// So is a volume group that has vanished, or has another name, although its tags were read
+// before.
+func TestVanishedGroup(t *testing.T) {
+	root, g := t.TempDir(), namedGroup(t, "vg1", 32)
+	h := openHost(t, root, func(o *HostOptions) {
+		o.Devices, o.Groups = []string{"/dev/one"}, fakeGroups{"/dev/one": g}
+	})
+	connect(t, h, DomainBlock, "/dev/one")
+	master, b := makeDomain(t, h, root, "a"), uuid.New()
+	require.NoError(t, h.CreateDomain(t.Context(), CreateDomain{Type: DomainBlock, ID: b, Name: "b", Where: "uuid-of-vg1"}))
+	pool := makePool(t, h, master, b)
+	startSPM(t, h, pool)
+	require.NoError(t, h.ActivateDomain(t.Context(), pool, b))
+	is := func(want DomainState) {
+		t.Helper()
+		_ = h.active(b).store.refresh(t.Context())
+		info, err := h.DomainInfo(t.Context(), b)
+		require.NoError(t, err)
+		require.Equal(t, want, info.State)
+		require.Equal(t, map[uuid.UUID]DomainState{master: DomainActive, b: want}, states(t, h, pool))
+		all, err := h.Domains(t.Context(), uuid.Nil)
+		require.NoError(t, err)
+		require.Equal(t, want, all[b])
+	}
+	is(DomainActive)
+	for _, gone := range []error{os.ErrNotExist, nil} {
+		g.mu.Lock()
+		g.gone = gone
+		g.mu.Unlock()
+		is(map[bool]DomainState{true: DomainUnknown, false: DomainActive}[gone != nil])
+	}
+}
+
 // A task behind its commit point on a domain that vanishes is blocked, with what waits
 // behind it. Neither keeps the role here or the domain in the pool, and both go on when
 // the domain is back.

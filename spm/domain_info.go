@@ -37,7 +37,7 @@ func (h *Host) stateOf(f found, all []found) DomainState {
 	if stands == standsClaiming && h.believed(all, f.is.pool) == nil {
 		return DomainAttached
 	}
-	return stands.state()
+	return h.answering(f.id, stands.state())
 }
 
 // Domains are the domains of the pool, or with uuid.Nil all that are connected, and what

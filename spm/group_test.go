@@ -36,6 +36,7 @@ type fakeGroup struct {
 	total   int64
 	changes int    // so many more, then the process is dead; negative: no end
 	moment  func() // called before each change
+	gone    error  // why it cannot be read
 }
 
 const fakeExtent = 128 * mib
@@ -89,8 +90,13 @@ func (g *fakeGroup) State() *GroupState {
 	return &s
 }
 
-func (g *fakeGroup) Read(context.Context) error { return nil }
-func (g *fakeGroup) RunDir() string             { return g.run }
+func (g *fakeGroup) Read(context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.gone
+}
+
+func (g *fakeGroup) RunDir() string { return g.run }
 
 func (g *fakeGroup) Retag(_ context.Context, remove, add []string) error {
 	return g.edit(func(s *GroupState) error {
