@@ -254,25 +254,34 @@ func TestVDSMTornVolume(t *testing.T) {
 	t.Run("directory", func(t *testing.T) {
 		h := newVDSMHost(t)
 		w := newWorld(t, h, h.newDir("domain"))
-		requireTornLeftAlone(t, w, func(id string) metaSlot {
-			all := w.volumes(w.domains[0])
-			v := all[slices.IndexFunc(all, func(v vdsmVolume) bool { return v.ID == id })]
-			return metaSlot{v.Path + ".meta", 0}
-		})
+		requireTornLeftAlone(t, w, w.slotInDir)
 	})
 	t.Run("group", func(t *testing.T) {
 		g := newGroup(t, 1, 2*gib)
-		requireTornLeftAlone(t, newWorld(t, newVDSMHost(t, g.paths()...), g), func(id string) metaSlot {
-			_, tag, found := strings.Cut(strings.TrimSpace(g.lvm(t, "lvs", "--noheadings", "-o", "lv_tags", g.name+"/"+id)), "MD_")
-			require.True(t, found)
-			number, _, _ := strings.Cut(tag, ",")
-			n, err := strconv.ParseInt(number, 10, 64)
-			require.NoError(t, err)
-			f, at := g.slots(t)
-			require.NoError(t, f.Close())
-			return metaSlot{f.Name(), at + mib + n*(8<<10)}
-		})
+		requireTornLeftAlone(t, newWorld(t, newVDSMHost(t, g.paths()...), g), g.slotOf(t))
 	})
+}
+
+// slotInDir is where a directory has the metadata of a volume.
+func (w *world) slotInDir(id string) metaSlot {
+	w.t.Helper()
+	all := w.volumes(w.domains[0])
+	return metaSlot{all[slices.IndexFunc(all, func(v vdsmVolume) bool { return v.ID == id })].Path + ".meta", 0}
+}
+
+// slotOf is where a group has the metadata of a volume.
+func (g *groupPool) slotOf(t *testing.T) func(id string) metaSlot {
+	return func(id string) metaSlot {
+		t.Helper()
+		_, tag, found := strings.Cut(strings.TrimSpace(g.lvm(t, "lvs", "--noheadings", "-o", "lv_tags", g.name+"/"+id)), "MD_")
+		require.True(t, found)
+		number, _, _ := strings.Cut(tag, ",")
+		n, err := strconv.ParseInt(number, 10, 64)
+		require.NoError(t, err)
+		f, at := g.slots(t)
+		require.NoError(t, f.Close())
+		return metaSlot{f.Name(), at + mib + n*(8<<10)}
+	}
 }
 
 // A metaSlot is where the metadata of a volume lies.
