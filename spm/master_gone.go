@@ -128,7 +128,7 @@ func (h *Host) masterGone() *Error {
 
 // goneMaster says what to do about a master that is not there.
 func goneMaster(pool, master uuid.UUID, heirs []string, manages bool) *Error {
-	advice := "disconnect the pool and make another of its domains the master, with a higher version (reconstructMaster)"
+	advice := "disconnect the pool and make another of its domains the master, with a higher version (reconstructMaster, or tidemark pool reconstruct)"
 	switch {
 	case manages && len(heirs) > 0:
 		advice = "deactivate it, and name the active domain that becomes the next one: " + strings.Join(heirs, ", ")
@@ -153,5 +153,5 @@ func (h *Host) findMaster(ctx context.Context, p *connectedPool) (found, error) 
 // supersededMaster refuses what the former master of a pool says of it.
 func supersededMaster(says poolMeta, master uuid.UUID, version int64) error {
 	return errorf(CodeWrongMaster, "pool %s: domain %s says that it is its master, of version %d, which was before domain %s of version %d: connect the server of that one, "+
-		"or make another of its domains the master, with a higher version (reconstructMaster)", says.id, says.master, says.version, master, version)
+		"or make another of its domains the master, with a higher version (reconstructMaster, or tidemark pool reconstruct)", says.id, says.master, says.version, master, version)
 }

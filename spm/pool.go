@@ -302,7 +302,7 @@ func (h *Host) findPool(ctx context.Context, pool uuid.UUID) (poolMeta, error) {
 			text = "; what could not be read: " + errors.Join(errs...).Error()
 		}
 		return poolMeta{}, errorf(CodeUnknownPool, "pool %s: its master is in no place that is connected: connect its server first, "+
-			"or make another of its domains the master, with a higher version (reconstructMaster)%s", pool, text)
+			"or make another of its domains the master, with a higher version (reconstructMaster, or tidemark pool reconstruct)%s", pool, text)
 	}
 	meta, err := f.meta.pool()
 	if err == nil && ours != nil && meta.version < ours.version {

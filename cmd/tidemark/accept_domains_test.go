@@ -166,3 +166,46 @@ func TestDomainOnAVolumeGroup(t *testing.T) {
 	require.Empty(t, g.field(t, "vgs", "vg_tags"))
 	g.lvm(t, "vgck", g.name)
 }
+
+// The master of a pool is lost, and a manager that knows nothing makes another domain the
+// master; what the old one says when it is back is not believed.
+func TestPoolWithoutItsMaster(t *testing.T) {
+	root, socket := t.TempDir(), filepath.Join(t.TempDir(), "spm.sock")
+	args := []string{"spm", "--root", root, "--socket", socket}
+	p := startHost(t, "ready", args...)
+	try := func(args ...string) (string, error) {
+		out, err := program(t, append(args, "--spm", socket)...).CombinedOutput()
+		return string(out), err
+	}
+	run := func(args ...string) string {
+		out, err := try(args...)
+		require.NoError(t, err, "%s: %s", args, out)
+		return out
+	}
+	for _, name := range []string{"first", "second"} {
+		require.NoError(t, os.Mkdir(filepath.Join(root, name), 0o755))
+		run("domain", "create", name, filepath.Join(root, name), "--capacity", "2G")
+	}
+	run("pool", "create", "office", "first", "second")
+	run("volume", "create", "--size", "1G", "--domain", "second", "web1")
+	p.Kill()
+	require.NoError(t, os.Rename(filepath.Join(root, "first"), filepath.Join(root, ".lost")))
+
+	startHost(t, "ready", args...)
+	run("domain", "connect", filepath.Join(root, "second"))
+	pool := strings.Fields(strings.Split(run("pool", "list"), "\n")[1])[1]
+	out, err := try("pool", "start", pool)
+	require.Error(t, err)
+	require.Contains(t, out, "tidemark pool reconstruct")
+	out, err = try("pool", "reconstruct", pool, "--master", "second")
+	require.Error(t, err)
+	require.Contains(t, out, "give one that is higher with --version")
+	require.Contains(t, run("pool", "reconstruct", pool, "--master", "second", "--name", "office", "--version", "2"), "office: has a new master")
+	run("pool", "start", pool)
+	require.Contains(t, run("image", "info", "web1"), "LEAF")
+
+	require.NoError(t, os.Rename(filepath.Join(root, ".lost"), filepath.Join(root, "first")))
+	run("domain", "connect", filepath.Join(root, "first"))
+	require.Regexp(t, `role +Master`, run("domain", "info", "second"))
+	require.Regexp(t, `role +Regular`, run("domain", "info", "first"))
+}

@@ -22,14 +22,14 @@ the master: it keeps the pool's metadata and tasks. A host is connected to one p
 at most, and manages it from "start" to "stop" (the SPM role of VDSM).
 
 POOL is a pool's name while it is connected, its UUID, or how that begins. It may be
-left out where one is connected.`, "create, connect, disconnect, start, stop, destroy, list or info")
+left out where one is connected.`, "create, connect, disconnect, start, stop, reconstruct, destroy, list or info")
 	dial := storageFlag(c)
 	c.AddCommand(newPoolCreate(dial), newPoolConnect(dial),
 		newPoolDo(dial, "disconnect", "disconnectStoragePool", "Make the host none of the pool's", "disconnected"),
 		newPoolStart(dial),
 		newPoolDo(dial, "stop", "spmStop", "Give up managing the pool; volumes that are served go on", "stopped"),
 		newPoolDo(dial, "destroy", "destroyStoragePool", "Detach all domains of the pool; their volumes stay", "destroyed"),
-		newPoolList(dial), newPoolInfo(dial))
+		newPoolReconstruct(dial), newPoolList(dial), newPoolInfo(dial))
 	return c
 }
 
