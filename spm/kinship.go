@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"github.com/google/uuid"
+
+	"tidemark/internal/block"
 )
 
 // familyLocked is what the volumes of the domain say of each other. Those that are
@@ -128,6 +130,17 @@ func (m *Manager) backingOf(ctx context.Context, v *volume) (string, error) {
 	}
 	name, err := m.o.Images.Backing(f)
 	return name, errors.Join(err, f.Close())
+}
+
+// headless refuses a qcow2 volume of which not even the header can be read: that is why a
+// job on it has failed.
+func (m *Manager) headless(ctx context.Context, image, id uuid.UUID) error {
+	_, err := m.backingOf(ctx, &volume{image: image, id: id})
+	if err == nil || errors.Is(err, block.ErrInUse) || ctx.Err() != nil {
+		return nil
+	}
+	return &Error{Code: CodeDamaged, err: err, Message: "volume " + id.String() + " of image " + image.String() + " is damaged: " + err.Error() +
+		": bring back what it was, or delete it by force"}
 }
 
 // nameAllLocked names what a scan has found, and returns the images. A leaf whose

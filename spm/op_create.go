@@ -1,6 +1,7 @@
 package spm
 
 import (
+	"cmp"
 	"context"
 	"strings"
 	"time"
@@ -277,6 +278,9 @@ func (o *operations) settleLeaf(ctx context.Context, a createArgs, p Progress) (
 		return false, err
 	}
 	err = jobError(o.jobs.Settle(ctx, chain, p), "give back what a process that died had reserved in volume %s", a.Meta.Parent)
+	if err != nil {
+		err = cmp.Or(m.headless(ctx, a.Image, a.Meta.Parent), err)
+	}
 	return err == nil, err
 }
 

@@ -1,6 +1,7 @@
 package spm
 
 import (
+	"os"
 	"testing"
 
 	"github.com/google/uuid"
@@ -40,4 +41,41 @@ func TestSnapshotOfAVolumeHeldByOthers(t *testing.T) {
 	require.NoError(t, f.Close())
 	require.Len(t, w.m[0].family().images[image], 1)
 	w.must(kind, args, nil)
+}
+
+// Nor is a snapshot made of what is damaged, although its manager has not known that: the
+// leaf stays the leaf.
+func TestSnapshotOfADamagedLeaf(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		image := uuid.New()
+		a := w.volume(image, uuid.Nil, "a")
+		snapshot := func() error {
+			r := w.newVolume(image, uuid.New())
+			r.Parent, r.Size = a, 0
+			kind, args, err := w.ops.createVolume(t.Context(), r)
+			if err != nil {
+				return err
+			}
+			return w.run(kind, args, -1)
+		}
+		path := w.m[0].info(a).Path
+		if w.group != nil {
+			_, err := w.group.content[a.String()].WriteAt(make([]byte, 4096), 0)
+			require.NoError(t, err)
+		} else {
+			require.NoError(t, os.WriteFile(path, make([]byte, mib), 0o600))
+		}
+		err := snapshot()
+		requireCode(t, CodeDamaged, err)
+		require.ErrorContains(t, err, a.String())
+		require.Equal(t, "LEAF", w.types(w.m[0], image))
+		if w.group == nil {
+			require.NoError(t, os.Remove(path))
+			requireCode(t, CodeDamaged, snapshot())
+			require.Equal(t, "LEAF", w.types(w.m[0], image))
+			kind, args, err := w.ops.deleteImage(t.Context(), DeleteImage{Domain: w.domain(), Image: image})
+			w.must(kind, args, err) // what is not there is in nobody's way
+			w.consistent()
+		}
+	})
 }
