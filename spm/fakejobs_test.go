@@ -27,7 +27,9 @@ type fakeImage struct {
 
 const (
 	fakeBlock  = 4096
-	fakeBlocks = 16 // of a disk, which the tests write to
+	fakeBlocks = 16                     // of a disk, which the tests write to
+	fakeMost   = (1 + fakeBlocks) * mib // is how long the volume of an image may have to be
+	fakeTable  = 64 << 10               // is what a larger disk takes behind the data
 )
 
 // end is how long the volume of an image must be.
@@ -283,7 +285,7 @@ func (j *fakeJobs) Resize(_ context.Context, chain []Place, size int64) error {
 	if err := j.fail["resize"]; err != nil {
 		return err
 	}
-	if size > i.Size && at.Granted < i.end()+64<<10 {
+	if size > i.Size && at.Granted < i.end()+fakeTable {
 		return fmt.Errorf("resize volume %s: no room for a table behind %d bytes in %d: %w", at.VolumeUUID, i.end(), at.Granted, block.ErrNoSpace)
 	}
 	i.Size = max(i.Size, size)
@@ -295,7 +297,7 @@ type fakeServers struct {
 	jobs *fakeJobs
 	// places asks the manager of the day where a volume and what is below it lie.
 	places func(volume string) ([]Place, error)
-	grow   func(p Place) error // asks it for space
+	grow   func(p Place, need int64) error // asks it for space
 
 	mu    sync.Mutex
 	byKey map[string]*Server
@@ -392,7 +394,7 @@ func (s *fakeServers) MergeStart(_ context.Context, image, leaf string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.grow(chain[len(chain)-2]); err != nil {
+	if err := s.grow(chain[len(chain)-2], fakeMost); err != nil {
 		return err
 	}
 	if chain, err = s.places(leaf); err != nil {
@@ -434,6 +436,7 @@ func (s *fakeServers) MergeCancel(_ context.Context, image, _ string) error {
 	return nil
 }
 
+// Resize asks for what the larger image takes, which the manager may have granted before.
 func (s *fakeServers) Resize(_ context.Context, image string, size int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -444,6 +447,19 @@ func (s *fakeServers) Resize(_ context.Context, image string, size int64) error 
 	chain, err := s.places(have.Leaf)
 	if err != nil {
 		return err
+	}
+	top := chain[len(chain)-1]
+	i, err := s.jobs.load(top)
+	if err != nil {
+		return err
+	}
+	if size > i.Size {
+		if err := s.grow(top, i.end()+fakeTable); err != nil {
+			return err
+		}
+		if chain, err = s.places(have.Leaf); err != nil {
+			return err
+		}
 	}
 	return s.jobs.Resize(context.Background(), chain, size)
 }
@@ -465,7 +481,7 @@ func (s *fakeServers) write(image string, n int, b byte) error {
 		to = chain[len(chain)-2:]
 	}
 	for _, p := range to {
-		if err := s.grow(p); err != nil {
+		if err := s.grow(p, fakeMost); err != nil {
 			return err
 		}
 	}

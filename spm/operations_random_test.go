@@ -190,7 +190,7 @@ func (c *client) write(_ context.Context, image uuid.UUID, i *model) error {
 	if err != nil {
 		return err
 	}
-	if err := c.w.grow(at[len(at)-1]); err != nil {
+	if err := c.w.grow(at[len(at)-1], fakeMost); err != nil {
 		return err
 	}
 	if at, err = c.w.m[0].places(i.leaf().id); err != nil {
