@@ -295,9 +295,11 @@ func (j *fakeJobs) Resize(_ context.Context, chain []Place, size int64) error {
 // fakeServers serve such images. They outlive the manager.
 type fakeServers struct {
 	jobs *fakeJobs
-	// places asks the manager of the day where a volume and what is below it lie.
+	// places asks the manager of the day where a volume and what is below it lie; nil:
+	// there are no images.
 	places func(volume string) ([]Place, error)
 	grow   func(p Place, need int64) error // asks it for space
+	ahead  int64                           // is what a server has reserved behind the data
 
 	mu    sync.Mutex
 	byKey map[string]*Server
@@ -337,9 +339,22 @@ func (s *fakeServers) Find(ctx context.Context, image string) (Server, error) {
 		if have.Merge == "copying" && !s.hang {
 			have.Merge = mergeReady
 		}
-		return *have, nil
+		return s.told(*have), nil
 	}
 	return Server{}, fs.ErrNotExist
+}
+
+// told adds what a server says of its image, if there is one.
+func (s *fakeServers) told(have Server) Server {
+	if s.places == nil {
+		return have
+	}
+	if chain, err := s.places(have.Leaf); err == nil {
+		if i, err := s.jobs.load(chain[len(chain)-1]); err == nil {
+			have.End = i.end() + s.ahead
+		}
+	}
+	return have
 }
 
 func (s *fakeServers) Adopt(_ context.Context, image string) error {
@@ -454,7 +469,7 @@ func (s *fakeServers) Resize(_ context.Context, image string, size int64) error 
 		return err
 	}
 	if size > i.Size {
-		if err := s.grow(top, i.end()+fakeTable); err != nil {
+		if err := s.grow(top, i.end()+s.ahead+fakeTable); err != nil {
 			return err
 		}
 		if chain, err = s.places(have.Leaf); err != nil {

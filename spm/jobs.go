@@ -109,6 +109,7 @@ type Server struct {
 	Domain   string `json:"domain"` // "": it does not say
 	Image    string `json:"image"`
 	Leaf     string `json:"leaf"`
+	End      int64  `json:"end"` // of the image in the leaf, with what is reserved there, in bytes
 	ReadOnly bool   `json:"read_only"`
 	URI      string `json:"uri"`
 	Socket   string `json:"socket"`

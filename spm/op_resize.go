@@ -174,8 +174,8 @@ func (o *operations) resizeSpace(ctx context.Context, a resizeArgs) error {
 	return o.resizeRoom(ctx, m, a, use.End)
 }
 
-// resizeSpaceLive is resizeSpace for an image that is served: where its data ends is
-// what its server has told.
+// resizeSpaceLive is resizeSpace for an image that is served. Its server puts what the
+// larger disk needs behind the end of the image, to which belongs what it has reserved.
 func (o *operations) resizeSpaceLive(ctx context.Context, a resizeArgs) error {
 	if err := o.rawSpace(ctx, a); err != nil {
 		return err
@@ -184,11 +184,17 @@ func (o *operations) resizeSpaceLive(ctx context.Context, a resizeArgs) error {
 	if err != nil {
 		return err
 	}
-	i := m.info(a.Volume)
-	if i.Format == Raw {
+	if m.info(a.Volume).Format == Raw {
 		return nil
 	}
-	return o.resizeRoom(ctx, m, a, i.Used)
+	s, served, err := o.serving(ctx, m, a.Image)
+	if err != nil {
+		return err
+	}
+	if !served || s.Leaf != a.Volume.String() {
+		return errorf(CodeStale, "image %s is not served as it was any more: repeat the request", a.Image)
+	}
+	return o.resizeRoom(ctx, m, a, s.End)
 }
 
 // resizeRoom grants an image whose data ends there the room to become larger, or all that

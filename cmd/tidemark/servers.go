@@ -107,7 +107,7 @@ func serverOf(image, control, manager string, state controlState) (spm.Server, e
 	}
 	x := state.Exports[0]
 	return spm.Server{
-		Domain: x.Domain, Image: image, Leaf: x.Leaf, ReadOnly: x.ReadOnly, Socket: state.Address, Control: control, PID: state.PID,
+		Domain: x.Domain, Image: image, Leaf: x.Leaf, End: x.End, ReadOnly: x.ReadOnly, Socket: state.Address, Control: control, PID: state.PID,
 		Foreign: state.Manager != "" && state.Manager != manager,
 		URI:     (&url.URL{Scheme: "nbd+unix", Path: "/", RawQuery: "socket=" + state.Address}).String(),
 		Used:    x.Used, Size: x.Size, Merge: x.Merge.State, MergeError: x.Merge.Error, MergeDone: x.Merge.Done, MergeTotal: x.Merge.Total,
