@@ -62,29 +62,45 @@ func crossings(ctx context.Context, s *site, o options, pool string) ([]cell, er
 		if _, err := s.lvmSince(lvmTime{}, 0); err != nil {
 			return nil, err
 		}
-		var times []time.Duration
+		var t crossing
 		var own lvmTime
-		var longest time.Duration
 		for round := range rounds {
 			at := growers[:n]
 			if n == 1 { // another one each time
 				at = growers[round%len(growers):][:1]
 			}
-			each, all, err := together(at, func(g *grower) error { return g.cross(ctx, s.step) })
-			if err != nil {
+			if err := crossOnce(&t, at, func(g *grower) error { return g.cross(ctx, s.step) }); err != nil {
 				return nil, fmt.Errorf("%d volumes cross at once: %w", n, err)
 			}
-			times, longest = append(times, each...), max(longest, all)
 			if own, err = s.lvmSince(own, n); err != nil {
 				return nil, err
 			}
 		}
-		c := own.in(newCell(pool, opExtend, n, times))
-		c.All = millis(longest)
+		c := own.in(t.cell(pool, n))
 		fmt.Fprintf(os.Stderr, "%s, %d at once: p50 %v ms, p99 %v ms, all %v ms\n", pool, n, c.P50, c.P99, c.All)
 		cells = append(cells, c)
 	}
 	return cells, nil
+}
+
+// A crossing is what was timed in rounds of volumes that cross at once.
+type crossing struct {
+	times   []time.Duration // of each volume in each round
+	longest time.Duration   // until the last one of a round was answered
+}
+
+// crossOnce makes one more round of a crossing, in which all volumes do it at once.
+func crossOnce[T any](t *crossing, volumes []T, do func(T) error) error {
+	each, all, err := together(volumes, do)
+	t.times, t.longest = append(t.times, each...), max(t.longest, all)
+	return err
+}
+
+// cell is the cell of n volumes at once.
+func (t crossing) cell(pool string, n int) cell {
+	c := newCell(pool, opExtend, n, t.times)
+	c.All = millis(t.longest)
+	return c
 }
 
 // together does something for all at once, and says how long that took for each, and

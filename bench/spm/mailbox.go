@@ -15,6 +15,10 @@ import (
 // mailPoll is how often each side of VDSM's mailbox looks at it.
 const mailPoll = 500 * time.Millisecond
 
+// mailAlone is how many times as often one volume crosses alone: as one takes its time, not
+// as often as in our pools.
+const mailAlone = 5
+
 // A mailbox is the path of VDSM's extensions: see the package comment.
 type mailbox struct {
 	group *group
@@ -118,7 +122,7 @@ func measureMailbox(ctx context.Context, o options) (cells []cell, err error) {
 func crossMailbox(ctx context.Context, o options, g *group, volumes []string) (cell, error) {
 	rounds := o.rounds
 	if len(volumes) == 1 {
-		rounds *= alone / 2 // it takes its time
+		rounds *= mailAlone
 	}
 	m := &mailbox{group: g}
 	rng := o.random()
@@ -127,20 +131,15 @@ func crossMailbox(ctx context.Context, o options, g *group, volumes []string) (c
 	go each(ctx, pause(rng), func() { m.serve(ctx) })
 	go each(ctx, pause(rng), m.deliver)
 	size := grantedMiB(ctx, g, volumes[0])
-	var times []time.Duration
-	var longest time.Duration
+	var t crossing
 	for range rounds {
 		time.Sleep(pause(rng))
 		size += extent / mib
-		each, all, err := together(volumes, func(v string) error { return m.extend(v, size) })
-		if err != nil {
+		if err := crossOnce(&t, volumes, func(v string) error { return m.extend(v, size) }); err != nil {
 			return cell{}, err
 		}
-		times, longest = append(times, each...), max(longest, all)
 	}
-	c := m.own.in(newCell(asVDSM, opExtend, len(volumes), times))
-	c.All = millis(longest)
-	return c, nil
+	return m.own.in(t.cell(asVDSM, len(volumes))), nil
 }
 
 // grantedMiB is the size of the largest of a group's volumes, which the first one is.
