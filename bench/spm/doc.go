@@ -5,6 +5,10 @@
 //
 //	go run ./bench/spm -tidemark bin/tidemark -out .cache/bench-spm -doc docs/performance-spm.md
 //
+// All that the document shows is of one commit. With -only some parts of the record are
+// measured anew, or those that are missing after a run was stopped; that is refused if
+// the rest is of another commit, or of a tree with changes that were not committed.
+//
 // # Cells
 //
 // The verbs: createVolume (an image of one blank sparse COW volume), snapshot (createVolume

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -38,6 +39,11 @@ type options struct {
 	verbs    int   // of each verb
 	crossing []int // how many volumes need space at once
 	rounds   int   // of each number; of one volume ten times as many
+
+	only   *regexp.Regexp // the parts that are measured
+	record string         // its file
+	doc    string         // the document's; "" for none
+	strict bool
 }
 
 // What is measured, by the names of -only. Each is a part of the record.
@@ -51,61 +57,95 @@ var parts = []struct {
 	{"vdsm", measureMailbox},
 }
 
-func bench(ctx context.Context) error {
-	o := options{runDir: "/run/tidemark", volumes: []int{10, 100, 1000}, crossing: []int{1, 10, 100}}
-	var only, out, doc string
-	var strict bool
-	flag.StringVar(&o.tidemark, "tidemark", "bin/tidemark", "our program")
-	flag.StringVar(&out, "out", ".cache/bench-spm", "the directory for the record")
-	flag.StringVar(&o.work, "work", "", "a directory on the file system to be measured; default: in -out")
-	flag.StringVar(&only, "only", "directory|lvm|own|vdsm", "a pattern for what is measured; the rest of the record stays. - for nothing")
-	flag.IntVar(&o.verbs, "verbs", 60, "how often each verb is asked in a cell")
-	flag.IntVar(&o.rounds, "rounds", 5, "how often volumes cross at once in a cell; one alone ten times as often")
-	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the moments of the model")
-	flag.StringVar(&doc, "doc", "", "write the document to this file")
-	flag.BoolVar(&strict, "strict", false, "fail if a goal is missed")
-	flag.Parse()
-	which, err := regexp.Compile("^(" + only + ")$")
-	if err != nil {
-		return err
+// parse reads the options of a command line.
+func parse(args []string) (o options, err error) {
+	o = options{runDir: "/run/tidemark", volumes: []int{10, 100, 1000}, crossing: []int{1, 10, 100}}
+	var only, out string
+	f := flag.NewFlagSet("spm", flag.ContinueOnError)
+	f.StringVar(&o.tidemark, "tidemark", "bin/tidemark", "our program")
+	f.StringVar(&out, "out", ".cache/bench-spm", "the directory for the record")
+	f.StringVar(&o.work, "work", "", "a directory on the file system to be measured; default: in -out")
+	f.StringVar(&only, "only", "directory|lvm|own|vdsm", "a pattern for what is measured; the rest of the record stays, if it is of the same commit. - for nothing")
+	f.IntVar(&o.verbs, "verbs", 60, "how often each verb is asked in a cell")
+	f.IntVar(&o.rounds, "rounds", 5, "how often volumes cross at once in a cell; one alone ten times as often")
+	f.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the moments of the model")
+	f.StringVar(&o.doc, "doc", "", "write the document to this file")
+	f.BoolVar(&o.strict, "strict", false, "fail if a goal is missed")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	if o.only, err = regexp.Compile("^(" + only + ")$"); err != nil {
+		return o, err
 	}
 	if o.work == "" {
 		o.work = filepath.Join(out, "work")
 	}
 	for _, p := range []*string{&o.tidemark, &o.work, &out} {
 		if *p, err = filepath.Abs(*p); err != nil {
-			return err
+			return o, err
 		}
+	}
+	o.record = filepath.Join(out, "spm.json")
+	return o, nil
+}
+
+func bench(ctx context.Context) error {
+	o, err := parse(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
 	}
 	if err := os.MkdirAll(o.work, 0o755); err != nil {
 		return err
 	}
-	path := filepath.Join(out, "spm.json")
-	r, err := readRecord(path)
+	r, err := measure(ctx, o)
 	if err != nil {
 		return err
 	}
+	if r.Commit == "" {
+		return fmt.Errorf("%s has nothing that was measured at one commit: measure everything (without -only)", o.record)
+	}
+	missed := r.print(os.Stdout)
+	if o.doc != "" {
+		err = os.WriteFile(o.doc, []byte(r.document()), 0o644)
+	}
+	if o.strict && missed > 0 {
+		err = errors.Join(err, fmt.Errorf("%d goals are missed", missed))
+	}
+	return err
+}
+
+// measure measures the parts that are chosen, and keeps each in the record at once.
+func measure(ctx context.Context, o options) (*record, error) {
+	r, err := readRecord(o.record)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
 	for _, p := range parts {
-		if !which.MatchString(p.name) {
+		if o.only.MatchString(p.name) {
+			names = append(names, p.name)
+		}
+	}
+	if err := r.begin(commit(), names); err != nil {
+		return nil, fmt.Errorf("go on with %s: %w; measure everything (without -only), or remove that file", o.record, err)
+	}
+	for _, p := range parts {
+		if !slices.Contains(names, p.name) {
 			continue
 		}
 		cells, err := p.do(ctx, o)
 		if err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
+			return nil, fmt.Errorf("%s: %w", p.name, err)
 		}
 		r.Parts[p.name] = part{Machine: machine(), Seed: o.seed, Cells: cells}
-		if err := r.keep(path); err != nil {
-			return err
+		if err := r.keep(o.record); err != nil {
+			return nil, err
 		}
 	}
-	missed := r.print(os.Stdout)
-	if doc != "" {
-		err = os.WriteFile(doc, []byte(r.document()), 0o644)
-	}
-	if strict && missed > 0 {
-		err = errors.Join(err, fmt.Errorf("%d goals are missed", missed))
-	}
-	return err
+	return r, nil
 }
 
 func (o options) random() *rand.Rand { return rand.New(rand.NewPCG(o.seed, 0)) }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,8 +16,9 @@ import (
 	"time"
 )
 
-// A record is what is kept of a run: of each part the last one.
+// A record is what is kept of a run: of each part the last one. All are of one commit.
 type record struct {
+	Commit   string          `json:"commit"` // as [commit] says it
 	Parts    map[string]part `json:"parts"`
 	Verdicts []verdict       `json:"verdicts"`
 }
@@ -59,6 +61,46 @@ func readRecord(path string) (*record, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return r, nil
+}
+
+// begin takes into a record that some parts are measured now, at a commit. These are
+// measured anew. What else is in it already has to be of the same commit: a tree with
+// changes that are not committed is another one each time.
+func (r *record) begin(commit string, now []string) error {
+	if len(now) == 0 {
+		return nil
+	}
+	for _, name := range now {
+		delete(r.Parts, name)
+	}
+	if len(r.Parts) > 0 {
+		kept := strings.Join(slices.Sorted(maps.Keys(r.Parts)), ", ")
+		switch {
+		case r.Commit != commit:
+			return fmt.Errorf("%s was measured at commit %q, and the tree is at %q", kept, r.Commit, commit)
+		case strings.HasSuffix(commit, dirty):
+			return fmt.Errorf("%s was measured at commit %q: expected a tree whose changes are committed, whether they are still the same cannot be told", kept, commit)
+		}
+	}
+	r.Commit = commit
+	return nil
+}
+
+// dirty is the end of a commit with changes that are not committed.
+const dirty = "-dirty"
+
+// commit says which one the tree is of; "unknown" where there is no repository. A
+// document that has changed, as this program changes one, makes no other tree.
+func commit() string {
+	text, err := exec.Command("git", "rev-parse", "--short", "HEAD").Output()
+	if err != nil {
+		return "unknown"
+	}
+	is := strings.TrimSpace(string(text))
+	if exec.Command("git", "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)docs").Run() != nil {
+		is += dirty
+	}
+	return is
 }
 
 func (r *record) keep(path string) error {
@@ -109,9 +151,6 @@ func machine() []string {
 		fmt.Sprintf("%d processors; %s", runtime.NumCPU(), strings.TrimSpace(string(uname))),
 		time.Now().UTC().Format("2006-01-02 15:04 UTC"),
 	}
-	if commit, err := exec.Command("git", "describe", "--always", "--dirty").Output(); err == nil {
-		list = append(list, "tidemark commit "+strings.TrimSpace(string(commit)))
-	}
 	if version, err := exec.Command("lvm", "version").Output(); err == nil {
 		line, _, _ := strings.Cut(string(version), "\n")
 		list = append(list, strings.Join(strings.Fields(line), " "))
@@ -138,7 +177,7 @@ func (r *record) document() string {
 		"Written by `go run ./bench/spm -only - -doc docs/performance-spm.md` from what `make bench-spm` has measured;\n"+
 		"`go doc tidemark/bench/spm` says how. Change the program, not this file. Times are in milliseconds.\n\n")
 	b.WriteString(r.tables())
-	b.WriteString("## Conditions\n\n")
+	fmt.Fprintf(&b, "## Conditions\n\nAll parts are of tidemark commit %s.\n\n", r.Commit)
 	for _, p := range parts {
 		if m, ok := r.Parts[p.name]; ok {
 			fmt.Fprintf(&b, "- %s, seed %d: %s\n", p.name, m.Seed, strings.Join(m.Machine, "; "))

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -96,14 +98,60 @@ func TestQuantiles(t *testing.T) {
 // What is measured is judged, and what is missed is said.
 func TestVerdicts(t *testing.T) {
 	r := record{Parts: map[string]part{
-		"directory": {Cells: []cell{{Pool: onDirectory, Op: opCreate, At: 10, P50: 20, P99: 101}}},
-		"lvm":       {Cells: []cell{{Pool: onLVM, Op: opExtend, At: 100, All: 2999}, {Pool: onLVM, Op: opExtend, At: 10, All: 1e6}}},
-		"own":       {Cells: []cell{{Pool: onLVM, Op: opExtend, At: 100, LVMCommands: 2, LVM: 20}}},
+		"directory": {Cells: []cell{
+			{Pool: onDirectory, Op: opCreate, At: 10, N: 101, P50: 20, P99: 101, Max: 102},
+		}},
+		"lvm": {Cells: []cell{{Pool: onLVM, Op: opExtend, At: 100, All: 2999}, {Pool: onLVM, Op: opExtend, At: 10, All: 1e6}}},
+		"own": {Cells: []cell{{Pool: onLVM, Op: opExtend, At: 100, LVMCommands: 2, LVM: 20}}},
 	}}
 	var out strings.Builder
 	require.Equal(t, 1, r.print(&out))
 	require.Contains(t, out.String(), "| directory | createVolume | 10 | p50 | 20 | 20.0 | held |")
 	require.Contains(t, out.String(), "| directory | createVolume | 10 | p99 | 100 | 101.0 | missed |")
+	require.Contains(t, out.String(), "| directory | createVolume | 10 | 101 | 20.0 | 101.0 | 102.0 |")
 	require.Contains(t, out.String(), "| LVM | extension | 100 | all | 3000 | 2999.0 | held |")
 	require.Contains(t, out.String(), "| 2999.0 | 2.0 | 20.0 |")
+}
+
+// A record is of one commit.
+func TestRecordIsOfOneCommit(t *testing.T) {
+	begun := func(commit string, had ...string) *record {
+		r := &record{Commit: commit, Parts: map[string]part{}}
+		for _, name := range had {
+			r.Parts[name] = part{Seed: 1}
+		}
+		return r
+	}
+	everything := []string{"directory", "lvm", "own", "vdsm"}
+	for name, c := range map[string]struct {
+		had     *record
+		now     string
+		parts   []string
+		refused string
+		kept    []string
+	}{
+		"the first":                 {begun(""), "b", everything[:1], "", nil},
+		"go on":                     {begun("a", "directory", "lvm"), "a", everything[1:], "", everything[:1]},
+		"go on at another":          {begun("a", "directory", "lvm"), "b", everything[1:], `directory was measured at commit "a", and the tree is at "b"`, nil},
+		"of before":                 {begun("", "directory", "lvm"), "b", everything[1:], `directory was measured at commit "", and the tree is at "b"`, nil},
+		"all at another":            {begun("a", everything...), "b", everything, "", nil},
+		"all that there is":         {begun("a", "lvm"), "b", everything[1:2], "", nil},
+		"go on with what is dirty":  {begun("a-dirty", "vdsm"), "a-dirty", everything[:1], "expected a tree whose changes are committed", nil},
+		"all of what is dirty":      {begun("a-dirty", "vdsm"), "a-dirty", everything, "", nil},
+		"nothing, where it is read": {begun("a", "vdsm"), "b", nil, "", []string{"vdsm"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := c.had.begin(c.now, c.parts)
+			if c.refused != "" {
+				require.ErrorContains(t, err, c.refused)
+				return
+			}
+			require.NoError(t, err)
+			require.ElementsMatch(t, c.kept, slices.Collect(maps.Keys(c.had.Parts)))
+			if c.parts != nil {
+				require.Equal(t, c.now, c.had.Commit)
+				require.Contains(t, c.had.document(), "All parts are of tidemark commit "+c.now+".")
+			}
+		})
+	}
 }
