@@ -57,4 +57,10 @@ func quantile(times []time.Duration, q float64) time.Duration {
 	return sorted[max(int(math.Ceil(q*float64(len(sorted)))), 1)-1]
 }
 
+// tailNeeds is of how many times a 99th percentile is not simply the longest.
+const tailNeeds = 101
+
+// tail reports whether the cell has a 99th percentile.
+func (c cell) tail() bool { return c.N >= tailNeeds }
+
 func millis(d time.Duration) float64 { return math.Round(d.Seconds()*1e5) / 100 }

@@ -16,7 +16,7 @@ import (
 const large = 1 << 40
 
 // alone is how many times as often one volume crosses alone.
-const alone = 10
+const alone = 40
 
 // A grower is a volume that asks for space.
 type grower struct {

@@ -38,7 +38,7 @@ type options struct {
 	volumes  []int // that a domain has besides
 	verbs    int   // of each verb
 	crossing []int // how many volumes need space at once
-	rounds   int   // of each number; of one volume ten times as many
+	rounds   int   // of each number; of one volume forty times as many
 
 	only   *regexp.Regexp // the parts that are measured
 	record string         // its file
@@ -66,8 +66,8 @@ func parse(args []string) (o options, err error) {
 	f.StringVar(&out, "out", ".cache/bench-spm", "the directory for the record")
 	f.StringVar(&o.work, "work", "", "a directory on the file system to be measured; default: in -out")
 	f.StringVar(&only, "only", "directory|lvm|own|vdsm", "a pattern for what is measured; the rest of the record stays, if it is of the same commit. - for nothing")
-	f.IntVar(&o.verbs, "verbs", 60, "how often each verb is asked in a cell")
-	f.IntVar(&o.rounds, "rounds", 5, "how often volumes cross at once in a cell; one alone ten times as often")
+	f.IntVar(&o.verbs, "verbs", 200, "how often each verb is asked in a cell")
+	f.IntVar(&o.rounds, "rounds", 5, "how often volumes cross at once in a cell; one alone forty times as often")
 	f.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the moments of the model")
 	f.StringVar(&o.doc, "doc", "", "write the document to this file")
 	f.BoolVar(&o.strict, "strict", false, "fail if a goal is missed")

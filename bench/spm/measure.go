@@ -9,12 +9,7 @@ import (
 // mostOnLVM is how many volumes a group has besides: each is 128 MiB at least.
 const mostOnLVM = 100
 
-// quick is how many times as often the verbs are timed in a directory, where they take
-// little: a 99th percentile needs more than a hundred.
-const quick = 3
-
 func measureDirectory(ctx context.Context, o options) ([]cell, error) {
-	o.verbs *= quick
 	return measurePool(ctx, o, onDirectory, func() (*site, error) { return openDirectory(ctx, o) })
 }
 

@@ -38,12 +38,16 @@ type verdict struct {
 	Measure string  `json:"measure"`
 	Most    float64 `json:"most_ms"`
 	Is      float64 `json:"is_ms"`
+	Few     bool    `json:"too_few,omitempty"` // were timed to tell a 99th percentile: then it is not held
 	Held    bool    `json:"held"`
 }
 
 func (v verdict) word() string {
-	if v.Held {
+	switch {
+	case v.Held:
 		return "held"
+	case v.Few:
+		return "too few timed"
 	}
 	return "missed"
 }
@@ -137,7 +141,8 @@ func judge(cells []cell) (list []verdict) {
 		for _, c := range cells {
 			if c.Pool == g.Pool && slices.Contains(g.Ops, c.Op) && (g.At == nil || slices.Contains(g.At, c.At)) {
 				is := g.of(c)
-				list = append(list, verdict{c.Pool, c.Op, c.At, g.Measure, g.Most, is, is <= g.Most})
+				few := g.Measure == p99 && !c.tail()
+				list = append(list, verdict{c.Pool, c.Op, c.At, g.Measure, g.Most, is, few, is <= g.Most && !few})
 			}
 		}
 	}
@@ -194,11 +199,16 @@ func (r *record) tables() string {
 		fmt.Fprintf(&b, "| %s | %s | %d | %s | %g | %.1f | %s |\n", v.Pool, v.Op, v.At, v.Measure, v.Most, v.Is, v.word())
 	}
 	b.WriteString("\n## Figures\n\nVolumes are those that there are besides or, of extensions, those that cross at once; all is the time until the last\n" +
-		"of these is answered, in the longest round. Commands and time of lvm itself are for each operation.\n\n" +
+		"of these is answered, in the longest round. Commands and time of lvm itself are for each operation.\n" +
+		fmt.Sprintf("What was timed less than %d times has no 99th percentile but its maximum.\n\n", tailNeeds) +
 		"| pool | operation | volumes | timed | p50 | p99 | max | all | lvm commands | lvm's own time |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, c := range r.cells() {
-		fmt.Fprintf(&b, "| %s | %s | %d | %d | %.1f | %.1f | %.1f | %s | %s | %s |\n",
-			c.Pool, c.Op, c.At, c.N, c.P50, c.P99, c.Max, some(c.All), some(c.LVMCommands), some(c.LVM))
+		tail := ""
+		if c.tail() {
+			tail = some(c.P99)
+		}
+		fmt.Fprintf(&b, "| %s | %s | %d | %d | %.1f | %s | %.1f | %s | %s | %s |\n",
+			c.Pool, c.Op, c.At, c.N, c.P50, tail, c.Max, some(c.All), some(c.LVMCommands), some(c.LVM))
 	}
 	return b.String() + "\n"
 }

@@ -100,17 +100,28 @@ func TestVerdicts(t *testing.T) {
 	r := record{Parts: map[string]part{
 		"directory": {Cells: []cell{
 			{Pool: onDirectory, Op: opCreate, At: 10, N: 101, P50: 20, P99: 101, Max: 102},
+			{Pool: onDirectory, Op: opSnapshot, At: 10, N: 100, P50: 20, P99: 12.5, Max: 13},
 		}},
 		"lvm": {Cells: []cell{{Pool: onLVM, Op: opExtend, At: 100, All: 2999}, {Pool: onLVM, Op: opExtend, At: 10, All: 1e6}}},
 		"own": {Cells: []cell{{Pool: onLVM, Op: opExtend, At: 100, LVMCommands: 2, LVM: 20}}},
 	}}
 	var out strings.Builder
-	require.Equal(t, 1, r.print(&out))
+	require.Equal(t, 2, r.print(&out))
 	require.Contains(t, out.String(), "| directory | createVolume | 10 | p50 | 20 | 20.0 | held |")
 	require.Contains(t, out.String(), "| directory | createVolume | 10 | p99 | 100 | 101.0 | missed |")
 	require.Contains(t, out.String(), "| directory | createVolume | 10 | 101 | 20.0 | 101.0 | 102.0 |")
+	require.Contains(t, out.String(), "| directory | snapshot | 10 | p99 | 100 | 12.5 | too few timed |")
+	require.Contains(t, out.String(), "| directory | snapshot | 10 | 100 | 20.0 |  | 13.0 |", "of a hundred it is the maximum")
 	require.Contains(t, out.String(), "| LVM | extension | 100 | all | 3000 | 2999.0 | held |")
 	require.Contains(t, out.String(), "| 2999.0 | 2.0 | 20.0 |")
+}
+
+// Whatever has a goal for its 99th percentile is timed often enough to have one.
+func TestTimedOftenEnough(t *testing.T) {
+	o, err := parse(nil)
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, o.verbs, tailNeeds)
+	require.GreaterOrEqual(t, o.rounds*alone, tailNeeds)
 }
 
 // A record is of one commit.
