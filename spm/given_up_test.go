@@ -168,6 +168,14 @@ func TestExtensionOfAPreallocatedVolume(t *testing.T) {
 			require.Equal(t, i.Bound, i.Granted)
 			require.Greater(t, i.Granted, int64(gib))
 			require.Equal(t, "1073741824", w.sizes(r.Volume))
+			m := w.m[0]
+			ref := VolumeRef{Volume: r.Volume.String()}
+			v, err := m.GetVolumeInfo(t.Context(), VolumeInfoRequest{VolumeRef: ref})
+			require.NoError(t, err)
+			back := VolumeReduceRequest{Header: Header{SPMEpoch: m.ident.epoch}, VolumeRef: ref, From: i.Granted, To: 2 * mib, Changes: v.Changes}
+			reduced, err := m.ReduceVolume(t.Context(), back)
+			require.NoError(t, err)
+			require.Equal(t, i.Granted, reduced.Granted, "its holder gives nothing back")
 
 			kind, args, err = w.ops.extendVolumeSize(t.Context(), r.VolumeAt, 512*gib)
 			require.NoError(t, err)

@@ -31,7 +31,7 @@ func (m *Manager) judgeLocked() {
 }
 
 // ReduceVolume makes a volume shorter, because its holder gives space back that it
-// does not use. See [VolumeReduceRequest].
+// does not use. See [VolumeReduceRequest]. One that is preallocated keeps its space.
 func (m *Manager) ReduceVolume(ctx context.Context, r VolumeReduceRequest) (VolumeReply, error) {
 	v, err := m.find(r.Header, r.VolumeRef)
 	if err != nil {
@@ -50,7 +50,7 @@ func (m *Manager) ReduceVolume(ctx context.Context, r VolumeReduceRequest) (Volu
 	if err := m.reducible(v, r); err != nil {
 		return VolumeReply{}, err
 	}
-	if to := roundUp(max(r.To, 1), m.unit()); to < r.From {
+	if to := roundUp(max(r.To, 1), m.unit()); to < r.From && v.meta().Type != Preallocated {
 		if err := m.reduce(v, r.From, to); err != nil {
 			return VolumeReply{}, err
 		}
