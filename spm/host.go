@@ -69,6 +69,7 @@ type Host struct {
 	connections []*connection
 	pool        *connectedPool // nil: none
 	starts      map[uuid.UUID]*spmStart
+	masters     map[uuid.UUID]int64      // the highest versions that were seen of masters, by pool
 	told        map[uuid.UUID]task.State // the states of tasks that were told to those who watch
 	servers     []*http.Server
 }
@@ -118,7 +119,7 @@ func newHost(o HostOptions) (*Host, error) {
 		roots[i] = abs
 	}
 	o.Roots = roots
-	h := &Host{o: o, changing: make(chan struct{}, 1), starts: map[uuid.UUID]*spmStart{},
+	h := &Host{o: o, changing: make(chan struct{}, 1), starts: map[uuid.UUID]*spmStart{}, masters: map[uuid.UUID]int64{},
 		told: map[uuid.UUID]task.State{}}
 	h.groups.open = map[string]VolumeGroup{}
 	h.ctx, h.cancel = context.WithCancel(context.Background())

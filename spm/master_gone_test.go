@@ -373,7 +373,7 @@ func TestMayReconstruct(t *testing.T) {
 		{"no pool", with(func(r *ReconstructMaster) { r.Pool = uuid.Nil }), nil, nil, false, CodeInvalid},
 		{"no name", with(func(r *ReconstructMaster) { r.Name = "\n" }), nil, nil, false, CodeInvalid},
 	} {
-		err := mayReconstruct(c.r, c.ours, c.manages, c.read)
+		err := mayReconstruct(c.r, c.ours, c.manages, c.read, 0)
 		if c.code == 0 {
 			require.NoError(t, err, c.what)
 			continue
@@ -445,4 +445,24 @@ func TestReconstructMaster(t *testing.T) {
 		require.Greater(t, moved[false], 1)
 		require.NotZero(t, moved[true])
 	}
+}
+
+// A host that was killed knows afterwards which version the master had that is lost: the next
+// one is newer, whoever is connected first when the lost one is back.
+func TestLostMastersVersionIsRemembered(t *testing.T) {
+	root, state := t.TempDir(), filepath.Join(t.TempDir(), "state")
+	with := func(o *HostOptions) { o.State = state }
+	h, pool, domains := managed(t, root, with)
+	require.NoError(t, h.DeactivateDomain(t.Context(), pool, domains[0], domains[1], 5))
+	killHost(t, h)
+	defer away(t, root, "b")()
+
+	h = openHost(t, root, with)
+	makeDir(t, h, root, "c") // what is remembered may be written again
+	r := ReconstructMaster{Pool: pool, Name: "pool", Master: domains[2], MasterVersion: 5, Domains: map[uuid.UUID]DomainState{domains[2]: DomainActive}}
+	err := h.ReconstructMaster(t.Context(), r)
+	requireCode(t, CodeWrongVersion, err)
+	require.ErrorContains(t, err, "version 5")
+	r.MasterVersion = 6
+	require.NoError(t, h.ReconstructMaster(t.Context(), r))
 }

@@ -333,11 +333,15 @@ func (h *Host) editPool(ctx context.Context, master found, p poolMeta) error {
 	})
 }
 
-// learn keeps what has been written.
+// learn keeps what has been written; that the role of the master has moved outlives the host.
 func (h *Host) learn(p *connectedPool, meta poolMeta) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
+	moved := p.meta.version != meta.version
 	p.meta = meta
+	h.mu.Unlock()
+	if moved {
+		h.remember()
+	}
 }
 
 // PoolInfo is a pool's state.

@@ -28,7 +28,7 @@ func (h *Host) ReconstructMaster(ctx context.Context, r ReconstructMaster) error
 	defer done()
 	all, _ := h.look(ctx)
 	ours, manages := h.ours(r.Pool)
-	if err := mayReconstruct(r, ours, manages, saidBy(all, r.Pool)); err != nil {
+	if err := mayReconstruct(r, ours, manages, saidBy(all, r.Pool), h.masterVersion(r.Pool)); err != nil {
 		return err
 	}
 	next := reconstructed(r, ours)
@@ -66,9 +66,16 @@ func (h *Host) ReconstructMaster(ctx context.Context, r ReconstructMaster) error
 	return nil
 }
 
+// masterVersion is the highest version of a pool's master that this host has seen.
+func (h *Host) masterVersion(pool uuid.UUID) int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.masters[pool]
+}
+
 // mayReconstruct decides whether a pool may be said anew. The other arguments are as those
-// of believe.
-func mayReconstruct(r ReconstructMaster, ours *poolMeta, manages bool, read *poolMeta) error {
+// of believe, and the highest version of a master that this host has seen; 0: none.
+func mayReconstruct(r ReconstructMaster, ours *poolMeta, manages bool, read *poolMeta, seen int64) error {
 	what := "reconstruct the master of pool " + r.Pool.String()
 	if err := checkLabel(r.Name); err != nil {
 		return errorf(CodeInvalid, "%s: %v", what, err)
@@ -90,6 +97,8 @@ func mayReconstruct(r ReconstructMaster, ours *poolMeta, manages bool, read *poo
 		return errorf(CodeWrongVersion, "%s: the lost one had version 1 or more: the next one needs a higher one than that, not %d", what, r.MasterVersion)
 	case ours != nil && r.MasterVersion <= ours.version:
 		return errorf(CodeWrongVersion, "%s: the lost one, %s, has version %d: the next one needs a higher one than that, not %d", what, ours.master, ours.version, r.MasterVersion)
+	case r.MasterVersion <= seen:
+		return errorf(CodeWrongVersion, "%s: this host has seen one of version %d: the next one needs a higher one than that, not %d", what, seen, r.MasterVersion)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -91,6 +92,9 @@ type memory struct {
 	Connections []remembered `json:"connections"`
 	Pool        uuid.UUID    `json:"pool_uuid"` // uuid.Nil: none
 	SPM         bool         `json:"spm"`
+	// Masters are the highest versions of masters that this host has seen, by pool: what a
+	// lost one had is asked when its pool gets another one.
+	Masters map[uuid.UUID]int64 `json:"master_versions,omitempty"`
 }
 
 type remembered struct {
@@ -141,7 +145,9 @@ func (h *Host) remember() {
 	}
 	if h.pool != nil {
 		m.Pool, m.SPM = h.pool.meta.id, h.pool.role == roleSPM
+		h.masters[m.Pool] = max(h.masters[m.Pool], h.pool.meta.version)
 	}
+	m.Masters = maps.Clone(h.masters)
 	h.mu.Unlock()
 	text, err := json.MarshalIndent(m, "", "    ")
 	if err == nil {
@@ -181,6 +187,9 @@ func (h *Host) recall() {
 		h.o.Log.Warn("what was connected is not known", "path", h.memoryPath(), "error", err)
 		return
 	}
+	h.mu.Lock()
+	maps.Copy(h.masters, m.Masters)
+	h.mu.Unlock()
 	for _, c := range m.Connections {
 		if _, err := h.connect(h.ctx, c.Type, c.Address); err != nil {
 			h.o.Log.Error("cannot be connected again", "type", c.Type, "address", c.Address, "error", err)
