@@ -75,10 +75,19 @@ func (f *family) cover(k kin) (above kin, there bool) {
 	return kin{}, false
 }
 
-// leaf is the volume that an image shows: the one that is not covered. Where an
-// operation that was interrupted left several, a legal one goes first, then one
-// that says that it is the leaf, then the newest.
+// leaf is the volume that an image shows. Where one of it is damaged, nobody knows: it may
+// be that one.
 func (f *family) leaf(image uuid.UUID) (uuid.UUID, bool) {
+	if f.anyDamaged(image) {
+		return uuid.Nil, false
+	}
+	return f.top(image)
+}
+
+// top is the volume of an image that is not covered. Where an operation that was
+// interrupted left several, a legal one goes first, then one that says that it is the
+// leaf, then the newest. Those that are damaged are left out.
+func (f *family) top(image uuid.UUID) (uuid.UUID, bool) {
 	var best kin
 	rank := func(k kin) int {
 		n := 0
@@ -124,10 +133,10 @@ func (f *family) chain(id uuid.UUID) ([]kin, error) {
 	return up, nil
 }
 
-// name is what a volume is called: the leaf as its image, by the first alias from
-// the leaf downwards or by its UUID, and every other by its own UUID.
+// name is what a volume is called: the topmost as its image, by the first alias from
+// there downwards or by its UUID, and every other by its own UUID.
 func (f *family) name(k kin) string {
-	if leaf, ok := f.leaf(k.image); !ok || leaf != k.id {
+	if top, ok := f.top(k.image); !ok || top != k.id {
 		return k.id.String()
 	}
 	for at, n := k, 0; n <= len(f.all) && at.image == k.image; n++ {
@@ -164,6 +173,20 @@ func (f *family) reconcile(k kin) string {
 
 func (f *family) anyDamaged(image uuid.UUID) bool {
 	return slices.ContainsFunc(f.images[image], func(k kin) bool { return k.damaged })
+}
+
+// shown is the volume that is meant by an image: its leaf, or if nobody knows that the one
+// because of which.
+func (f *family) shown(image uuid.UUID) (id uuid.UUID, there bool) {
+	if leaf, ok := f.leaf(image); ok {
+		return leaf, true
+	}
+	for _, k := range f.images[image] {
+		if k.damaged {
+			return k.id, true
+		}
+	}
+	return uuid.Nil, false
 }
 
 // mayChange refuses to change volumes that a damaged one of their image may be based on:
@@ -229,6 +252,9 @@ func (f *family) mayWrite(k kin) error {
 // returns it. In its own image that is the leaf, in another one a template.
 func (f *family) maySnapshot(image, parentImage, parent uuid.UUID) (kin, error) {
 	k, err := f.member(parentImage, parent)
+	if err == nil && parentImage == image {
+		err = f.mayChange(image)
+	}
 	if err != nil {
 		return kin{}, err
 	}
@@ -245,11 +271,6 @@ func (f *family) maySnapshot(image, parentImage, parent uuid.UUID) (kin, error) 
 		return kin{}, errorf(CodeWrongState, "volume %s is a template: what is based on it belongs into an image of its own", parent)
 	case parentImage == image && (leaf != parent || len(f.kids[parent]) > 0):
 		return kin{}, errorf(CodeHasChildren, "volume %s is not the leaf of image %s (%s is): a snapshot is made of the leaf", parent, image, leaf)
-	}
-	if parentImage == image {
-		if err := f.mayChange(image); err != nil {
-			return kin{}, err
-		}
 	}
 	_, err = f.chain(parent)
 	return k, err

@@ -68,7 +68,7 @@ func TestChainLeafAndReconcile(t *testing.T) {
 		{"copying", "a LEAF!", "a", "a LEAF"},
 		{"moving", "a INTERNAL!, b<a LEAF!", "b", "a INTERNAL, b LEAF"},
 		{"moved, the leaf is legal", "a INTERNAL!, b<a LEAF", "b", "a INTERNAL, b LEAF"},
-		{"damaged above: nobody knows", "a INTERNAL, b?", "a", "a INTERNAL, b "},
+		{"damaged above: nobody knows", "a INTERNAL, b?", "", "a INTERNAL, b "},
 		{"a template is covered by none of another image", "a SHARED, b/j<a LEAF", "a", "a SHARED, b LEAF"},
 		{"based on itself", "a<b INTERNAL, b<a LEAF", "", "a INTERNAL, b INTERNAL"},
 	} {

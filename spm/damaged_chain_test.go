@@ -67,3 +67,45 @@ func TestVolumeThatOthersAreBasedOn(t *testing.T) {
 	require.Contains(t, volumeOf(t, w.m[0], a.String()).ReadOnly, "based on it")
 	require.Empty(t, volumeOf(t, w.m[0], b.String()).ReadOnly)
 }
+
+// Who names an image, or asks for it by its name, is not shown what is below a damaged
+// volume of it.
+func TestImageOfADamagedVolume(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		image := uuid.New()
+		r := w.newVolume(image, uuid.New())
+		r.Description = `{"DiskAlias":"web1"}`
+		kind, args, err := w.ops.createVolume(t.Context(), r)
+		w.must(kind, args, err)
+		b := w.volume(image, r.Volume, "b")
+		require.Equal(t, b.String(), volumeOf(t, w.m[0], "web1").VolumeUUID)
+		mend := w.tear(b)
+		w.restart()
+
+		require.Equal(t, b.String(), volumeOf(t, w.m[0], image.String()).VolumeUUID)
+		for what, err := range map[string]error{
+			"by name": second(w.m[0].Volume(t.Context(), VolumeRef{Volume: "web1"})),
+			"image":   second(w.m[0].Volume(t.Context(), VolumeRef{Volume: image.String()})),
+			"prepare": second(w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{ReadOnly: true})),
+			"measure": second(w.ops.measure(t.Context(), w.at(image, uuid.Nil), Raw)),
+			"copy": third(w.ops.copyImage(t.Context(), CopyImage{
+				From: w.at(image, uuid.Nil), To: w.at(uuid.New(), uuid.New()),
+			})),
+		} {
+			require.Error(t, err, what)
+			requireCode(t, CodeDamaged, err)
+			require.ErrorContains(t, err, b.String(), what)
+		}
+		info, err := w.ops.volumeInfo(t.Context(), w.at(image, uuid.Nil))
+		require.NoError(t, err)
+		require.Equal(t, b, info.Volume)
+		require.NotEmpty(t, info.Damaged)
+		_, err = w.ops.prepare(t.Context(), w.at(image, r.Volume), PrepareOptions{ReadOnly: true})
+		require.NoError(t, err, "who names a volume means that")
+		require.NoError(t, w.servers.Stop(t.Context(), image.String()))
+		mend()
+		w.restart()
+		require.Equal(t, b.String(), volumeOf(t, w.m[0], "web1").VolumeUUID)
+		w.consistent()
+	})
+}

@@ -59,7 +59,8 @@
 // A volume whose metadata cannot be read, or on a group cannot be found by its tag, is
 // damaged: it keeps its space, is shown by its UUID with the reason, may be removed, and
 // keeps nobody from the volumes of other images. Those of its own image it may be based on,
-// so until it is mended or removed they are read only, and none of them goes without it. A
+// so until it is mended or removed they are read only, and none of them goes without it. Who
+// names the image, and not a volume, is told of the damage: nobody knows what it shows. A
 // template on which it is based, or may be, goes by force only: what it is based on says its
 // tag PU_, or in a directory the header of its image; if neither can be read, it may be any.
 //

@@ -96,7 +96,7 @@ func mayMove(from, to *family, a moveArgs) error {
 	for _, k := range all {
 		switch {
 		case !slices.Contains(a.Volumes, k.id):
-			return errorf(CodeStale, "volume %s of image %s is new: repeat the request", k.id, a.Image)
+			return errorf(CodeWrongState, "volume %s of image %s is new: repeat the request", k.id, a.Image)
 		case !k.legal():
 			return from.illegal(k)
 		}

@@ -16,7 +16,11 @@ func (o *operations) volumeInfo(ctx context.Context, at VolumeAt) (VolumeInfo, e
 		return VolumeInfo{}, err
 	}
 	if err != nil { // what is known of a damaged one is how large it is
-		k = m.family().all[at.Volume]
+		f := m.family()
+		if at.Volume == uuid.Nil {
+			at.Volume, _ = f.shown(at.Image)
+		}
+		k = f.all[at.Volume]
 	}
 	served := o.servingEach(ctx, m, []uuid.UUID{k.image})[k.image]
 	i := m.info(k.id)

@@ -151,11 +151,7 @@ func (o *operations) volume(at VolumeAt) (*Manager, kin, error) {
 		at.Image = f.all[at.Volume].image
 	}
 	if at.Volume == uuid.Nil {
-		leaf, ok := f.leaf(at.Image)
-		if !ok && len(f.images[at.Image]) > 0 {
-			leaf = f.images[at.Image][0].id // damaged
-		}
-		at.Volume = leaf
+		at.Volume, _ = f.shown(at.Image)
 	}
 	k, err := f.member(at.Image, at.Volume)
 	return m, k, err

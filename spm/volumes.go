@@ -77,14 +77,17 @@ func (m *Manager) whole(v *volume) error {
 // lookLocked finds a volume by a name, an image UUID or a volume UUID.
 func (m *Manager) lookLocked(s string) *volume {
 	id, err := uuid.Parse(s)
-	if err != nil {
-		return m.names[s]
+	if v := m.names[s]; err != nil && v != nil {
+		if shown, ok := m.familyLocked().shown(v.image); ok {
+			return m.volumes[shown]
+		}
+		return v // it is being made
 	}
 	if v := m.volumes[id]; v != nil {
 		return v
 	}
-	leaf, _ := m.familyLocked().leaf(id)
-	return m.volumes[leaf]
+	shown, _ := m.familyLocked().shown(id)
+	return m.volumes[shown]
 }
 
 // namesShown is how many names an error lists.
