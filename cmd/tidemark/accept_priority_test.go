@@ -163,10 +163,14 @@ func TestFullPoolByPriority(t *testing.T) {
 	f.awaitWaiting(high, low)
 	t.Logf("full: %d bytes granted, %d kept", f.h.domainSize(f.domains[0], "granted"), f.h.domainSize(f.domains[0], "reserve"))
 
-	require.NoError(t, f.merge(cold))
-	require.NoError(t, f.merge(live))
-	require.NoError(t, f.deleteLeaf(snapped))
-	f.awaitWaiting(high, low)
+	for _, change := range []func() error{
+		func() error { return f.merge(cold) },
+		func() error { return f.merge(live) },
+		func() error { return f.deleteLeaf(snapped) },
+	} {
+		require.NoError(t, change())
+		f.awaitWaiting(high, low) // who waited has had what came free, and it is full again
+	}
 	t.Logf("merged and deleted: %d bytes granted", f.h.domainSize(f.domains[0], "granted"))
 	for len(lowDone) == 0 || len(highDone) == 0 {
 		require.NotEmpty(t, f.ballast, "everything is deleted, and they have not got what they need")
