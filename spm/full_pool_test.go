@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 )
 
@@ -86,6 +87,36 @@ func TestFullPoolHeadroomOfTheOnlyOne(t *testing.T) {
 		require.Len(t, pool(t, m).Waiting, 1)
 		remove(t, m, "big")
 		require.EqualValues(t, 300*mib, <-done)
+	})
+}
+
+// Whose turn it is gets its need and no headroom while another one waits; and a task,
+// which does not wait, passes nobody who does.
+func TestFullPoolOthersWait(t *testing.T) {
+	fullPool(t, func(t *testing.T, m *Manager) {
+		r := extendRequest("a", 200*mib, 300*mib)
+		r.WaitMS = time.Hour.Milliseconds()
+		a := make(chan int64, 1)
+		go func() {
+			reply, err := m.ExtendVolume(t.Context(), r)
+			require.NoError(t, err)
+			a <- reply.Size
+		}()
+		synctest.Wait()
+		b := extendLater(t.Context(), m, "b", gib, time.Hour)
+		require.NoError(t, m.RaiseCapacity(t.Context(), 2*gib+300*mib))
+		require.EqualValues(t, 200*mib, <-a)
+		held(t, b)
+
+		v := volumeOf(t, m, "a")
+		require.EqualValues(t, 228*mib, pool(t, m).Free)
+		grant := func() error {
+			return m.grantAtLeast(t.Context(), uuid.MustParse(v.ImageUUID), uuid.MustParse(v.VolumeUUID), 250*mib, false)
+		}
+		requireCode(t, CodePoolFull, grant())
+		require.NoError(t, m.RaiseCapacity(t.Context(), 4*gib))
+		require.NoError(t, <-b)
+		require.NoError(t, grant())
 	})
 }
 
