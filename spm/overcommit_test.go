@@ -153,16 +153,14 @@ func TestFullPoolMergesAndDeletes(t *testing.T) {
 		w.open()
 		m := w.m[0]
 		low, high := uuid.New(), uuid.New()
-		a := w.volume(low, uuid.Nil, "a")
+		a := w.volume(low, w.volume(low, uuid.Nil, "z"), "a")
 		b := w.volume(low, a, " b")
 		c := w.volume(high, uuid.Nil, "c")
 		require.NoError(t, w.ops.setPriority(t.Context(), w.at(high, c), 10))
-		for n := 5; n < fakeBlocks; n++ { // what the merge has to move is more than a has
-			w.write(b, "        "[:n%8]+string(rune('a'+n)))
-		}
-		extend(t, m, c.String(), 4*fakeExtent, 0)
+		w.jobs.end = 100 * mib // of each image: together more than one of them has
+		extend(t, m, c.String(), 3*fakeExtent, 0)
 		require.EqualValues(t, w.o.Reserve, m.stats().Free)
-		_, err := m.ExtendVolume(t.Context(), extendRequest(c.String(), 5*fakeExtent, 0))
+		_, err := m.ExtendVolume(t.Context(), extendRequest(c.String(), 4*fakeExtent, 0))
 		requireCode(t, CodePoolFull, err)
 		wayOut := "raise the capacity"
 		if w.group != nil {
@@ -171,7 +169,8 @@ func TestFullPoolMergesAndDeletes(t *testing.T) {
 		require.ErrorContains(t, err, ": remove a volume or "+wayOut)
 		_, _, err = w.ops.createVolume(t.Context(), w.newVolume(uuid.New(), uuid.New()))
 		requireCode(t, CodePoolFull, err)
-		require.NoError(t, m.grantAtLeast(t.Context(), low, a, 2*fakeExtent, true), "the reserve is for merging")
+		_, err = m.CreateVolume(t.Context(), VolumeCreateRequest{Name: "d", Size: gib}) // as a task whose request came before it was full
+		requireCode(t, CodePoolFull, err)
 
 		wait := func(id uuid.UUID, need int64) chan error {
 			done := make(chan error, 1)
@@ -183,11 +182,13 @@ func TestFullPoolMergesAndDeletes(t *testing.T) {
 			return done
 		}
 		first := wait(b, 2*fakeExtent)
-		second := wait(c, 5*fakeExtent)
+		second := wait(c, 4*fakeExtent)
 		require.Equal(t, c.String(), pool(t, m).Waiting[0].VolumeUUID, "the lower priority waits first")
 
+		require.EqualValues(t, fakeExtent, m.info(a).Granted)
 		kind, args, err := w.merge(low, a, b)
 		w.must(kind, args, err)
+		require.Greater(t, m.info(a).Granted, int64(fakeExtent), "the reserve is for merging, also while others wait")
 		requireCode(t, CodeNotFound, <-first) // b has gone into a
 		select {
 		case <-second:

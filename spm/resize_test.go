@@ -107,7 +107,8 @@ func TestResizeInFullPool(t *testing.T) {
 	a := w.volume(image, uuid.Nil, "abc")
 	kind, args, err := w.ops.reduceVolume(t.Context(), w.at(image, a))
 	w.must(kind, args, err)
-	w.m[0].capacity = w.m[0].granted
+	w.m[0].o.Reserve = 64 * mib
+	w.m[0].capacity = w.m[0].granted + w.m[0].o.Reserve // which is for merging
 	kind, args, err = w.ops.extendVolumeSize(t.Context(), w.at(image, a), 2*gib)
 	require.NoError(t, err)
 	requireCode(t, CodePoolFull, w.run(kind, args, -1))
