@@ -161,7 +161,11 @@ func (h *vdsmHost) judge(id string, s taskState) {
 	v := verbs.Find(kind)
 	require.NotNil(h.t, v, "task %s is of kind %q", id, kind)
 	for c := spm.CodeInternal; c <= spm.CodeNotActive; c++ {
-		if v.Lists(c) && verbs.Number(c) == s.Code {
+		number, own := v.As[c]
+		if !own {
+			number = verbs.Number(c)
+		}
+		if v.Lists(c) && number == s.Code {
 			return
 		}
 	}
