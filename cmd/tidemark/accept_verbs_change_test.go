@@ -29,8 +29,8 @@ func (w *verbWorld) state() map[string]string {
 	all := map[string]string{}
 	for _, dir := range []string{w.h.root, filepath.Join(w.h.dir, "state")} {
 		require.NoError(w.t, filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-			if os.IsNotExist(err) || err == nil && e.Name() == w.h.pool+".json" {
-				return nil // the manager has no state yet; that of its pool follows what is on disk
+			if os.IsNotExist(err) || err == nil && strings.HasPrefix(e.Name(), w.h.pool+".json") {
+				return nil // the manager has no state yet; that of its pool follows what is on disk, by a file that replaces it
 			}
 			if err == nil {
 				all[path], err = fileState(path)
