@@ -223,6 +223,25 @@ func (c *crowdClient) merge(i *crowdImage) error {
 	if i.conn != nil {
 		top, down = len(i.layers)-1, len(i.layers)-2
 	}
+	return c.mergeInto(i, down, top)
+}
+
+// mergeLowest merges the second volume of each image that has more into the first one:
+// then there is one left that had to be based on another.
+func (c *crowdClient) mergeLowest() error {
+	for _, i := range c.has {
+		if len(i.layers) < 3 {
+			continue
+		}
+		if err := c.mergeInto(i, 0, 1); err != nil {
+			return fmt.Errorf("image %+v: %w", i, err)
+		}
+		c.count("merge below a volume")
+	}
+	return nil
+}
+
+func (c *crowdClient) mergeInto(i *crowdImage, down, top int) error {
 	a := arguments{"sdUUID": c.domains[i.domain], "spUUID": c.h.pool, "vmUUID": blankID, "imgUUID": i.id,
 		"ancestor": i.layers[down].id, "successor": i.layers[top].id, "postZero": false}
 	if err := c.run("mergeSnapshots", a); err != nil {

@@ -75,6 +75,7 @@ func (c *crowd) round(seed uint64, clients, volumes int) {
 	worked := time.Since(began)
 
 	c.together(all, (*crowdClient).teardownAll)
+	c.together(all, (*crowdClient).mergeLowest)
 	var images []*crowdImage
 	for _, m := range all {
 		images = append(images, m.has...)
