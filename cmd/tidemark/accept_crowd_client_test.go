@@ -91,7 +91,7 @@ func (c *crowdClient) run(verb string, a arguments) error {
 		case s.State != "finished":
 			continue
 		case s.Result != "success":
-			return fmt.Errorf("%s: its task has failed: %d: %s", verb, s.Code, s.Message)
+			return errors.Join(fmt.Errorf("%s: its task has failed: %d: %s", verb, s.Code, s.Message), c.h.ask("clearTask", arguments{"taskID": r.Task}, nil))
 		}
 		break
 	}

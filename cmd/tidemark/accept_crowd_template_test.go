@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -79,6 +80,11 @@ func (c *crowdClient) moveTo(from, to int, image, op string) error {
 		"vmUUID": blankID, "op": op, "postZero": c.rng.IntN(2) == 0, "force": false})
 }
 
+// full reports whether a request was refused, or its task rolled back, for want of space.
+func full(err error) bool {
+	return spm.CodeOf(err) == spm.CodePoolFull || err != nil && strings.Contains(err.Error(), "its task has failed: 397:")
+}
+
 // move moves an image that is no longer served to another domain, where the template
 // must be that it is based on.
 func (c *crowdClient) move(i *crowdImage) error {
@@ -92,7 +98,13 @@ func (c *crowdClient) move(i *crowdImage) error {
 			return nil
 		}
 	}
-	if err := c.moveTo(i.domain, to, i.id, "MOVE"); err != nil {
+	err := c.moveTo(i.domain, to, i.id, "MOVE")
+	if full(err) {
+		c.letGo(base)
+		c.count("move into a full domain")
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	c.letGo(i.base)

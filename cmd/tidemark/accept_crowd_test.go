@@ -45,7 +45,7 @@ func TestCrowdInDirectory(t *testing.T) {
 // The same on volume groups.
 func TestCrowdOnVolumeGroups(t *testing.T) {
 	workspace(t)
-	one, two := newGroup(t, 2, 6*gib, 6*gib), newGroup(t, 1, 12*gib)
+	one, two := newGroup(t, 2, 9*gib, 9*gib), newGroup(t, 1, 18*gib)
 	newCrowd(newVDSMHost(t, append(one.paths(), two.paths()...)...), 2, 3, one, two).rounds(8, 200)
 }
 

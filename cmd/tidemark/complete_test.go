@@ -34,11 +34,11 @@ func TestEverythingIsCompleted(t *testing.T) {
 		"output": {"human\n"}, "log-level": {"debug\n"}, "log-format": {"json\n"}, "format": {"qcow2\n", "COW\n"}, "backing-format": {"raw\n"},
 		"cache": {"writeback\n"}, "source-cache": {"writeback\n"}, "aio": {"threads\n"}, "discard": {"unmap\n"}, "detect-zeroes": {"off\n"},
 		"files": {"auto\n"}, "repair": {"leaks\n"}, "backing": {"none\n", offersFiles},
-		"domain": {"first\t", "\tfirst\n"}, "to": {"first\t"}, "new-master": {"first\t"}, "pool": {"office\t"},
+		"domain": {"first\t", "\tfirst\n"}, "to": {"first\t"}, "new-master": {"first\t"}, "master": {"first\t"}, "pool": {"office\t"},
 		"into": {leaf.UUID + "\n"}, "volume": {leaf.UUID + "\n"}, "template": {leaf.Image + "\n"},
 	}
 	for name := range strings.FieldsSeq(`bind capacity description export export-name handshake-limit id max-connections max-length name
-		object options patience port reserve seed shared size socket-group socket-mode start-offset tls-authz tls-hostname vg`) {
+		object options patience port reserve seed shared size socket-group socket-mode start-offset tls-authz tls-hostname version vg`) {
 		options[name] = []string{offersNothing}
 	}
 	for _, name := range fileFlags {
