@@ -121,15 +121,25 @@ func (m *Manager) trace(found *stored) {
 
 // backingOf is what the header of a volume says that it is based on.
 func (m *Manager) backingOf(ctx context.Context, v *volume) (string, error) {
+	return lookAt(ctx, m, v, Images.Backing)
+}
+
+// writerDied says by the header of a volume whether there is something to settle in it.
+func (m *Manager) writerDied(ctx context.Context, v *volume) (bool, error) {
+	return lookAt(ctx, m, v, Images.WriterDied)
+}
+
+// lookAt reads the header of a volume.
+func lookAt[T any](ctx context.Context, m *Manager, v *volume, read func(Images, block.File) (T, error)) (answer T, err error) {
 	if m.o.Images == nil {
-		return "", fmt.Errorf("this manager reads no %s images", FormatQCOW2)
+		return answer, fmt.Errorf("this manager reads no %s images", FormatQCOW2)
 	}
 	f, err := m.store.look(ctx, v)
 	if err != nil {
-		return "", err
+		return answer, err
 	}
-	name, err := m.o.Images.Backing(f)
-	return name, errors.Join(err, f.Close())
+	answer, err = read(m.o.Images, f)
+	return answer, errors.Join(err, f.Close())
 }
 
 // headless refuses a qcow2 volume of which not even the header can be read: that is why a

@@ -59,6 +59,9 @@ type Images interface {
 	// Backing is what the header of the qcow2 image in f says that it is based on: a name
 	// as in [BackingRef], "" if it is on nothing. It fails if that cannot be read.
 	Backing(f block.File) (name string, err error)
+	// WriterDied says by the header of the qcow2 image in f, which nobody has open for
+	// writing, whether a process that had has died, and nobody has put it in order since.
+	WriterDied(f block.File) (bool, error)
 }
 
 // Options of a pool. The zero value opens one that exists.

@@ -45,6 +45,9 @@ func (i fakeImages) Create(ctx context.Context, f block.File, o CreateImage) err
 	return err
 }
 
+// WriterDied lets the jobs find out.
+func (fakeImages) WriterDied(block.File) (bool, error) { return true, nil }
+
 func (fakeImages) Backing(f block.File) (string, error) {
 	_, err := f.ReadAt(make([]byte, 1), 0)
 	return "", err

@@ -273,6 +273,9 @@ func (o *operations) settleLeaf(ctx context.Context, a createArgs, p Progress) (
 	if err != nil || there && !s.ReadOnly {
 		return false, err
 	}
+	if died, err := m.writerDied(ctx, &volume{image: a.Image, id: a.Meta.Parent}); err == nil && !died {
+		return true, nil
+	} // what is wrong the job says, and whom to ask
 	chain, err := m.places(a.Meta.Parent)
 	if err != nil {
 		return false, err

@@ -50,3 +50,20 @@ func TestSnapshotSettlesWhatItIsMadeOn(t *testing.T) {
 		w.consistent()
 	})
 }
+
+// calmImages are those of whose writers none has died.
+type calmImages struct{ contentImages }
+
+func (calmImages) WriterDied(block.File) (bool, error) { return false, nil }
+
+// Whether there is something to settle the manager sees itself: a job takes a process.
+func TestSnapshotOfWhatIsSettledNeedsNoJob(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		image := uuid.New()
+		a := w.volume(image, uuid.Nil, "aa")
+		w.m[0].o.Images = calmImages{}
+		w.jobs.fail["settle"] = errors.New("there is nothing to settle")
+		w.volume(image, a, "b")
+		require.Equal(t, "INTERNAL LEAF", w.types(w.m[0], image))
+	})
+}

@@ -37,6 +37,12 @@ func (images) Backing(f block.File) (string, error) {
 	return h.BackingFile, nil
 }
 
+// WriterDied is what the header of an image says of its last writer.
+func (images) WriterDied(f block.File) (bool, error) {
+	h, err := qcow2.ReadHeader(f)
+	return err == nil && qcow2.WriterDied(h), err
+}
+
 // Bound is the size in bytes that such an image never needs to exceed. For a
 // size that no image can have it is that size: Create says what is wrong.
 func (images) Bound(o spm.CreateImage) int64 {

@@ -18,6 +18,7 @@ type emptyImages struct{}
 
 func (emptyImages) Create(context.Context, block.File, spm.CreateImage) error { return nil }
 func (emptyImages) Backing(block.File) (string, error)                        { return "", nil }
+func (emptyImages) WriterDied(block.File) (bool, error)                       { return false, nil }
 func (emptyImages) Bound(o spm.CreateImage) int64                             { return o.Size + o.Size/10 }
 
 // Every kind of event, by the name that the reference has for it, happens in a real
