@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+
+	"tidemark/internal/block"
 )
 
 // Before a volume gets a snapshot it is settled, unless somebody serves it who does that
