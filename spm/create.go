@@ -29,9 +29,7 @@ func (m *Manager) CreateVolume(ctx context.Context, r VolumeCreateRequest) (Volu
 	if err != nil {
 		return VolumeReply{}, errorf(CodeInvalid, "create %s: %v", r.Name, err)
 	}
-	if meta.Format == Raw && m.store.kind() == typeGroup {
-		meta.Type = Preallocated
-	}
+	meta.Type = allocIn(m.store.kind(), meta.Type, meta.Format)
 	v, err := m.makeVolume(ctx, making{id: uuid.New(), meta: meta, request: r.RequestID})
 	if err != nil {
 		return VolumeReply{}, err

@@ -35,7 +35,7 @@ func (o *operations) copyImage(ctx context.Context, r CopyImage) (kind string, a
 	meta.Description, meta.Sequence, meta.Generation, meta.Legality = fittingDescription(r.Description), 1, 0, Legal
 	meta.Format = cmp.Or(r.Format, meta.Format)
 	if meta.Type = r.Alloc; meta.Type == "" {
-		meta.Type = movedType(to.store.kind(), src.meta.Type, meta.Format)
+		meta.Type = allocIn(to.store.kind(), src.meta.Type, meta.Format)
 	}
 	meta.VolType = cmp.Or(r.Type, Leaf)
 	a := copyArgs{From: r.From, To: r.To, Meta: meta}

@@ -130,15 +130,20 @@ func (o *operations) cancelMirror(ctx context.Context, a mergeArgs) error {
 	return jobError(o.servers.MergeCancel(ctx, a.Image.String(), a.successor().String()), "end the merge of image %s", a.Image)
 }
 
+// writesTo reports whether a server of the image writes to the leaf that is merged.
+func (o *operations) writesTo(ctx context.Context, a mergeArgs) (m *Manager, writes bool, err error) {
+	if m, err = o.domain(a.Domain); err != nil {
+		return nil, false, err
+	}
+	s, there, err := o.serving(ctx, m, a.Image)
+	return m, err == nil && there && s.Leaf == a.successor().String(), err
+}
+
 // unpublish is the end of a merge that is given up while a server writes to the leaf: that
 // is the leaf, and the ancestor is what a merge that failed leaves.
 func (o *operations) unpublish(ctx context.Context, a mergeArgs) error {
-	m, err := o.domain(a.Domain)
-	if err != nil {
-		return err
-	}
-	s, there, err := o.serving(ctx, m, a.Image)
-	if err != nil || !there || s.Leaf != a.successor().String() {
+	m, writes, err := o.writesTo(ctx, a)
+	if err != nil || !writes {
 		return err
 	}
 	if err := o.cancelMirror(ctx, a); err != nil {
@@ -156,12 +161,7 @@ func (o *operations) unpublish(ctx context.Context, a mergeArgs) error {
 // pivot lets a server write to the ancestor alone. One that has gone opens it when
 // it comes back, for it is the leaf.
 func (o *operations) pivot(ctx context.Context, a mergeArgs) error {
-	m, err := o.domain(a.Domain)
-	if err != nil {
-		return err
-	}
-	s, there, err := o.serving(ctx, m, a.Image)
-	if err != nil || !there || s.Leaf != a.successor().String() {
+	if _, writes, err := o.writesTo(ctx, a); err != nil || !writes {
 		return err
 	}
 	return jobError(o.servers.MergePivot(ctx, a.Image.String(), a.successor().String()), "let the server of image %s write to volume %s",

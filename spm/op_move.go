@@ -128,9 +128,9 @@ func (m *Manager) room(leaf, image uuid.UUID, need int64) error {
 	return nil
 }
 
-// movedType is the allocation that a volume has in another domain: a block domain holds a
-// raw one with all of its space only.
-func movedType(kind, alloc, format string) string {
+// allocIn is the allocation that a volume has in a domain of that kind: a block domain holds
+// a raw one with all of its space only.
+func allocIn(kind, alloc, format string) string {
 	if format == Raw && kind == typeGroup {
 		return Preallocated
 	}
@@ -187,7 +187,7 @@ func (o *operations) makeMoved(ctx context.Context, a moveArgs) error {
 		}
 		meta := k.meta
 		meta.Domain, meta.Legality, meta.Generation = a.To, Illegal, nextGeneration(meta.Generation)
-		meta.Type = movedType(to.store.kind(), meta.Type, meta.Format)
+		meta.Type = allocIn(to.store.kind(), meta.Type, meta.Format)
 		if err := to.ensureVolume(ctx, making{id: id, meta: meta, granted: movedSize(to, from.info(id))}); err != nil {
 			return err
 		}
