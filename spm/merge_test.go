@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/block"
+	"tidemark/spm/task"
 )
 
 func (w *world) merge(image, ancestor, successor uuid.UUID) (string, any, error) {
@@ -151,6 +152,43 @@ func TestMergeLive(t *testing.T) {
 		require.Equal(t, a.String(), s.Leaf)
 		w.consistent()
 	})
+}
+
+// A server that came back between "mirror" and "publish" writes to the leaf alone: that stays
+// the leaf, and the merge can be done again.
+func TestMergeLiveOfAServerThatCameBack(t *testing.T) {
+	for _, dieAt := range []int{8, 10} { // before "publish", and before "pivot"
+		both(t, 1, func(t *testing.T, w *world) {
+			image := uuid.New()
+			a := w.volume(image, uuid.Nil, "aaaa")
+			b := w.volume(image, a, " b")
+			prepare := func() {
+				_, err := w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{})
+				require.NoError(t, err)
+			}
+			prepare()
+			kind, args, err := w.merge(image, a, b)
+			require.NoError(t, err)
+			require.ErrorIs(t, w.run(kind, args, dieAt), errCrash)
+			require.NoError(t, w.servers.Stop(t.Context(), image.String()))
+			_, err = w.servers.Start(t.Context(), Serve{Domain: w.domain().String(), Image: image.String(), Leaf: b.String()})
+			require.NoError(t, err)
+			require.NoError(t, w.servers.write(image.String(), 2, 'c'))
+			w.restart()
+			step := w.plan().Steps[w.record.Step]
+			require.True(t, task.IsHopeless(step.Do(t.Context(), &task.Run{})), step.Name)
+			w.giveUp()
+			id, shows := w.leaf(w.m[0], image)
+			require.Equal(t, b, id)
+			require.Equal(t, "abca", shows)
+			require.Equal(t, "INTERNAL! LEAF", w.types(w.m[0], image))
+			w.consistent()
+			kind, args, err = w.merge(image, a, b)
+			w.must(kind, args, err)
+			require.Equal(t, "abca", w.shows(w.m[0], a))
+			w.consistent()
+		})
+	}
 }
 
 // Before "publish" a live merge is taken back, and the guest goes on writing to the

@@ -56,7 +56,7 @@ func (o *operations) planMergeLive(a mergeArgs) task.Plan {
 				Do:   func(ctx context.Context, r *task.Run) error { return o.mirror(ctx, a, r.Progress) },
 				Undo: func(ctx context.Context, _ *task.Run) error { return o.cancelMirror(ctx, a) },
 			},
-			orElse(step("publish", func(ctx context.Context) error { return o.publishMerge(ctx, a) }, nil), leave),
+			orElse(step("publish", func(ctx context.Context) error { return o.publishMirrored(ctx, a) }, nil), leave),
 			orElse(step("pivot", func(ctx context.Context) error { return o.pivot(ctx, a) }, nil), leave),
 			step("remove", func(ctx context.Context) error { return o.removeMerged(ctx, a) }, nil),
 		},
@@ -139,6 +139,31 @@ func (o *operations) writesTo(ctx context.Context, a mergeArgs) (m *Manager, wri
 	return m, err == nil && there && s.Leaf == a.successor().String(), err
 }
 
+// mirrors reports whether a server of the image writes to both volumes. One that came back
+// meanwhile writes to the leaf alone: then the merge is given up.
+func (o *operations) mirrors(ctx context.Context, a mergeArgs) (bool, error) {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return false, err
+	}
+	s, there, err := o.serving(ctx, m, a.Image)
+	switch {
+	case err != nil || !there || s.Leaf != a.successor().String():
+		return false, err
+	case s.Merge != mergeReady:
+		return false, task.Hopeless(errorf(CodeStale, "image %s is served anew by process %d, which writes to its leaf alone: merge it again", a.Image, s.PID))
+	}
+	return true, nil
+}
+
+// publishMirrored makes the ancestor the leaf.
+func (o *operations) publishMirrored(ctx context.Context, a mergeArgs) error {
+	if _, err := o.mirrors(ctx, a); err != nil {
+		return err
+	}
+	return o.publishMerge(ctx, a)
+}
+
 // unpublish is the end of a merge that is given up while a server writes to the leaf: that
 // is the leaf, and the ancestor is what a merge that failed leaves.
 func (o *operations) unpublish(ctx context.Context, a mergeArgs) error {
@@ -161,7 +186,7 @@ func (o *operations) unpublish(ctx context.Context, a mergeArgs) error {
 // pivot lets a server write to the ancestor alone. One that has gone opens it when
 // it comes back, for it is the leaf.
 func (o *operations) pivot(ctx context.Context, a mergeArgs) error {
-	if _, writes, err := o.writesTo(ctx, a); err != nil || !writes {
+	if mirrors, err := o.mirrors(ctx, a); err != nil || !mirrors {
 		return err
 	}
 	return jobError(o.servers.MergePivot(ctx, a.Image.String(), a.successor().String()), "let the server of image %s write to volume %s",
