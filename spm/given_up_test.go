@@ -269,6 +269,7 @@ func TestDeleteImageByForceGivesUp(t *testing.T) {
 	s, err := h.TaskStatus(t.Context(), id)
 	require.NoError(t, err)
 	require.Equal(t, string(task.Failed), s.State)
+	require.True(t, s.GivenUp)
 	require.Contains(t, s.Message, os.ErrPermission.Error())
 	waitTask(t, h, removed)
 }

@@ -154,8 +154,8 @@ func (s *spmStart) infoLocked() TaskInfo {
 func (h *Host) taskInfo(i task.Info) TaskInfo {
 	out := TaskInfo{
 		TaskStatus: TaskStatus{
-			ID: i.ID, Kind: i.Kind, State: string(i.State), Success: i.State == task.Finished, Done: i.Done, Total: i.Total,
-			Step: i.StepName, Result: i.Result,
+			ID: i.ID, Kind: i.Kind, State: string(i.State), Success: i.State == task.Finished, GivenUp: i.GivenUp,
+			Done: i.Done, Total: i.Total, Step: i.StepName, Result: i.Result,
 		},
 		Args: i.Args, Created: i.Created, Ended: i.Ended,
 	}

@@ -325,7 +325,8 @@ type TaskStatus struct {
 	Kind    string          `json:"kind"` // the verb, and behind a dot how it is done
 	State   string          `json:"state"`
 	Success bool            `json:"success"`
-	Code    Code            `json:"code,omitempty"` // of its error; 0: none
+	GivenUp bool            `json:"given_up,omitempty"` // it has failed, and was not rolled back: some of what it has done stays
+	Code    Code            `json:"code,omitempty"`     // of its error; 0: none
 	Message string          `json:"message,omitempty"`
 	Done    int64           `json:"done"` // of Total, in the unit of the step
 	Total   int64           `json:"total"`

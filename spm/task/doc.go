@@ -27,7 +27,7 @@
 // that is given up at step i, behind that:
 //
 //	G1 Save aborting, step i        then GiveUp of step i
-//	G2 Save failed                  then Wait returns, the locks are released
+//	G2 Save failed, given up        then Wait returns, the locks are released
 //
 // # What a crash leaves
 //

@@ -136,6 +136,8 @@ func (e *Engine) moveLocked(t *task, ev event, err error) error {
 		t.next.Error = cmp.Or(t.next.Error, e.failure(err))
 	case stall:
 		t.next.Blocked = e.failure(err)
+	case quit:
+		t.next.GivenUp = true
 	}
 	switch {
 	case !p.state.Ended():

@@ -67,7 +67,7 @@ func (j job) key(i int) string { return fmt.Sprintf("%s%d", j.Name, i) }
 // requireOutcome checks that a job has done everything or nothing.
 func requireOutcome(t *testing.T, w *world, j job, i task.Info, msg ...any) {
 	t.Helper()
-	want := map[string]string{}
+	want, givenUp := map[string]string{}, false
 	switch i.State {
 	case task.Finished:
 		for n := range j.Steps {
@@ -82,11 +82,13 @@ func requireOutcome(t *testing.T, w *world, j job, i task.Info, msg ...any) {
 				want[j.key(n)] = "done"
 			}
 			want[j.key(j.Fail)] = "given up"
+			givenUp = true
 		}
 	default:
 		require.Fail(t, "it has not ended: "+string(i.State), msg...)
 	}
 	require.Equal(t, want, w.get(), msg...)
+	require.Equal(t, givenUp, i.GivenUp, msg...)
 }
 
 // A life is a process: an engine that can be killed at any point that matters.

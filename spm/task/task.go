@@ -70,9 +70,10 @@ type Record struct {
 	Kind    string          `json:"kind"`
 	Args    json.RawMessage `json:"args"`
 	State   State           `json:"state"`
-	Step    int             `json:"step"`              // that has begun, forwards or backwards
-	Reached int             `json:"reached,omitempty"` // the last step that has begun forwards; an older version kept none
-	Undo    bool            `json:"undo,omitempty"`    // backwards; where it cannot be undone, it is given up
+	Step    int             `json:"step"`               // that has begun, forwards or backwards
+	Reached int             `json:"reached,omitempty"`  // the last step that has begun forwards; an older version kept none
+	Undo    bool            `json:"undo,omitempty"`     // backwards; where it cannot be undone, it is given up
+	GivenUp bool            `json:"given_up,omitempty"` // has failed behind the commit point: what it has done stays
 	Error   *Failure        `json:"error,omitempty"`
 	Blocked *Failure        `json:"blocked,omitempty"` // why a recovering task does not go on
 	Result  json.RawMessage `json:"result,omitempty"`

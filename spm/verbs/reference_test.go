@@ -198,7 +198,7 @@ const tail = `
 | prepareImage serves the image over NBD, and path is its address | there is no file or device that a guest could open |
 | what is in a domain is asked of the SPM only: prepareImage, teardownImage, getImagesList and all verbs about volumes answer 654 on a host that is none | there is one host, and the manager of a domain is the SPM's |
 | the DiskAlias of an image is a name, and unique in the pool: createVolume and copyImage fail with 212, once their task runs | our command line finds images by it |
-| a task that has failed has the result cleanSuccess | it has been rolled back; VDSM says cleanFailure where nothing was to be rolled back |
+| a task that has failed has the result cleanSuccess, and cleanFailure if it was given up | the former has been rolled back; VDSM says cleanFailure also where nothing was to be rolled back |
 | tasks outlive the manager and the role, and are kept for a day, or until there are 500 | VDSM forgets those of hosts when it restarts |
 | a description of more than 210 bytes is cut, and of JSON with a DiskAlias the DiskDescription | VDSM cuts after 210 characters wherever that is; the metadata has room for bytes, and the alias is the name |
 | getTaskStatus, getVolumeInfo, getStorageDomainStats and others have more members | VDSM's are there with VDSM's meaning; the others are said to be ours |

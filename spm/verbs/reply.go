@@ -11,7 +11,6 @@ import (
 	"github.com/google/uuid"
 
 	"tidemark/spm"
-	"tidemark/spm/task"
 )
 
 // decimal is a size in a reply.
@@ -135,7 +134,7 @@ func prepared(p spm.Prepared) Reply {
 }
 
 func taskStatus(t spm.TaskStatus) map[string]any {
-	word, result := taskWord(task.State(t.State))
+	word, result := taskWord(t)
 	m := map[string]any{
 		"taskID": t.ID.String(), "taskState": word, "taskResult": result, "code": 0, "message": cmp.Or(t.Message, t.Step, "OK"),
 		"state": t.State, "step": t.Step, "done": decimal(t.Done), "total": decimal(t.Total), "result": decoded(t.Result),

@@ -22,7 +22,7 @@ var (
 )
 
 const (
-	statusDoc = "taskID, taskState (running, aborting, cleaning, finished), taskResult (success, cleanSuccess: it has failed and was rolled back, or empty), " +
+	statusDoc = "taskID, taskState (running, aborting, cleaning, finished), taskResult (success, cleanSuccess: it has failed and was rolled back, cleanFailure: it has failed and some of what it has done stays, or empty), " +
 		"code (0, or the error's), message; ours: state, step, done, total (decimal strings, in the unit of the step), result"
 	taskDoc = "object: id, verb (the kind of task)"
 )

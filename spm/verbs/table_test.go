@@ -122,13 +122,15 @@ func TestCodes(t *testing.T) {
 }
 
 func TestTaskWords(t *testing.T) {
-	for state, want := range map[task.State][2]string{
+	for state, want := range map[task.State][2]string{ // of one that has not been given up
 		task.Queued: {"running", ""}, task.Running: {"running", ""}, task.Aborting: {"aborting", ""}, task.Recovering: {"cleaning", ""},
 		task.Finished: {"finished", "success"}, task.Failed: {"finished", "cleanSuccess"}, task.Cleared: {"unknown", ""},
 	} {
-		word, result := taskWord(state)
+		word, result := taskWord(spm.TaskStatus{State: string(state)})
 		require.Equal(t, want, [2]string{word, result}, state)
 	}
+	word, result := taskWord(spm.TaskStatus{State: string(task.Failed), GivenUp: true})
+	require.Equal(t, [2]string{"finished", "cleanFailure"}, [2]string{word, result})
 	r := taskStatus(spm.TaskStatus{State: "failed", Code: spm.CodePoolFull, Message: "full", Done: 1, Total: 1 << 40})
 	require.Equal(t, 397, r["code"])
 	require.Equal(t, "full", r["message"])

@@ -95,8 +95,8 @@ func (w word[T]) means(v any) bool {
 }
 
 // taskWord is how VDSM calls the state of a task, and its result.
-func taskWord(state task.State) (word, result string) {
-	switch state {
+func taskWord(t spm.TaskStatus) (word, result string) {
+	switch task.State(t.State) {
 	case task.Queued, task.Running:
 		return "running", ""
 	case task.Aborting:
@@ -105,7 +105,10 @@ func taskWord(state task.State) (word, result string) {
 		return "cleaning", ""
 	case task.Finished:
 		return "finished", "success"
-	case task.Failed: // and rolled back
+	case task.Failed:
+		if t.GivenUp {
+			return "finished", "cleanFailure"
+		}
 		return "finished", "cleanSuccess"
 	}
 	return "unknown", ""
