@@ -43,7 +43,7 @@ const (
 type fileHold struct{ f *os.File }
 
 func (h *fileHold) Lost() <-chan struct{} { return nil }
-func (h *fileHold) Release() error        { return h.f.Close() }
+func (h *fileHold) Release() error        { return unlockFile(h.f) }
 
 // Hold takes the volume with that UUID. The error wraps block.ErrInUse and says
 // who has it.
@@ -65,7 +65,7 @@ func (l Locks) Hold(uuid string, how Holding) (Hold, error) {
 		if sameFile(f, path) {
 			return &fileHold{f}, nil
 		}
-		_ = f.Close() // it was opened a moment too early
+		_ = unlockFile(f) // it was opened a moment too early
 	}
 }
 
@@ -98,10 +98,17 @@ func lockFile(path string, how Holding) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
 	case how == Writing:
 		if err := noteHolder(f); err != nil {
-			return nil, errors.Join(fmt.Errorf("write %s: %w", path, err), f.Close())
+			return nil, errors.Join(fmt.Errorf("write %s: %w", path, err), unlockFile(f))
 		}
 	}
 	return f, nil
+}
+
+// unlockFile gives a lock up and closes its file. The lock is the description's, of which a
+// child that was begun a moment ago has a copy until it runs its program.
+func unlockFile(f *os.File) error {
+	fl := unix.Flock_t{Type: unix.F_UNLCK, Whence: io.SeekStart}
+	return errors.Join(unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &fl), f.Close())
 }
 
 func noteHolder(f *os.File) error {

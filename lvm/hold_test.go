@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/block"
+	"tidemark/internal/testenv"
 )
 
 func TestLocks(t *testing.T) {
@@ -98,4 +99,18 @@ func TestLocksWhileFilesComeAndGo(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// A lock ends with Release, although a child that was just begun has a copy of the descriptor.
+func TestLockEndsUnderACopy(t *testing.T) {
+	l := Locks{Dir: t.TempDir()}
+	for _, how := range []Holding{Writing, Reading} {
+		h, err := l.Hold("u", how)
+		require.NoError(t, err)
+		testenv.CopyDescriptors(t, filepath.Join(l.Dir, "u"))
+		require.NoError(t, h.Release())
+	}
+	h, err := l.Hold("u", Writing)
+	require.NoError(t, err)
+	require.NoError(t, h.Release())
 }

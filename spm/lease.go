@@ -69,11 +69,11 @@ func lockDir(dir, is, do string) (*fileLock, error) {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
+	l := &fileLock{f}
 	if err := errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintf("process %d\n", os.Getpid()))); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("write %s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("write %s: %w", path, err), l.Release())
 	}
-	return &fileLock{f}, nil
+	return l, nil
 }
 
 // dyingPatience is how long somebody who was killed may take to go: a write that the
@@ -141,5 +141,8 @@ func holderText(s string) string {
 // Lost is nil: the kernel keeps the lock for as long as the process lives.
 func (l *fileLock) Lost() <-chan struct{} { return nil }
 
-// Release gives the lock up.
-func (l *fileLock) Release() error { return l.f.Close() }
+// Release gives the lock up, also for a child that was begun a moment ago and has not run
+// its program yet: until then it has a copy of the descriptor.
+func (l *fileLock) Release() error {
+	return errors.Join(unix.Flock(int(l.f.Fd()), unix.LOCK_UN), l.f.Close())
+}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/internal/block"
+	"tidemark/internal/testenv"
 )
 
 // Who was killed keeps his locks until the kernel has ended what it does for him. The
@@ -53,5 +54,16 @@ func TestDyingStatus(t *testing.T) {
 		"State:\tD (disk sleep)\nShdPnd:\t0000000000004000\n":                            false,
 	} {
 		require.Equal(t, want, dyingStatus(status), status)
+	}
+}
+
+// A lock ends with Release, although a child that was just begun has a copy of the descriptor.
+func TestLockEndsUnderACopy(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		l, err := lockDir(dir, "held by", "wait")
+		require.NoError(t, err)
+		testenv.CopyDescriptors(t, filepath.Join(dir, "spm.lock"))
+		require.NoError(t, l.Release())
 	}
 }

@@ -232,8 +232,10 @@ func (f *File) DropCache() error {
 	return nil
 }
 
-// Close closes the file and so gives up its lock. It does not sync.
+// Close gives the file's lock up and closes it. It does not sync. Nothing else may be in
+// progress.
 func (f *File) Close() error {
+	_ = f.control(unlock) // closing is the rest, and reports what is wrong
 	err := f.f.Close()
 	if f.durable != nil {
 		err = errors.Join(err, f.durable.Close(), f.back.close())

@@ -9,6 +9,10 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"tidemark/internal/block"
+	"tidemark/internal/testenv"
 )
 
 // Files that nobody has locked are not asked about: they may be on a file system
@@ -44,4 +48,21 @@ func TestProcessName(t *testing.T) {
 	require.Equal(t, "server (pid 7)", processName(proc, "7"))
 	require.NoError(t, os.WriteFile(filepath.Join(proc, "comm"), []byte("qemu-nbd\n"), 0o600))
 	require.Equal(t, "qemu-nbd (pid 7)", processName(proc, "7"))
+}
+
+// A lock ends with Close, and is not left by an open that failed, although a child that was
+// just begun has a copy of the descriptor.
+func TestLockEndsUnderACopy(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	f, err := Create(path, 4096, CreateOptions{})
+	require.NoError(t, err)
+	fd, err := unix.Open(path, unix.O_RDWR|openFlags, 0)
+	require.NoError(t, err)
+	testenv.CopyDescriptors(t, path)
+	_, err = adopt(fd, path, Options{})
+	require.ErrorIs(t, err, block.ErrInUse)
+	require.NoError(t, f.Close())
+	f, err = Open(path, Options{})
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
 }

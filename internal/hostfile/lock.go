@@ -76,8 +76,8 @@ func claimsOf(l Lock, readOnly bool) claims {
 	}
 }
 
-// lock takes the locks and makes sure that nobody's contradict them. The locks
-// end with the descriptor, also when lock fails.
+// lock takes the locks and makes sure that nobody's contradict them. They end with
+// unlock, also when lock fails.
 func (f *File) lock(l Lock) error {
 	if l == LockShared && !f.readOnly {
 		return fmt.Errorf("open %s: a writer cannot share the file with another one: %w", f.path, block.ErrUnsupported)
@@ -97,6 +97,14 @@ func (f *File) lock(l Lock) error {
 		return nil
 	}
 	return f.inUse(conflict)
+}
+
+// unlock gives the locks up, before the descriptor is closed. They are the description's,
+// and for a moment that may be another process's, too: a child that this one has begun has
+// a copy of every descriptor until it runs its program.
+func unlock(fd int) error {
+	fl := unix.Flock_t{Type: unix.F_UNLCK, Whence: unix.SEEK_SET, Start: usesBase, Len: refusesBase + permCount - usesBase}
+	return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &fl)
 }
 
 // inUse is the error that names the holder and what can be done.

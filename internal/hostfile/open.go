@@ -105,6 +105,7 @@ func adopt(fd int, path string, o Options) (*File, error) {
 	osf := os.NewFile(uintptr(fd), path)
 	f, err := newFile(osf, path, o)
 	if err != nil {
+		_ = unlock(fd)
 		_ = osf.Close()
 		return nil, err
 	}
