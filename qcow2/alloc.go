@@ -239,19 +239,34 @@ func (im *Image) prefetch() {
 // a slow sync.
 const holdGrace = 100 * time.Millisecond
 
+// fillFor is a reservation for who misses something, whom it counts as waiting; nil:
+// there is no need, look again. toCome is how many tables there were to come before it was
+// missed: if that has changed, the table may be there. Nobody makes it meanwhile, for that
+// takes a ready cluster and counts it under the same lock; so no cluster is reserved that
+// nobody needs, for which there may be no room.
+func (im *Image) fillFor(m missing, toCome int64) *fill {
+	im.tab.mu.Lock()
+	defer im.tab.mu.Unlock()
+	now := im.tab.toCome.Load()
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.alloc.has(m, now) || m != missingCluster && now != toCome {
+		return nil
+	}
+	f := im.startFillLocked(im.alloc.lacksTable(m, now), false)
+	f.waiters++
+	return f
+}
+
 // waitReady waits until what is missing can be taken, as long as ctx allows. It holds
-// no lock. When it returns nil others may have been faster: look again.
-func (im *Image) waitReady(ctx context.Context, m missing) error {
+// no lock. When it returns nil others may have been faster: look again. toCome is as for
+// fillFor.
+func (im *Image) waitReady(ctx context.Context, m missing, toCome int64) error {
 	for {
-		toCome := im.tab.toCome.Load()
-		im.mu.Lock()
-		if im.alloc.has(m, toCome) {
-			im.mu.Unlock()
+		f := im.fillFor(m, toCome)
+		if f == nil {
 			return nil
 		}
-		f := im.startFillLocked(im.alloc.lacksTable(m, toCome), false)
-		f.waiters++
-		im.mu.Unlock()
 		err := im.waitFill(ctx, f)
 		im.mu.Lock()
 		if f.waiters--; f.waiters == 0 && f.stop != nil {

@@ -151,12 +151,13 @@ func (im *Image) zeroSome(ctx context.Context, off, n int64) (int64, error) {
 // meanwhile it is left to the caller.
 func (im *Image) erase(ctx context.Context, first, end, limit int64, e erasure) (done int64, err error) {
 	for first < end {
+		toCome := im.tab.toCome.Load()
 		next, m, err := im.eraseSome(ctx, first, end, limit, e)
 		if err == nil && m != nothingMissing {
 			if !e.exact {
 				return first, block.ErrNoSpace
 			}
-			err = im.waitFor(ctx, m)
+			err = im.waitFor(ctx, m, toCome)
 		}
 		if err != nil {
 			return next, fmt.Errorf("erase cluster at %d: %w", next<<im.geo.ClusterBits, err)

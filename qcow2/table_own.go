@@ -122,6 +122,9 @@ func (im *Image) copyTable(i, c int64, ch *change) (bool, error) {
 	if len(pinned) > 0 && !pinned[0].shared.Load() {
 		return true, nil // somebody was faster
 	}
+	t := &im.tab
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if c == 0 {
 		im.mu.Lock()
 		at, n := im.alloc.takeTable(im.tab.toCome.Load(), ch.frees)
@@ -131,9 +134,6 @@ func (im *Image) copyTable(i, c int64, ch *change) (bool, error) {
 		}
 		c = at
 	}
-	t := &im.tab
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	old := t.l1[i].Offset() >> im.geo.ClusterBits
 	ch.table(i, c)
 	im.setL1Locked(i, c)

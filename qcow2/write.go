@@ -95,13 +95,14 @@ func (im *Image) write(ctx context.Context, p []byte, off int64) error {
 	}
 	defer func() { im.grace.leave(t) }()
 	for len(p) > 0 {
+		toCome := im.tab.toCome.Load()
 		n, missing, err := im.writeSome(ctx, p, off)
 		switch {
 		case err != nil:
 			err = fmt.Errorf("write at %d: %w", off, err)
 		case missing != nothingMissing:
 			im.grace.leave(t)
-			err = im.waitFor(ctx, missing)
+			err = im.waitFor(ctx, missing, toCome)
 			var again error
 			if t, again = im.begin(true, "write", off, int64(len(p))); again != nil {
 				t = im.grace.enter(off) // for the deferred leave
@@ -128,13 +129,13 @@ const (
 	missingHost  // space in the storage itself
 )
 
-// waitFor waits for what is missing.
-func (im *Image) waitFor(ctx context.Context, m missing) error {
+// waitFor waits for what is missing; toCome is as for fillFor.
+func (im *Image) waitFor(ctx context.Context, m missing, toCome int64) error {
 	lockorder.Waits("space")
 	if m == missingHost {
 		return im.waitHost(ctx)
 	}
-	return im.waitReady(ctx, m)
+	return im.waitReady(ctx, m, toCome)
 }
 
 // hostPause is how long a write waits before it tries again to write into
