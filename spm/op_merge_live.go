@@ -117,14 +117,15 @@ func (o *operations) mirror(ctx context.Context, a mergeArgs, p Progress) error 
 }
 
 // cancelMirror lets a server write to the leaf alone again. One that has gone does
-// nothing else when it comes back.
+// nothing else when it comes back. One that does not say that it merges is told as well: what
+// a manager that died has asked for it may be about to begin.
 func (o *operations) cancelMirror(ctx context.Context, a mergeArgs) error {
 	m, err := o.domain(a.Domain)
 	if err != nil {
 		return err
 	}
 	s, there, err := o.serving(ctx, m, a.Image)
-	if err != nil || !there || s.Merge == "" {
+	if err != nil || !there || s.ReadOnly || s.Leaf != a.successor().String() {
 		return err
 	}
 	return jobError(o.servers.MergeCancel(ctx, a.Image.String(), a.successor().String()), "end the merge of image %s", a.Image)
@@ -172,6 +173,10 @@ func (o *operations) unpublish(ctx context.Context, a mergeArgs) error {
 		return err
 	}
 	if err := o.cancelMirror(ctx, a); err != nil {
+		return err
+	}
+	// It may have let go of the leaf before it was told: a manager that died had asked it to.
+	if _, writes, err = o.writesTo(ctx, a); err != nil || !writes {
 		return err
 	}
 	if err := o.mark(ctx, a.Domain, a.Image, a.above(), Legal); err != nil {
