@@ -170,7 +170,11 @@ func (h *Host) taken(m *Manager, image string) string {
 	if err != nil {
 		return ""
 	}
-	if e, err := h.engine(); err != nil || !e.Locks().Alone(imageLock(m.ident.domain, id, true).Name) {
+	e, err := h.engine()
+	switch {
+	case err != nil: // the tasks are moving, and nobody knows what they have
+		return err.Error()
+	case !e.Locks().Alone(imageLock(m.ident.domain, id, true).Name):
 		return ""
 	}
 	return taken(id).Error()

@@ -159,3 +159,24 @@ func TestWhatIsServedOfADomainInUse(t *testing.T) {
 	require.NoError(t, h.TeardownImage(t.Context(), leaf))
 	require.NoError(t, h.DeactivateDomain(t.Context(), base.Pool, base.Domain, next, 0))
 }
+
+// While the tasks move to another domain nobody knows which images they have, so nobody
+// begins to write to one.
+func TestNobodyBeginsToWriteWhileTasksMove(t *testing.T) {
+	h, _, leaf, _, _ := storedImages(t, "")
+	ask := func() string {
+		r, err := h.GetVolumeInfo(t.Context(), VolumeInfoRequest{VolumeRef: VolumeRef{Volume: leaf.Volume.String()}})
+		require.NoError(t, err)
+		return r.ReadOnly
+	}
+	require.Empty(t, ask())
+	h.mu.Lock()
+	e := h.pool.engine
+	h.pool.engine = nil
+	h.mu.Unlock()
+	require.NotEmpty(t, ask())
+	h.mu.Lock()
+	h.pool.engine = e
+	h.mu.Unlock()
+	require.Empty(t, ask())
+}

@@ -25,10 +25,11 @@ func (h *Host) engage(ctx context.Context, p *connectedPool, kept task.Store, do
 		CodeOf: codeOfTask,
 		Notify: h.noteTask, At: h.o.At, Log: h.o.Log, Now: h.o.Now,
 	})
-	h.mu.Lock()
+	_, err := e.Recover(ctx)
+	h.mu.Lock() // and from here on the locks of tasks that have begun are known
 	p.engine, p.kept, p.done = e, kept, done
 	h.mu.Unlock()
-	if _, err := e.Recover(ctx); err != nil {
+	if err != nil {
 		return internal(err, "recover the tasks of pool %s", p.meta.id)
 	}
 	return nil
