@@ -273,3 +273,27 @@ func TestDeleteImageByForceGivesUp(t *testing.T) {
 	require.Contains(t, s.Message, os.ErrPermission.Error())
 	waitTask(t, h, removed)
 }
+
+// A raw volume that was shown as large as its metadata say keeps what may have been written
+// there, although who has shown it so has gone when the extension is given up.
+func TestExtensionOfARawVolumeIsGivenUp(t *testing.T) {
+	both(t, 1, func(t *testing.T, w *world) {
+		r := w.newVolume(uuid.New(), uuid.New())
+		r.Size, r.Format, r.Alloc = 128*mib, Raw, Preallocated
+		kind, args, err := w.ops.createVolume(t.Context(), r)
+		w.must(kind, args, err)
+		_, err = w.ops.prepare(t.Context(), r.VolumeAt, PrepareOptions{})
+		require.NoError(t, err)
+		kind, args, err = w.ops.extendVolumeSize(t.Context(), r.VolumeAt, 384*mib)
+		require.NoError(t, err)
+		require.Equal(t, kindResizeLive, kind)
+		require.ErrorIs(t, w.run(kind, args, 7), errCrash) // after "resize"
+		require.NoError(t, w.servers.Stop(t.Context(), r.Image.String()))
+		w.restart()
+		w.giveUp()
+		i := w.m[0].info(r.Volume)
+		require.EqualValues(t, 384*mib, i.Capacity)
+		require.GreaterOrEqual(t, i.Granted, i.Capacity)
+		w.consistent()
+	})
+}

@@ -261,8 +261,9 @@ func (o *operations) settleSize(ctx context.Context, a resizeArgs) error {
 	return o.shorten(ctx, a)
 }
 
-// sizeOf is the virtual size that an image has. One that cannot be opened has what it had,
-// as far as anybody knows.
+// sizeOf is the virtual size that an image has. A raw one has what its metadata say: a server
+// that has gone may have shown all of that. One that cannot be opened has what it had, as far
+// as anybody knows.
 func (o *operations) sizeOf(ctx context.Context, m *Manager, a resizeArgs) (int64, error) {
 	s, served, err := o.serving(ctx, m, a.Image)
 	switch {
@@ -272,7 +273,10 @@ func (o *operations) sizeOf(ctx context.Context, m *Manager, a resizeArgs) (int6
 		return s.Size, nil
 	}
 	chain, err := m.places(a.Volume)
-	if err == nil && chain[len(chain)-1].Format != FormatRaw {
+	if err == nil && chain[len(chain)-1].Format == FormatRaw {
+		return m.info(a.Volume).Capacity, nil
+	}
+	if err == nil {
 		var use ImageUse
 		if use, err = o.jobs.Use(ctx, chain); err == nil {
 			return use.VirtualSize, nil
@@ -307,10 +311,10 @@ func (o *operations) shorten(ctx context.Context, a resizeArgs) error {
 		}
 		return unlessMissing(err)
 	}
-	if i.Granted <= a.Was {
+	if i.Granted <= i.Capacity {
 		return nil
 	}
-	err = m.shrinkTo(ctx, a.Image, a.Volume, i.Granted, a.Was)
+	err = m.shrinkTo(ctx, a.Image, a.Volume, i.Granted, i.Capacity)
 	if err != nil && CodeOf(err) == CodeInUse {
 		return o.setCapacity(ctx, a, min(a.Size, i.Granted))
 	}
