@@ -366,6 +366,10 @@
 //	reduce: 1 truncate the file, or lvreduce   -> shorter or not, both are valid
 //	        2 fsync, then reply
 //
+// The holder may die over that, and the request goes on. So a volume is read only from the
+// request until it is over, and who begins to write to one looks again when he has it open,
+// and lets it go if it has become shorter since he looked first.
+//
 // # Locks
 //
 //	Host.changing  one change of connections, domains, pool or role at a time;

@@ -191,6 +191,7 @@ type volume struct {
 	ready      bool // false while it is being made: it has a name and space only
 	extensions int64
 	changes    int64 // of size
+	giving     int   // requests to make it shorter that are not over
 	used       int64 // of size by its image, as its server has said last; 0: it has not
 }
 

@@ -43,10 +43,14 @@ func (m *Manager) ReduceVolume(ctx context.Context, r VolumeReduceRequest) (Volu
 	if r.To < 0 || r.To > r.From {
 		return VolumeReply{}, errorf(CodeInvalid, "reduce %s from %d to %d bytes: expected a smaller size", v.name(), r.From, r.To)
 	}
+	defer m.giving(v)()
 	if err := m.take(ctx, v); err != nil {
 		return VolumeReply{}, err
 	}
 	defer func() { <-v.sem }()
+	if err := ctx.Err(); err != nil { // its holder has gone: nothing is to be given back for it
+		return VolumeReply{}, err
+	}
 	if err := m.reducible(v, r); err != nil {
 		return VolumeReply{}, err
 	}
@@ -56,6 +60,18 @@ func (m *Manager) ReduceVolume(ctx context.Context, r VolumeReduceRequest) (Volu
 		}
 	}
 	return VolumeReply{Header: m.header(r.Header), Volume: m.describe(v)}, nil
+}
+
+// giving says, until the function that it returns is called, that a volume becomes shorter.
+// Its holder may die meanwhile: the next one may not begin to write to what goes.
+func (m *Manager) giving(v *volume) (done func()) {
+	add := func(n int) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		v.giving += n
+	}
+	add(1)
+	return func() { add(-1) }
 }
 
 // reducible compares: a request that is about another state of the volume than the

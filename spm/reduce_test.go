@@ -136,3 +136,33 @@ func TestReduceServesWhoWaits(t *testing.T) {
 		require.NoError(t, <-done)
 	})
 }
+
+// While a volume becomes shorter nobody begins to write to it: its holder may have died over
+// the request. Nothing is given back for one that has gone before its turn.
+func TestReduceThatOutlivesItsHolder(t *testing.T) {
+	o := testOptions()
+	var m *Manager
+	asked := ""
+	watch := false
+	o.sync = func(*os.File) error {
+		if watch {
+			asked = volumeOf(t, m, "a").ReadOnly
+		}
+		return nil
+	}
+	m = openPool(t, t.TempDir(), o)
+	create(t, m, "a", 10*gib)
+	extend(t, m, "a", 300*mib, 0)
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 20 { // the volume is free, and who waits for it has gone: either may be seen first
+		_, err := m.ReduceVolume(gone, reduceRequest(m, volumeOf(t, m, "a"), 200*mib))
+		require.ErrorIs(t, err, context.Canceled)
+	}
+	watch = true
+	_, err := m.ReduceVolume(t.Context(), reduceRequest(m, volumeOf(t, m, "a"), 200*mib))
+	require.NoError(t, err)
+	watch = false
+	require.Contains(t, asked, "becomes shorter")
+	require.Empty(t, volumeOf(t, m, "a").ReadOnly)
+}

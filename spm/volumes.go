@@ -126,6 +126,8 @@ func (m *Manager) describeLocked(v *volume) Volume {
 		f := m.familyLocked()
 		if err := f.mayWrite(f.all[v.id]); err != nil {
 			d.ReadOnly = err.Error()
+		} else if v.giving > 0 {
+			d.ReadOnly = "it becomes shorter, as who had it open last has asked: open it again in a moment"
 		}
 	}
 	if parent := v.meta().Parent; parent != uuid.Nil {

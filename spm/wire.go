@@ -129,8 +129,8 @@ type Volume struct {
 	// Illegal says that an operation on it was not completed, or is in progress: it is
 	// read below a volume that is based on it, and nobody opens it for itself.
 	Illegal bool `json:"illegal,omitempty"`
-	// ReadOnly says why nobody may begin to write to it: others are based on it, or may be, or
-	// a task changes its image.
+	// ReadOnly says why nobody may begin to write to it: others are based on it, or may be, a
+	// task changes its image, or it is becoming shorter.
 	ReadOnly string `json:"read_only,omitempty"`
 	// Waiting says that it waits for space.
 	Waiting *Waiting `json:"waiting,omitempty"`

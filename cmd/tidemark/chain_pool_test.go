@@ -292,3 +292,34 @@ func TestIllegalVolumeIsNotServed(t *testing.T) {
 	_, err = s.Start(t.Context(), spm.Serve{Image: "image", Leaf: p.id("base"), ReadOnly: true, AllowIllegal: true})
 	require.NoError(t, err)
 }
+
+// shorteningPool does what a holder that died has asked for, between the two looks of the next
+// one.
+type shorteningPool struct {
+	*pool
+	t     *testing.T
+	looks int
+}
+
+func (p *shorteningPool) Volume(ctx context.Context, r spm.VolumeRef) (*spm.VolumeHandle, error) {
+	if p.looks++; p.looks == 2 {
+		i, err := p.GetVolumeInfo(ctx, spm.VolumeInfoRequest{VolumeRef: r})
+		require.NoError(p.t, err)
+		_, err = p.ReduceVolume(ctx, spm.VolumeReduceRequest{
+			Header: spm.Header{SPMEpoch: i.SPMEpoch}, VolumeRef: r, From: i.Granted, To: i.Granted / 2, Changes: i.Changes,
+		})
+		require.NoError(p.t, err)
+	}
+	return p.pool.Volume(ctx, r)
+}
+
+// What becomes shorter while it is opened for writing is not written to beyond its end.
+func TestOpenOfAVolumeThatBecomesShorter(t *testing.T) {
+	p := newChainPool(t, chainSpec{name: "a", format: spm.FormatQCOW2, size: 1 << 30, granted: 512 << 20})
+	short := &shorteningPool{pool: p.pool, t: t}
+	_, err := openDisk(t.Context(), diskSpec{Image: "a", Pool: short})
+	require.ErrorContains(t, err, "it became shorter meanwhile, from 536870912 to 268435456 bytes")
+	d, err := openDisk(t.Context(), diskSpec{Image: "a", Pool: short})
+	require.NoError(t, err)
+	require.NoError(t, d.Close())
+}

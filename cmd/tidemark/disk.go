@@ -112,8 +112,9 @@ func openDisk(ctx context.Context, spec diskSpec) (*disk, error) {
 }
 
 // refuse refuses a volume whose data are not whole, and to write to one that others are
-// based on. It asks when the volume is open: who makes one illegal, or another on it, looks
-// afterwards whether somebody has it.
+// based on, or that becomes shorter. It asks when the volume is open: who makes one illegal,
+// or another on it, looks afterwards whether somebody has it, and what is cut off was asked for
+// by who had it before.
 func (d *disk) refuse(ctx context.Context) error {
 	if d.volume == nil {
 		return nil
@@ -124,6 +125,9 @@ func (d *disk) refuse(ctx context.Context) error {
 	}
 	if why := h.Info().ReadOnly; why != "" && !d.spec.ReadOnly {
 		return fmt.Errorf("open volume %s for writing: %s", d.spec.Image, why)
+	}
+	if was, is := d.volume.Info().Granted, h.Info().Granted; is < was && !d.spec.ReadOnly {
+		return fmt.Errorf("open volume %s for writing: it became shorter meanwhile, from %d to %d bytes, as who had it open last has asked: open it again", d.spec.Image, was, is)
 	}
 	if h.Info().Illegal && !d.spec.AllowIllegal {
 		return fmt.Errorf("open volume %s: it is illegal: an operation on it was not completed, perhaps a merge: repeat that, or open the leaf of its image",
