@@ -266,3 +266,18 @@ func TestWhatThisMachineCannotDo(t *testing.T) {
 		require.False(t, c.loop || c.at == onLVM, c.name)
 	}
 }
+
+// What is removed at the end is never a directory that was named: others' files may be there.
+func TestWorkIsNotWhatWasNamed(t *testing.T) {
+	for _, flag := range []string{"-work", "-out"} {
+		dir := t.TempDir()
+		theirs := filepath.Join(dir, "work")
+		require.NoError(t, os.Mkdir(theirs, 0o700))
+		o, err := parse([]string{flag, dir}, io.Discard)
+		require.NoError(t, err)
+		require.NoError(t, os.MkdirAll(o.work, 0o700))
+		(&bench{work: o.work}).clean()
+		require.NoDirExists(t, o.work)
+		require.DirExists(t, theirs, "%s", flag)
+	}
+}

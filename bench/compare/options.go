@@ -68,7 +68,7 @@ func parse(args []string, errs io.Writer) (o options, err error) {
 	f.Var(&o.cells, "cells", "a pattern for the names of the cells; all, - for none")
 	f.Var(&o.arms, "arms", "a pattern for the names of the arms, ours apart; all, - for none")
 	f.StringVar(&o.out, "out", ".cache/bench", "the directory for the report")
-	f.StringVar(&o.work, "work", "", "a directory on the file system to be measured; default: in -out")
+	f.StringVar(&o.work, "work", "", "a directory on the file system to be measured, in which one is made, and removed at the end; default: -out")
 	f.StringVar(&o.tidemark, "tidemark", "bin/tidemark", "our program")
 	f.StringVar(&o.run, "run-id", "1", "names the run: its record is -out/run-ID/run.json")
 	f.Var(&o.curves, "curves", "a pattern for the curves: connections, exports, churn, latency, dirty, engine; all, - for none")
@@ -87,13 +87,18 @@ func parse(args []string, errs io.Writer) (o options, err error) {
 		return o, err
 	}
 	if o.work == "" {
-		o.work = filepath.Join(o.out, "work")
+		o.work = o.out
 	}
+	o.work = filepath.Join(o.work, workName)
 	var err1, err2 error
 	o.work, err1 = filepath.Abs(o.work)
 	o.tidemark, err2 = filepath.Abs(o.tidemark)
 	return o, errors.Join(err1, err2)
 }
+
+// workName is the directory that the images are in: all of it is removed at the end, so it
+// is never one that somebody has named, who may have files there.
+const workName = "tidemark-compare"
 
 var runID = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
 
