@@ -61,7 +61,7 @@
 //
 // A write into a cluster whose content is elsewhere (copy.go): X1 to X4, with the
 // bytes first and a barrier between them and the entry. A table that a snapshot
-// shares is copied before it is changed (tables.go).
+// shares is copied before it is changed (table_own.go).
 //
 // Discard, and zeroing that may unmap (erase.go):
 //
