@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"testing"
 
@@ -129,6 +130,19 @@ func TestDocument(t *testing.T) {
 	require.Contains(t, text, "| 4K overwrite, QD1, fio | best QEMU | 1.10 | 1.30 |  |  | not measured |  |  |")
 	require.Contains(t, text, "| b | 200 KiB | 300 KiB | missed |")
 	require.Equal(t, 2, report(io.Discard, runs[1], expectation{}), "the ratio and the processor time; what grows is held")
+
+	doc := filepath.Join(t.TempDir(), "d.md")
+	require.NoError(t, writeDocument(doc, runs))
+	runs[1].Machine = []string{commitIs + "abc"}
+	require.ErrorContains(t, writeDocument(doc, runs), "run b at abc: expected runs of one commit")
+}
+
+// TestBuiltOf: what is measured is what the record names.
+func TestBuiltOf(t *testing.T) {
+	of := []debug.BuildSetting{{Key: "vcs", Value: "git"}, {Key: "vcs.revision", Value: "abc"}}
+	require.NoError(t, builtOf("p", of, "abc"))
+	require.NoError(t, builtOf("p", of[:1], "abc"))
+	require.ErrorContains(t, builtOf("p", of, "abd"), "p was built of commit abc, and the tree is at abd")
 }
 
 // TestOptionsThatMeasureNothing are refused.

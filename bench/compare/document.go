@@ -90,7 +90,13 @@ func together(runs []*record) (all []sample) {
 }
 
 // writeDocument writes the document of several runs to path, and the chart beside it.
+// writeDocument writes the document of runs, which are of one commit, and its chart.
 func writeDocument(path string, runs []*record) error {
+	for _, r := range runs[1:] {
+		if of, is := commitOf(runs[0].Machine), commitOf(r.Machine); of != is {
+			return fmt.Errorf("run %s was measured at commit %s, and run %s at %s: expected runs of one commit; measure one of them again, or remove it", runs[0].Run, of, r.Run, is)
+		}
+	}
 	svg := strings.TrimSuffix(path, filepath.Ext(path)) + ".svg"
 	return errors.Join(
 		os.WriteFile(path, []byte(document(runs, filepath.Base(svg))), 0o644),

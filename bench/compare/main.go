@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -67,6 +68,12 @@ func measureAll(ctx context.Context, o options) (*record, error) {
 	}
 	wanted, cannot := possible(wanted, here)
 	missing = append(missing, cannot...)
+	if _, err := exec.LookPath("strace"); err != nil {
+		missing = append(missing, fmt.Sprintf("the syncs for each FLUSH: %v", err))
+	}
+	if err := builtHere(o.tidemark); err != nil {
+		return nil, err
+	}
 	o.out = filepath.Join(o.out, "run-"+o.run)
 	if err := errors.Join(os.MkdirAll(o.out, 0o755), os.MkdirAll(o.work, 0o755)); err != nil {
 		return nil, err

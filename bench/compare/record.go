@@ -1,6 +1,7 @@
 package main
 
 import (
+	"debug/buildinfo"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -116,6 +118,29 @@ func commitOf(machine []string) string {
 		}
 	}
 	return ""
+}
+
+// builtHere refuses a program that was built of another commit than the tree's, which is
+// what a record names. One that does not say of which it was is believed.
+func builtHere(program string) error {
+	info, err := buildinfo.ReadFile(program)
+	if err != nil {
+		return fmt.Errorf("%s: %w", program, err)
+	}
+	head, err := exec.Command("git", "rev-parse", "HEAD").Output()
+	if err != nil {
+		return nil // there is no repository
+	}
+	return builtOf(program, info.Settings, strings.TrimSpace(string(head)))
+}
+
+func builtOf(program string, settings []debug.BuildSetting, head string) error {
+	for _, s := range settings {
+		if s.Key == "vcs.revision" && s.Value != head {
+			return fmt.Errorf("%s was built of commit %s, and the tree is at %s: build it again (make build)", program, s.Value, head)
+		}
+	}
+	return nil
 }
 
 func readRecord(path string) (*record, error) {
