@@ -10,6 +10,7 @@ import (
 
 	"tidemark/internal/block"
 	"tidemark/internal/swap"
+	"tidemark/spm"
 )
 
 // A served is a disk that a front end has. With a control socket, what it is made of
@@ -139,11 +140,17 @@ func (s *served) Snapshot(ctx context.Context, leaf string) error {
 	spec := old.spec
 	spec.Image = leaf
 	next := &disk{spec: spec}
+	if next.volume, err = asked(ctx, func() (*spm.VolumeHandle, error) { return next.lookUp(ctx, leaf) }); err != nil {
+		return err
+	}
 	if err := next.openFile(ctx); err != nil {
 		return err
 	}
 	if on := next.volume.Info().ParentUUID; on != old.volume.Info().VolumeUUID || next.spec.Raw {
 		return errors.Join(fmt.Errorf("%w: volume %s is based on %q, and the leaf is %s", errConflict, leaf, on, old.volume.Info().VolumeUUID), next.file.Close())
+	}
+	if _, err := next.lookUp(ctx, leaf); err != nil { // who gave it up has not seen that it is open
+		return errors.Join(fmt.Errorf("the leaf that was just opened: %w", err), next.file.Close())
 	}
 	err = s.front.Switch(ctx, func(block.Device) (block.Device, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openLimit)
@@ -213,6 +220,23 @@ func persist(try func(context.Context) error) error {
 	}
 }
 
+// managerStarts is how long a manager is waited for that is not there: one that has found a
+// task lets it ask for a change before it answers on its socket itself.
+const managerStarts = 5 * time.Second
+
+// asked asks the manager of the pool, again while it is not there.
+func asked[T any](ctx context.Context, ask func() (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, managerStarts)
+	defer cancel()
+	for {
+		answer, err := ask()
+		if spm.CodeOf(err) != spm.CodeStopping || ctx.Err() != nil {
+			return answer, err
+		}
+		pause(ctx, openAgain)
+	}
+}
+
 // Resize makes the disk size bytes large. NBD clients see it when they connect again.
 func (s *served) Resize(ctx context.Context, size int64) error {
 	ctx, end, err := s.work(ctx)
@@ -230,7 +254,8 @@ func (s *served) Resize(ctx context.Context, size int64) error {
 		return fmt.Errorf("resize: %w", block.ErrReadOnly)
 	}
 	if d.volume != nil {
-		h, err := d.spec.Pool.Volume(ctx, d.volume.Ref()) // its bound may be larger by now
+		// Its bound may be larger by now.
+		h, err := asked(ctx, func() (*spm.VolumeHandle, error) { return d.spec.Pool.Volume(ctx, d.volume.Ref()) })
 		if err != nil {
 			return err
 		}

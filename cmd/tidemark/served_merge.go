@@ -7,6 +7,7 @@ import (
 
 	"tidemark/internal/block"
 	"tidemark/internal/swap"
+	"tidemark/spm"
 )
 
 // MergeStart begins to copy the leaf into the volume below it, and to write to both.
@@ -55,7 +56,8 @@ func (s *served) openBase(ctx context.Context, d *disk) (*merge, error) {
 	spec := d.spec
 	spec.Image = l.volume.Info().VolumeUUID
 	m := &merge{}
-	handle, err := spec.Pool.Volume(ctx, l.volume.Ref()) // its bound may be larger by now
+	// Its bound may be larger by now.
+	handle, err := asked(ctx, func() (*spm.VolumeHandle, error) { return spec.Pool.Volume(ctx, l.volume.Ref()) })
 	if err != nil {
 		return nil, err
 	}

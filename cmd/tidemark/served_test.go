@@ -58,3 +58,46 @@ func TestSnapshotWaitsUntilTheLeafHasSettled(t *testing.T) {
 	require.NoError(t, s.Close())
 	require.Zero(t, p.check(t, "a"))
 }
+
+// A leaf that is given up and removed after the server has opened its file, and before that
+// is locked, is not written to.
+func TestSnapshotOnALeafThatHasGone(t *testing.T) {
+	p := newChainPool(t, chainSpec{name: "a", size: 1 << 20}, chainSpec{name: "b", size: 1 << 20, parent: "a"})
+	open := func(ctx context.Context, h *spm.VolumeHandle, a volumeAccess) (block.File, *hostfile.File, error) {
+		if h.Info().VolumeUUID != p.id("b") {
+			return openVolumeFile(ctx, h, a)
+		}
+		f, err := hostfile.Open(h.Path(), hostfile.Options{Fixed: true, Lock: hostfile.LockNone})
+		require.NoError(t, err)
+		_, err = p.RemoveVolume(ctx, spm.VolumeRemoveRequest{VolumeRef: h.Ref()})
+		require.NoError(t, err)
+		return f, f, nil
+	}
+	d, err := openDisk(t.Context(), diskSpec{Image: p.id("a"), Pool: p, Exchanged: true, Opener: open})
+	require.NoError(t, err)
+	s := newServed(d)
+	require.ErrorContains(t, s.Snapshot(t.Context(), p.id("b")), "the leaf that was just opened")
+	require.Equal(t, p.id("a"), s.disk.Load().volume.Info().VolumeUUID)
+	require.NoError(t, s.Device().WriteAt(t.Context(), make([]byte, 512), 0, 0))
+	require.NoError(t, s.Close())
+}
+
+// A manager that is not there yet is asked again; what it answers counts, whatever that is.
+func TestAskedUntilThereIsAManager(t *testing.T) {
+	away, no := &spm.Error{Code: spm.CodeStopping, Message: "there is no such socket"}, &spm.Error{Code: spm.CodeNotFound, Message: "no volume"}
+	for _, answer := range []error{nil, no} {
+		n := 0
+		_, err := asked(t.Context(), func() (int, error) {
+			if n++; n < 3 {
+				return 0, away
+			}
+			return n, answer
+		})
+		require.Equal(t, answer, err)
+		require.Equal(t, 3, n)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := asked(gone, func() (int, error) { return 0, away })
+	require.Equal(t, away, err)
+}
