@@ -49,7 +49,7 @@ func (localLeases) Acquire(_ context.Context, of LeaseOf) (Lease, error) {
 }
 
 // A fileLock excludes a second manager of the same domain. The kernel drops it
-// with the process, and a child never inherits it.
+// with the process, and no program that it runs inherits it.
 type fileLock struct{ f *os.File }
 
 // lockDir takes the lock of dir. If there is a holder, is says what that is, do what to do,

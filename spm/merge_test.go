@@ -122,6 +122,20 @@ func TestMergeOfAnIllegalAncestor(t *testing.T) {
 	w.consistent()
 }
 
+// mergeLiveUntil serves an image of two volumes, and merges them until the manager dies.
+func (w *world) mergeLiveUntil(dieAt int) (image, a, b uuid.UUID) {
+	w.t.Helper()
+	image = uuid.New()
+	a = w.volume(image, uuid.Nil, "aaaa")
+	b = w.volume(image, a, " b")
+	_, err := w.ops.prepare(w.t.Context(), w.at(image, uuid.Nil), PrepareOptions{})
+	require.NoError(w.t, err)
+	kind, args, err := w.merge(image, a, b)
+	require.NoError(w.t, err)
+	require.ErrorIs(w.t, w.run(kind, args, dieAt), errCrash)
+	return image, a, b
+}
+
 // The leaf of a served image goes into its parent while the guest writes.
 func TestMergeLive(t *testing.T) {
 	both(t, 1, func(t *testing.T, w *world) {
@@ -159,19 +173,9 @@ func TestMergeLive(t *testing.T) {
 func TestMergeLiveOfAServerThatCameBack(t *testing.T) {
 	for _, dieAt := range []int{8, 10} { // before "publish", and before "pivot"
 		both(t, 1, func(t *testing.T, w *world) {
-			image := uuid.New()
-			a := w.volume(image, uuid.Nil, "aaaa")
-			b := w.volume(image, a, " b")
-			prepare := func() {
-				_, err := w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{})
-				require.NoError(t, err)
-			}
-			prepare()
-			kind, args, err := w.merge(image, a, b)
-			require.NoError(t, err)
-			require.ErrorIs(t, w.run(kind, args, dieAt), errCrash)
+			image, a, b := w.mergeLiveUntil(dieAt)
 			require.NoError(t, w.servers.Stop(t.Context(), image.String()))
-			_, err = w.servers.Start(t.Context(), Serve{Domain: w.domain().String(), Image: image.String(), Leaf: b.String()})
+			_, err := w.servers.Start(t.Context(), Serve{Domain: w.domain().String(), Image: image.String(), Leaf: b.String()})
 			require.NoError(t, err)
 			require.NoError(t, w.servers.write(image.String(), 2, 'c'))
 			w.restart()
@@ -183,7 +187,7 @@ func TestMergeLiveOfAServerThatCameBack(t *testing.T) {
 			require.Equal(t, "abca", shows)
 			require.Equal(t, "INTERNAL! LEAF", w.types(w.m[0], image))
 			w.consistent()
-			kind, args, err = w.merge(image, a, b)
+			kind, args, err := w.merge(image, a, b)
 			w.must(kind, args, err)
 			require.Equal(t, "abca", w.shows(w.m[0], a))
 			w.consistent()
@@ -195,14 +199,7 @@ func TestMergeLiveOfAServerThatCameBack(t *testing.T) {
 // leaf.
 func TestMergeLiveIsCancelled(t *testing.T) {
 	w := newWorld(t, 1, false)
-	image := uuid.New()
-	a := w.volume(image, uuid.Nil, "aaaa")
-	b := w.volume(image, a, " b")
-	_, err := w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{})
-	require.NoError(t, err)
-	kind, args, err := w.merge(image, a, b)
-	require.NoError(t, err)
-	require.ErrorIs(t, w.run(kind, args, 7), errCrash) // after "mirror"
+	image, a, b := w.mergeLiveUntil(7) // after "mirror"
 	w.restart()
 	require.False(t, w.recover())
 	require.NoError(t, w.servers.write(image.String(), 2, 'c'))
@@ -212,7 +209,7 @@ func TestMergeLiveIsCancelled(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, s.Merge)
 	w.consistent()
-	kind, args, err = w.merge(image, a, b)
+	kind, args, err := w.merge(image, a, b)
 	w.must(kind, args, err)
 	require.Equal(t, "abca", w.shows(w.m[0], a))
 	w.consistent()

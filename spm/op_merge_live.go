@@ -120,36 +120,32 @@ func (o *operations) mirror(ctx context.Context, a mergeArgs, p Progress) error 
 // nothing else when it comes back. One that does not say that it merges is told as well: what
 // a manager that died has asked for it may be about to begin.
 func (o *operations) cancelMirror(ctx context.Context, a mergeArgs) error {
-	m, err := o.domain(a.Domain)
-	if err != nil {
-		return err
-	}
-	s, there, err := o.serving(ctx, m, a.Image)
-	if err != nil || !there || s.ReadOnly || s.Leaf != a.successor().String() {
+	_, s, err := o.writer(ctx, a)
+	if err != nil || s == nil || s.ReadOnly {
 		return err
 	}
 	return jobError(o.servers.MergeCancel(ctx, a.Image.String(), a.successor().String()), "end the merge of image %s", a.Image)
 }
 
-// writesTo reports whether a server of the image writes to the leaf that is merged.
-func (o *operations) writesTo(ctx context.Context, a mergeArgs) (m *Manager, writes bool, err error) {
-	if m, err = o.domain(a.Domain); err != nil {
-		return nil, false, err
+// writer is the server of the image that has the leaf which is merged, nil if there is none.
+func (o *operations) writer(ctx context.Context, a mergeArgs) (*Manager, *Server, error) {
+	m, err := o.domain(a.Domain)
+	if err != nil {
+		return nil, nil, err
 	}
 	s, there, err := o.serving(ctx, m, a.Image)
-	return m, err == nil && there && s.Leaf == a.successor().String(), err
+	if err != nil || !there || s.Leaf != a.successor().String() {
+		return m, nil, err
+	}
+	return m, &s, nil
 }
 
 // mirrors reports whether a server of the image writes to both volumes. One that came back
 // meanwhile writes to the leaf alone: then the merge is given up.
 func (o *operations) mirrors(ctx context.Context, a mergeArgs) (bool, error) {
-	m, err := o.domain(a.Domain)
-	if err != nil {
-		return false, err
-	}
-	s, there, err := o.serving(ctx, m, a.Image)
+	_, s, err := o.writer(ctx, a)
 	switch {
-	case err != nil || !there || s.Leaf != a.successor().String():
+	case err != nil || s == nil:
 		return false, err
 	case s.Merge != mergeReady:
 		return false, task.Hopeless(errorf(CodeStale, "image %s is served anew by process %d, which writes to its leaf alone: merge it again", a.Image, s.PID))
@@ -168,15 +164,15 @@ func (o *operations) publishMirrored(ctx context.Context, a mergeArgs) error {
 // unpublish is the end of a merge that is given up while a server writes to the leaf: that
 // is the leaf, and the ancestor is what a merge that failed leaves.
 func (o *operations) unpublish(ctx context.Context, a mergeArgs) error {
-	m, writes, err := o.writesTo(ctx, a)
-	if err != nil || !writes {
+	m, s, err := o.writer(ctx, a)
+	if err != nil || s == nil {
 		return err
 	}
 	if err := o.cancelMirror(ctx, a); err != nil {
 		return err
 	}
 	// It may have let go of the leaf before it was told: a manager that died had asked it to.
-	if _, writes, err = o.writesTo(ctx, a); err != nil || !writes {
+	if _, s, err = o.writer(ctx, a); err != nil || s == nil {
 		return err
 	}
 	if err := o.mark(ctx, a.Domain, a.Image, a.above(), Legal); err != nil {

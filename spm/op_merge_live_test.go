@@ -4,7 +4,6 @@ import (
 	"context"
 	"testing"
 
-	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 )
 
@@ -22,14 +21,7 @@ func (s slowServers) Find(ctx context.Context, image string) (Server, error) {
 // by hand.
 func TestMergeLiveThatBeginsLateIsCancelled(t *testing.T) {
 	both(t, 1, func(t *testing.T, w *world) {
-		image := uuid.New()
-		a := w.volume(image, uuid.Nil, "aaaa")
-		b := w.volume(image, a, " b")
-		_, err := w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{})
-		require.NoError(t, err)
-		kind, args, err := w.merge(image, a, b)
-		require.NoError(t, err)
-		require.ErrorIs(t, w.run(kind, args, 7), errCrash) // in "mirror"
+		image, a, b := w.mergeLiveUntil(7) // in "mirror"
 		w.restart()
 		w.ops.servers = slowServers{w.servers}
 		require.False(t, w.recover())
@@ -37,7 +29,7 @@ func TestMergeLiveThatBeginsLateIsCancelled(t *testing.T) {
 		s, err := w.servers.Find(t.Context(), image.String())
 		require.NoError(t, err)
 		require.Empty(t, s.Merge)
-		kind, args, err = w.merge(image, a, b)
+		kind, args, err := w.merge(image, a, b)
 		w.must(kind, args, err)
 		w.consistent()
 	})
@@ -58,14 +50,7 @@ func (s pivotingServers) MergeCancel(ctx context.Context, image, leaf string) er
 // to the ancestor from then on is what the image shows.
 func TestMergeLiveIsGivenUpWhenItIsDone(t *testing.T) {
 	both(t, 1, func(t *testing.T, w *world) {
-		image := uuid.New()
-		a := w.volume(image, uuid.Nil, "aaaa")
-		b := w.volume(image, a, " b")
-		_, err := w.ops.prepare(t.Context(), w.at(image, uuid.Nil), PrepareOptions{})
-		require.NoError(t, err)
-		kind, args, err := w.merge(image, a, b)
-		require.NoError(t, err)
-		require.ErrorIs(t, w.run(kind, args, 10), errCrash) // before "pivot"
+		image, a, _ := w.mergeLiveUntil(10) // before "pivot"
 		w.restart()
 		w.ops.servers = pivotingServers{w.servers}
 		w.giveUp()

@@ -89,8 +89,8 @@ func together(runs []*record) (all []sample) {
 	return all
 }
 
-// writeDocument writes the document of several runs to path, and the chart beside it.
-// writeDocument writes the document of runs, which are of one commit, and its chart.
+// writeDocument writes the document of several runs, which are of one commit, to path, and
+// the chart beside it.
 func writeDocument(path string, runs []*record) error {
 	for _, r := range runs[1:] {
 		if of, is := commitOf(runs[0].Machine), commitOf(r.Machine); of != is {
