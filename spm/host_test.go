@@ -636,22 +636,32 @@ func TestVerbsOnPools(t *testing.T) {
 					require.NoError(t, h.DisconnectPool(t.Context(), pool))
 				case roleContend, roleSPM:
 					startSPM(t, h, pool)
-					h.pool.role = r // the manager of a pool that is contended for is there already
 				}
-				defer func() {
-					if h.pool != nil && r == roleContend {
+				if r == roleContend { // the manager of the pool is there already, and its start goes on
+					h.mu.Lock()
+					h.pool.role, h.pool.start.ended = roleContend, time.Time{}
+					h.mu.Unlock()
+					defer func() {
+						h.mu.Lock()
+						defer h.mu.Unlock()
 						h.pool.role = roleSPM
-					}
-				}()
+					}()
+				}
 				err := map[poolVerb]func() error{
 					verbConnect:    func() error { return h.ConnectPool(t.Context(), pool, a, 1) },
 					verbDisconnect: func() error { return h.DisconnectPool(t.Context(), pool) },
-					verbStart:      func() error { return second(h.StartSPM(t.Context(), pool)) },
-					verbStop:       func() error { return h.StopSPM(t.Context(), pool) },
-					verbChange:     func() error { return h.AttachDomain(t.Context(), pool, b) },
-					verbDestroy:    func() error { return h.DestroyPool(t.Context(), pool) },
-					verbUse:        func() error { return second(h.startTask(t.Context(), "nothing", nil)) },
-					verbAsk:        func() error { return second(h.PoolInfo(t.Context(), pool)) },
+					verbStart: func() error {
+						id, err := h.StartSPM(t.Context(), pool)
+						if r == roleContend {
+							require.Equal(t, h.pool.start.id, id, "who asks meanwhile joins the start that goes on")
+						}
+						return err
+					},
+					verbStop:    func() error { return h.StopSPM(t.Context(), pool) },
+					verbChange:  func() error { return h.AttachDomain(t.Context(), pool, b) },
+					verbDestroy: func() error { return h.DestroyPool(t.Context(), pool) },
+					verbUse:     func() error { return second(h.startTask(t.Context(), "nothing", nil)) },
+					verbAsk:     func() error { return second(h.PoolInfo(t.Context(), pool)) },
 				}[v]()
 				rule := roleTable[r][v]
 				switch {

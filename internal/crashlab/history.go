@@ -114,6 +114,11 @@ func (h *history) allowSector(s int64, n int, durable []bool) []version {
 			continue
 		}
 		v, certain := a.leaves(s)
+		if a.Kind == Discard && durable[i] && certain && slices.Contains(may, v) {
+			// It left what was there. Of two writes that overlapped, that need not be
+			// the one which the simulated disk has on top: the recording does not say.
+			continue
+		}
 		if durable[i] && certain {
 			may = may[:0]
 			for _, b := range h.acts[:i] { // what was not over when a began may be on top

@@ -63,6 +63,10 @@ func TestAllowance(t *testing.T) {
 		"discard, flushed, dropped":    {timeline(doing(WriteFUA, 1, 2), left(doing(Discard, 3, 4), 0), doing(Flush, 5, 6)), 7, []version{0}, []version{0}},
 		"discard that nobody looked at": {timeline(doing(WriteFUA, 1, 2), doing(Discard, 3, 4), doing(Flush, 5, 6)), 7,
 			[]version{0, 1}, []version{0, 1}},
+		"discard that left one of two at once": {timeline(doing(WriteFUA, 1, 4), doing(WriteFUA, 2, 3), left(doing(Discard, 5, 6), 2), doing(Flush, 7, 8)), 9,
+			[]version{1, 2}, []version{1, 2}},
+		"discard that dropped two at once": {timeline(doing(WriteFUA, 1, 4), doing(WriteFUA, 2, 3), left(doing(Discard, 5, 6), 0), doing(Flush, 7, 8)), 9,
+			[]version{0}, []version{0}},
 		"closed": {timeline(doing(Write, 1, 2), doing(Reopen, 3, 4)), 5, []version{1}, []version{1}},
 		"killed": {timeline(doing(Write, 1, 2), doing(Kill, 3, 4)), 5, []version{0, 1}, []version{1}},
 	} {
