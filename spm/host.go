@@ -124,7 +124,7 @@ func newHost(o HostOptions) (*Host, error) {
 	h.groups.open = map[string]VolumeGroup{}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.requests, h.hangUp = context.WithCancel(context.Background())
-	h.ops = newOperations(h.manager, h.everyActive, o.Jobs, o.Servers)
+	h.ops = newOperations(h.manager, h.everyActive, h.locks, o.Jobs, o.Servers)
 	h.ops.patience = cmp.Or(o.ServerPatience, serverPatience)
 	return h, nil
 }

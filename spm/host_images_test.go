@@ -180,3 +180,33 @@ func TestNobodyBeginsToWriteWhileTasksMove(t *testing.T) {
 	h.mu.Unlock()
 	require.Empty(t, ask())
 }
+
+// Who asks for something that a task has the image for is not refused because of what that
+// task has open, nor is he in its way: his own task waits, and looks then. Without one he
+// is told at once.
+func TestAskedWhileATaskHasTheImage(t *testing.T) {
+	h, _, leaf, _, _ := storedImages(t, "")
+	path := h.active(leaf.Domain).info(leaf.Volume).Path
+	for name, ask := range map[string]func() (uuid.UUID, error){
+		"createVolume": func() (uuid.UUID, error) {
+			return h.CreateImageVolume(t.Context(), NewVolume{VolumeAt: VolumeAt{Pool: leaf.Pool, Domain: leaf.Domain, Image: leaf.Image, Volume: uuid.New()},
+				Parent: leaf.Volume, Format: Cow, Alloc: Sparse, Type: Leaf})
+		},
+		"extendVolumeSize": func() (uuid.UUID, error) { return h.ExtendVolumeSize(t.Context(), leaf, 64*gib) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			unlock, err := h.locks().Acquire(t.Context(), locksOf(leaf.Domain, leaf.Image))
+			require.NoError(t, err)
+			defer unlock()
+			release, err := imageLocks{}.Hold(path) // as its worker does
+			require.NoError(t, err)
+			id, err := ask()
+			require.NoError(t, err)
+			require.NoError(t, h.StopTask(t.Context(), id))
+			unlock()
+			_, err = ask()
+			requireCode(t, CodeInUse, err)
+			require.NoError(t, release())
+		})
+	}
+}

@@ -55,6 +55,15 @@ func (h *Host) engine() (*task.Engine, error) {
 	return h.pool.engine, nil
 }
 
+// locks are those of the pool's tasks.
+func (h *Host) locks() *task.Locks {
+	e, err := h.engine()
+	if err != nil {
+		return new(task.Locks) // what is asked for is refused anyway
+	}
+	return e.Locks()
+}
+
 // engineError gives an error of the engine its code.
 func engineError(err error) error {
 	var own *Error

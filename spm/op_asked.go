@@ -30,9 +30,12 @@ func patient(ctx context.Context) context.Context {
 	return context.WithValue(ctx, patientKey{}, true)
 }
 
+// isPatient reports whether a task asks.
+func isPatient(ctx context.Context) bool { return ctx.Value(patientKey{}) != nil }
+
 // ask limits how long servers are waited for.
 func (o *operations) ask(ctx context.Context) (context.Context, context.CancelFunc) {
-	if ctx.Value(patientKey{}) != nil {
+	if isPatient(ctx) {
 		return ctx, func() {}
 	}
 	return context.WithTimeoutCause(ctx, o.patience, errUnanswered)

@@ -196,7 +196,7 @@ func (o *operations) checkCreate(ctx context.Context, a createArgs) error {
 	case there:
 		return nil
 	}
-	return m.unused(a.Image, parent.id)
+	return o.unused(ctx, m, a.Image, parent.id)
 }
 
 // planCreate: once the volume is there it is the leaf, and whoever serves the image

@@ -21,6 +21,7 @@ import (
 type operations struct {
 	domain  func(domain uuid.UUID) (*Manager, error) // of one that is active
 	active  func() []*Manager                        // all of these
+	locks   func() *task.Locks                       // of the tasks
 	jobs    ImageJobs
 	servers ImageServers
 	// patience is how long a server is waited for that is asked what it does; tasks wait
@@ -28,8 +29,9 @@ type operations struct {
 	patience time.Duration
 }
 
-func newOperations(find func(domain uuid.UUID) (*Manager, error), active func() []*Manager, jobs ImageJobs, servers ImageServers) *operations {
-	return &operations{domain: find, active: active, jobs: jobs, servers: servers, patience: serverPatience}
+func newOperations(find func(domain uuid.UUID) (*Manager, error), active func() []*Manager, locks func() *task.Locks, jobs ImageJobs,
+	servers ImageServers) *operations {
+	return &operations{domain: find, active: active, locks: locks, jobs: jobs, servers: servers, patience: serverPatience}
 }
 
 // The names of the kinds, which are VDSM's for the verbs.
@@ -166,6 +168,20 @@ func (o *operations) idle(ctx context.Context, m *Manager, image uuid.UUID, volu
 	}
 	if there && servedBy(m.family(), s, volumes) {
 		return errorf(CodeInUse, "image %s is served by process %d (%s): tear it down first", image, s.PID, s.URI)
+	}
+	return o.unused(ctx, m, image, volumes...)
+}
+
+// unused is [Manager.unused]. Who only asks has no lock of the image: he must not be in the
+// way of a task that works on it, nor take that for somebody who is. If there is one, what
+// he asks for waits for it, and looks then.
+func (o *operations) unused(ctx context.Context, m *Manager, image uuid.UUID, volumes ...uuid.UUID) error {
+	if !isPatient(ctx) {
+		release, ok := o.locks().Try([]task.Lock{imageLock(m.ident.domain, image, true)})
+		if !ok {
+			return nil
+		}
+		defer release()
 	}
 	return m.unused(image, volumes...)
 }

@@ -72,7 +72,7 @@ func newWorld(t *testing.T, n int, group bool) *world {
 			}
 		}
 		return nil, errorf(CodeUnknownDomain, "there is no domain %s", id)
-	}, func() []*Manager { return w.m }, w.jobs, w.servers)
+	}, func() []*Manager { return w.m }, func() *task.Locks { return new(task.Locks) }, w.jobs, w.servers)
 	w.open()
 	t.Cleanup(func() {
 		for _, m := range w.m {

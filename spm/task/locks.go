@@ -25,6 +25,7 @@ type claim struct {
 	taken int    // how many of them it has; it is in the queue of one more
 	ready chan struct{}
 	gone  bool
+	brief bool // of Try
 }
 
 // A wait is a claim's place in the queue of a resource. Those who hold it are in
@@ -53,12 +54,27 @@ func (l *Locks) Acquire(ctx context.Context, locks []Lock) (release func(), err 
 	}
 }
 
+// Try takes all locks for a moment, unless somebody has one, or waits for it. [Locks.Alone]
+// does not count it.
+func (l *Locks) Try(locks []Lock) (release func(), ok bool) {
+	c := &claim{locks: inOrder(locks), ready: make(chan struct{}), brief: true}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range c.locks {
+		if len(l.queue[k.Name]) > 0 {
+			return nil, false
+		}
+	}
+	l.startLocked(c)
+	return func() { l.leave(c) }, true
+}
+
 // Alone reports whether somebody has a resource for himself.
 func (l *Locks) Alone(name string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	q := l.queue[name]
-	return len(q) > 0 && q[0].held && q[0].exclusive
+	return len(q) > 0 && q[0].held && q[0].exclusive && !q[0].c.brief
 }
 
 // enter begins to take locks: it has its place behind everybody who came before,
@@ -67,11 +83,15 @@ func (l *Locks) enter(locks []Lock) *claim {
 	c := &claim{locks: inOrder(locks), ready: make(chan struct{})}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.startLocked(c)
+	return c
+}
+
+func (l *Locks) startLocked(c *claim) {
 	if l.queue == nil {
 		l.queue = map[string][]*wait{}
 	}
 	l.advanceLocked(c)
-	return c
 }
 
 // leave gives back what a claim has, and its place in a queue.

@@ -66,6 +66,33 @@ func TestLocks(t *testing.T) {
 	require.True(t, l.enter(nil).has(), "none at all")
 }
 
+// Try takes what nobody has or waits for, and is not taken for somebody who has it.
+func TestLocksTry(t *testing.T) {
+	var l Locks
+	a := l.enter(exclusive("x"))
+	_, ok := l.Try(exclusive("y", "x"))
+	require.False(t, ok, "taken")
+	require.True(t, l.Alone("x"))
+	l.leave(a)
+	require.Empty(t, l.queue, "nothing is left of who had to go")
+	b := l.enter(shared("x"))
+	_, ok = l.Try(shared("x"))
+	require.False(t, ok, "shared")
+	l.leave(b)
+	release, ok := l.Try(exclusive("y", "x"))
+	require.True(t, ok)
+	require.False(t, l.Alone("x"))
+	c := l.enter(exclusive("x"))
+	require.False(t, c.has())
+	_, ok = l.Try(exclusive("x"))
+	require.False(t, ok, "for a moment, but taken")
+	release()
+	release()
+	require.True(t, c.has() && l.Alone("x"))
+	l.leave(c)
+	require.Empty(t, l.queue)
+}
+
 // The strongest of several demands for one name counts.
 func TestLocksOfOneName(t *testing.T) {
 	require.Equal(t, []Lock{{"a", false}, {"b", true}, {"c", true}},
