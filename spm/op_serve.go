@@ -2,6 +2,8 @@ package spm
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 
 	"github.com/google/uuid"
 )
@@ -24,9 +26,18 @@ func (o *operations) prepare(ctx context.Context, at VolumeAt, opt PrepareOption
 	readOnly := opt.ReadOnly || k.shared()
 	s, err := o.servers.Start(ctx, Serve{Domain: m.ident.domain.String(), Image: k.image.String(), Leaf: k.id.String(), ReadOnly: readOnly, AllowIllegal: opt.AllowIllegal})
 	if err != nil {
-		return Prepared{}, jobError(err, "serve volume %s", k.id)
+		return Prepared{}, m.serveError(err, k.id)
 	}
 	return o.prepared(m, k, at.Pool, s)
+}
+
+// serveError is the error of a server that has not started. An image that is corrupt, or
+// whose file is gone while its domain is there, is damaged.
+func (m *Manager) serveError(err error, id uuid.UUID) error {
+	if errors.Is(err, ErrUnfit) || errors.Is(err, fs.ErrNotExist) && m.there() == nil {
+		return errorf(CodeDamaged, "serve volume %s: %v", id, err)
+	}
+	return jobError(err, "serve volume %s", id)
 }
 
 // served is prepare for an image that is served already as it should be, also while a

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -41,6 +42,7 @@ type nbdOptions struct {
 	aio     *choice
 	fork    bool
 	pidFile string
+	failure string
 	qmp     string
 	control string
 	verbose bool
@@ -118,7 +120,11 @@ func newNBD(g *global) *cobra.Command {
 		if v := o.aio.value; v != "threads" {
 			log.Debug("option has no effect: requests are served by threads", "aio", v)
 		}
-		return serveNBD(c.Context(), p, log)
+		err = serveNBD(c.Context(), p, log)
+		if err != nil && o.failure != "" {
+			err = errors.Join(err, writeFailure(o.failure, err))
+		}
+		return err
 	}
 	return c
 }
@@ -170,6 +176,8 @@ func (o *nbdOptions) addFlags(c *cobra.Command) {
 	f.BoolVar(&o.fork, "fork", false, "go to the background when the socket is ready; nothing is logged from then on")
 	f.StringVar(&o.qmp, "qmp", "", "QMP socket of the QEMU that uses the volume: when a write has got ENOSPC, which pauses the guest, let it go on when there is space")
 	f.StringVar(&o.control, "control", "", "unix socket to make, with mode 0600, on which the process tells what it serves and is steered, in HTTP and JSON: GET /, POST /flush /resize /snapshot /merge /pivot /cancel /manager /stop")
+	f.StringVar(&o.failure, "failure", "", "write why serving has failed to this file, as JSON")
+	_ = f.MarkHidden("failure") // for the pool manager; it is there
 	f.StringVar(&o.pidFile, "pid-file", "", "write the process's number to this file when the socket is ready")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "as --log-level debug")
 	f.BoolVarP(&o.list, "list", "L", false, "list the exports of the server at -k, or -b and -p")

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +33,7 @@ import (
 //	DIR/<image>/nbd.sock      for the guest
 //	DIR/<image>/control.sock  appears when everything is ready
 //	DIR/<image>/log           what the server has said
+//	DIR/<image>/failure       why it has failed
 //
 // A server is a process in a session of its own, so that it outlives the manager. What
 // is ended is the process at the other end of the control socket, and no other.
@@ -154,7 +156,8 @@ func (s *imageServers) launch(v spm.Serve, dir string) (<-chan struct{}, error) 
 		return nil, err
 	}
 	defer log.Close() //nolint:errcheck // the server has its own
-	args := []string{"nbd", "-t", "--spm", s.spm, "--domain", v.Domain, "--control", filepath.Join(dir, "control.sock"), "-k", filepath.Join(dir, "nbd.sock")}
+	args := []string{"nbd", "-t", "--spm", s.spm, "--domain", v.Domain, "--control", filepath.Join(dir, "control.sock"), "-k", filepath.Join(dir, "nbd.sock"),
+		"--failure", filepath.Join(dir, "failure")}
 	if v.ReadOnly {
 		args = append(args, "-r")
 	}
@@ -206,11 +209,27 @@ func (s *imageServers) await(ctx context.Context, v spm.Serve, dir string, ended
 		select {
 		case <-time.After(serverLook):
 		case <-ended:
-			return have, fmt.Errorf("serve image %s: the server ended before it was ready: %s", v.Image, lastLine(filepath.Join(dir, "log")))
+			return have, fmt.Errorf("serve image %s: the server ended before it was ready: %w", v.Image, failureOf(dir))
 		case <-ctx.Done():
 			return have, fmt.Errorf("serve image %s: the server is not ready: %w; see %s", v.Image, context.Cause(ctx), filepath.Join(dir, "log"))
 		}
 	}
+}
+
+// writeFailure tells who has started this process what kind of error it ends with.
+func writeFailure(path string, err error) error {
+	b, jerr := json.Marshal(newWorkerError(err))
+	return errors.Join(jerr, os.WriteFile(path, b, 0o600))
+}
+
+// failureOf is why a server has ended: what it has written, or what it said last.
+func failureOf(dir string) error {
+	b, err := os.ReadFile(filepath.Join(dir, "failure"))
+	failure := new(workerError)
+	if err != nil || json.Unmarshal(b, failure) != nil || failure.Message == "" {
+		return errors.New(lastLine(filepath.Join(dir, "log")))
+	}
+	return failure
 }
 
 // lastLine is what a process said last.

@@ -178,8 +178,8 @@ func (job *workerJob) openFiles() (files []*os.File, err error) {
 	return files, nil
 }
 
-// A workerError is an error of a worker on its way to who started it. What kind it is
-// survives.
+// A workerError is an error of a worker, or of a server, on its way to the manager that
+// has started it. What kind it is survives.
 type workerError struct {
 	Message string `json:"message"`
 	Kind    string `json:"kind,omitempty"`
@@ -197,7 +197,7 @@ var workerKinds = map[string]error{
 func newWorkerError(err error) *workerError {
 	e := &workerError{Message: err.Error()}
 	var corrupt *qcow2.CorruptError
-	if errors.As(err, &corrupt) {
+	if errors.As(err, &corrupt) || errors.Is(err, qcow2.ErrNotQCOW2) {
 		e.Kind = "corrupt"
 	}
 	if errors.As(err, new(*qcow2.UnsupportedError)) {

@@ -25,7 +25,7 @@ var codes = []code{
 	{spm.CodeStale, 911, "GenerationMismatch", "the request is about an older generation"},
 	{spm.CodeWrongPool, 309, "StoragePoolUnknown", "the request is for another pool"},
 	{spm.CodeStopping, 3001, "ShuttingDownError", "the manager is going away"},
-	{spm.CodeDamaged, 207, "VolumeMetadataReadError", "the metadata is damaged"},
+	{spm.CodeDamaged, 207, "VolumeMetadataReadError", "the metadata, or the image, is damaged"},
 	{spm.CodeUnknownDomain, 358, "StorageDomainDoesNotExist", "no such domain is connected"},
 	{spm.CodeUnknownPool, 309, "StoragePoolUnknown", "no such pool"},
 	{spm.CodeUnknownImage, 268, "ImageDoesNotExistInSD", "no such image in the domain"},
