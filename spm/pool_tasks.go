@@ -23,7 +23,9 @@ func (h *Host) openTasks(ctx context.Context, p *connectedPool) error {
 func (h *Host) engage(ctx context.Context, p *connectedPool, kept task.Store, done func() error) error {
 	e := task.New(context.WithoutCancel(ctx), kept, h.ops.kinds(), task.Options{
 		CodeOf: codeOfTask,
-		Notify: h.noteTask, At: h.o.At, Log: h.o.Log, Now: h.o.Now,
+		// A server that has been told to end gives its guests up to ten seconds.
+		Passing: func(err error) bool { return CodeOf(err) == CodeInUse },
+		Notify:  h.noteTask, At: h.o.At, Log: h.o.Log, Now: h.o.Now,
 	})
 	_, err := e.Recover(ctx)
 	h.mu.Lock() // and from here on the locks of tasks that have begun are known

@@ -248,16 +248,22 @@ func (e *Engine) act(ctx context.Context, t *task) error {
 	return err
 }
 
+// longestPause is between two attempts.
+const longestPause = 2 * time.Second
+
 // attempts repeats f for a task until it has succeeded, Options.Attempts times at
-// most.
+// most, or for Options.Patience if its error is a passing one.
 func (e *Engine) attempts(r Record, f func() error) error {
-	pause := e.o.Pause
+	began, pause := time.Now(), e.o.Pause
 	for i := 1; ; i++ {
 		if err := e.ctx.Err(); err != nil {
 			return err
 		}
 		err := f()
-		if err == nil || IsHopeless(err) || i >= e.o.Attempts || e.ctx.Err() != nil {
+		if err == nil || IsHopeless(err) || e.ctx.Err() != nil {
+			return err
+		}
+		if i >= e.o.Attempts && (!e.o.Passing(err) || time.Since(began) >= e.o.Patience) {
 			return err
 		}
 		e.o.Log.Warn("a step of a task is tried again", "task", r.ID, "kind", r.Kind, "step", r.Step, "attempt", i, "err", err)
@@ -265,7 +271,7 @@ func (e *Engine) attempts(r Record, f func() error) error {
 		case <-time.After(pause):
 		case <-e.ctx.Done():
 		}
-		pause *= 2
+		pause = min(2*pause, longestPause)
 	}
 }
 

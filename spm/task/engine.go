@@ -28,6 +28,11 @@ type Options struct {
 	// the time before the second time, and doubles with each; 0: 100 ms.
 	Attempts int
 	Pause    time.Duration
+	// Passing says which errors pass by themselves, as that of what somebody else uses
+	// for a moment; nil: none. A step that has to succeed and fails so is tried for
+	// Patience at least; 0: 15 s.
+	Passing  func(error) bool
+	Patience time.Duration
 	// Locks is the table of the resources; nil: a new one. Who does something that
 	// is no task takes locks there as well.
 	Locks *Locks
@@ -51,6 +56,10 @@ func (o Options) withDefaults() Options {
 	o.Keep = cmp.Or(o.Keep, 24*time.Hour)
 	o.Attempts = cmp.Or(o.Attempts, 5)
 	o.Pause = cmp.Or(o.Pause, 100*time.Millisecond)
+	o.Patience = cmp.Or(o.Patience, 15*time.Second)
+	if o.Passing == nil {
+		o.Passing = func(error) bool { return false }
+	}
 	if o.Locks == nil {
 		o.Locks = new(Locks)
 	}

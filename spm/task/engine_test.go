@@ -244,6 +244,40 @@ func TestBlocked(t *testing.T) {
 	}
 }
 
+// What passes by itself is waited for, but not for ever; what follows it is an error
+// like any other.
+func TestPassing(t *testing.T) {
+	passing, lasting := errors.New("somebody has it"), errors.New("the disk is gone")
+	for _, c := range []struct {
+		name  string
+		last  error // after ten times passing; nil: it succeeds then
+		tries int
+		state task.State
+	}{
+		{"it passes", nil, 11, task.Finished},
+		{"something else is wrong", lasting, 11, task.Recovering},
+		{"it does not pass", passing, 17, task.Recovering},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, e := gated(t, task.Plan{Steps: make([]task.Step, 1)}, new(task.MemoryStore), task.Options{Attempts: 3,
+					Pause: time.Second, Patience: 30 * time.Second, Passing: func(err error) bool { return errors.Is(err, passing) }})
+				defer e.Close()
+				id := start(t, e, "gate", 0)
+				for i := range c.tries {
+					require.Equal(t, "do0", <-g.began)
+					err := passing
+					if i >= 10 {
+						err = c.last
+					}
+					g.open <- err
+				}
+				require.Equal(t, c.state, wait(t, e, id).State)
+			})
+		})
+	}
+}
+
 func blocked(t *testing.T, undo, restart bool) {
 	plan := task.Plan{Locks: []task.Lock{{Name: "x", Exclusive: true}}}
 	store := new(task.MemoryStore)
