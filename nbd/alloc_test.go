@@ -17,6 +17,9 @@ import (
 // that the collector has emptied, allocate more, so the least of a few times counts.
 // (Under the race detector sync.Pool drops what it is given, so not there.)
 func TestNoAllocationPerRequest(t *testing.T) {
+	// AllocsPerRun does that too, and when the number of processors changes all pools are
+	// lost: they would be filled again while it counts.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	const span, each = 1 << 20, 200
 	for _, kind := range []string{"socket", "polled"} {
 		for _, row := range []struct {
@@ -24,19 +27,22 @@ func TestNoAllocationPerRequest(t *testing.T) {
 			h     requestHeader
 			depth int
 			late  bool // the Device would have to wait
+			most  int  // allocations in so many requests
 		}{
-			{"overwrite", requestHeader{cmd: cmdWrite, length: 4096}, 1, false},
-			{"overwrite, several at a time", requestHeader{cmd: cmdWrite, length: 4096}, 32, false},
-			{"overwrite of 64 KiB", requestHeader{cmd: cmdWrite, length: 64 << 10}, 4, false},
-			{"overwrite with FUA", requestHeader{cmd: cmdWrite, flags: cmdFlagFUA, length: 4096}, 1, false},
-			{"zeroes", requestHeader{cmd: cmdWriteZeroes, length: 4096}, 8, false},
-			{"read", requestHeader{cmd: cmdRead, length: 4096}, 1, false},
-			{"read, several at a time", requestHeader{cmd: cmdRead, length: 4096}, 32, false},
-			{"read that would block", requestHeader{cmd: cmdRead, length: 4096}, 8, true},
-			{"large read", requestHeader{cmd: cmdRead, length: 256 << 10}, 2, false},
-			{"overwrite that would block, several at a time", requestHeader{cmd: cmdWrite, length: 4096}, 32, true},
-			{"flush", requestHeader{cmd: cmdFlush}, 1, false},
-			{"flush, several at a time", requestHeader{cmd: cmdFlush}, 8, false},
+			{"overwrite", requestHeader{cmd: cmdWrite, length: 4096}, 1, false, 0},
+			{"overwrite, several at a time", requestHeader{cmd: cmdWrite, length: 4096}, 32, false, 0},
+			{"overwrite of 64 KiB", requestHeader{cmd: cmdWrite, length: 64 << 10}, 4, false, 0},
+			{"overwrite with FUA", requestHeader{cmd: cmdWrite, flags: cmdFlagFUA, length: 4096}, 1, false, 0},
+			{"zeroes", requestHeader{cmd: cmdWriteZeroes, length: 4096}, 8, false, 0},
+			{"read", requestHeader{cmd: cmdRead, length: 4096}, 1, false, 0},
+			{"read, several at a time", requestHeader{cmd: cmdRead, length: 4096}, 32, false, 0},
+			{"read that would block", requestHeader{cmd: cmdRead, length: 4096}, 8, true, 0},
+			{"large read", requestHeader{cmd: cmdRead, length: 256 << 10}, 2, false, 0},
+			// One that nothing else is in progress beside is not begun but off-loaded, which
+			// takes four allocations: that comes to pass now and then.
+			{"overwrite that would block, several at a time", requestHeader{cmd: cmdWrite, length: 4096}, 32, true, 8},
+			{"flush", requestHeader{cmd: cmdFlush}, 1, false, 0},
+			{"flush, several at a time", requestHeader{cmd: cmdFlush}, 8, false, 0},
 		} {
 			t.Run(kind+"/"+row.name, func(t *testing.T) {
 				d := newBenchDevice(t, "memory", span).(*benchMemory)
@@ -45,14 +51,14 @@ func TestNoAllocationPerRequest(t *testing.T) {
 				l := newLoad(t, ts.address, row.h, span, row.depth)
 				require.NoError(t, l.run(10*each))
 				least := float64(each)
-				for i := 0; i < 5 && least > 0; i++ {
+				for i := 0; i < 5 && least > float64(row.most); i++ {
 					least = min(least, testing.AllocsPerRun(10, func() {
 						if err := l.run(each); err != nil {
 							t.Error(err)
 						}
 					}))
 				}
-				require.Zero(t, least, "allocations in %d requests", each)
+				require.LessOrEqual(t, least, float64(row.most), "allocations in %d requests", each)
 			})
 		}
 	}

@@ -29,7 +29,7 @@ type Options struct {
 	Memory int
 	// Args are more arguments of QEMU: disks and networks.
 	Args []string
-	// Deadline is when the guest is killed. Default: two minutes.
+	// Deadline is when the guest is killed. Default: five minutes.
 	Deadline time.Duration
 }
 
@@ -88,7 +88,7 @@ func (o Options) withDefaults() Options {
 		o.Memory = 512
 	}
 	if o.Deadline == 0 {
-		o.Deadline = 2 * time.Minute
+		o.Deadline = 5 * time.Minute
 	}
 	return o
 }
