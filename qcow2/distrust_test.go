@@ -25,6 +25,7 @@ func TestFailedSyncIsRemembered(t *testing.T) {
 	require.NoError(t, im.WriteAt(ctx, []byte{1}, 0, 0))
 	require.NoError(t, im.Flush(ctx))
 	require.NoError(t, im.WriteAt(ctx, []byte{2}, 1<<16, 0))
+	im.WaitIdle() // see TestPoison
 	d.FailSync(syscall.EIO)
 	require.ErrorIs(t, im.Flush(ctx), syscall.EIO)
 	require.ErrorIs(t, im.Close(), syscall.EIO)
@@ -65,6 +66,7 @@ func TestFailedSyncIsRememberedWithoutARing(t *testing.T) {
 			im, err = qcow2.Open(ctx, d, o)
 			require.NoError(t, err)
 			require.NoError(t, im.WriteAt(ctx, bytes.Repeat([]byte{2}, 65536), 0, 0)) // in place
+			im.WaitIdle()                                                             // see TestPoison
 			d.FailSync(syscall.EIO)
 			require.ErrorIs(t, im.Flush(ctx), syscall.EIO)
 			require.Error(t, im.Close())

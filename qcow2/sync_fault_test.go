@@ -27,6 +27,7 @@ func TestFUAGetsTheErrorOfAnothersWriteback(t *testing.T) {
 
 	others := bytes.Repeat([]byte{2}, cs)
 	require.NoError(t, im.WriteAt(ctx, others, 0, 0)) // in place: nothing but bytes
+	im.WaitIdle()                                     // see TestPoison
 	d.FailSync(syscall.EIO)                           // of the writeback of that
 	require.ErrorIs(t, im.WriteAt(ctx, bytes.Repeat([]byte{3}, cs), 2*cs, qcow2.FUA), syscall.EIO)
 	require.Equal(t, before, d.Syncs(), "it was a durable write that was told")
@@ -56,6 +57,7 @@ func TestCacheLiesAfterAFailedSync(t *testing.T) {
 	require.NoError(t, im.Flush(ctx))
 	require.NoError(t, im.WriteAt(ctx, lost, 0, 0))    // bytes only
 	require.NoError(t, im.WriteAt(ctx, lost, 8*cs, 0)) // an entry too
+	im.WaitIdle()                                      // see TestPoison
 	d.FailSync(syscall.EIO)
 	require.ErrorIs(t, im.Flush(ctx), syscall.EIO)
 	requireRead(t, im, lost, 0)
