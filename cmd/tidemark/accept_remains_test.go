@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -29,11 +30,15 @@ func TestRemainsOfKilledServers(t *testing.T) {
 		require.NoError(t, err)
 		return all
 	}
+	// Those of other tests may go meanwhile: a new file may have the number of an old one.
+	newer := func(than []string) []string {
+		return slices.DeleteFunc(rings(), func(r string) bool { return slices.Contains(than, r) })
+	}
 	dirOf := func(image string) string { return filepath.Join(testRunDir(), "images", image) }
 	killed := func(domain string) (image string) {
 		image = uuid.NewString()
 		h.run("createVolume", h.newVolume(domain, image, image, gib, nil))
-		before := len(rings())
+		before := rings()
 		_, socket := h.prepare(domain, image)
 		c, err := nbd.Dial(t.Context(), "unix", socket, nbd.ClientOptions{})
 		require.NoError(t, err)
@@ -45,7 +50,7 @@ func TestRemainsOfKilledServers(t *testing.T) {
 		// One that is ending has no command line before it closes its files.
 		testenv.Eventually(t, startLimit, "the server is gone", func() bool { return syscall.Kill(all[0], 0) != nil })
 		require.DirExists(t, dirOf(image))
-		require.Len(t, rings(), before+1)
+		require.Len(t, newer(before), 1)
 		return image
 	}
 	before := rings()
@@ -64,14 +69,14 @@ func TestRemainsOfKilledServers(t *testing.T) {
 		image := killed(domains[0])
 		remove(image)
 		require.NoDirExists(t, dirOf(image), name)
-		require.Equal(t, before, rings(), name)
+		require.Empty(t, newer(before), name)
 	}
 	image := killed(domains[1])
 	h.do("deactivateStorageDomain", arguments{"sdUUID": domains[1], "spUUID": h.pool, "msdUUID": blankID, "masterVersion": 0})
 	h.do("detachStorageDomain", arguments{"sdUUID": domains[1], "spUUID": h.pool})
 	h.do("formatStorageDomain", arguments{"sdUUID": domains[1]})
 	require.NoDirExists(t, dirOf(image), "formatStorageDomain")
-	require.Equal(t, before, rings(), "formatStorageDomain")
+	require.Empty(t, newer(before), "formatStorageDomain")
 
 	old, young := killed(domains[0]), killed(domains[0])
 	long := time.Now().Add(-time.Hour)
@@ -81,5 +86,5 @@ func TestRemainsOfKilledServers(t *testing.T) {
 	h.start()
 	require.NoDirExists(t, dirOf(old))
 	require.DirExists(t, dirOf(young), "it may be starting")
-	require.Len(t, rings(), len(before)+2, "who opens the volumes next needs them")
+	require.Len(t, newer(before), 2, "who opens the volumes next needs them")
 }
