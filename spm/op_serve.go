@@ -31,8 +31,9 @@ func (o *operations) prepare(ctx context.Context, at VolumeAt, opt PrepareOption
 	return o.prepared(m, k, at.Pool, s)
 }
 
-// serveError is the error of a server that has not started. An image that is corrupt, or
-// whose file is gone while its domain is there, is damaged.
+// serveError is the error of a server that has not started. An image is damaged that is
+// none, is corrupt or needs what we do not have, or whose file is gone while its domain is
+// there.
 func (m *Manager) serveError(err error, id uuid.UUID) error {
 	if errors.Is(err, ErrUnfit) || errors.Is(err, fs.ErrNotExist) && m.there() == nil {
 		return errorf(CodeDamaged, "serve volume %s: %v", id, err)

@@ -63,10 +63,11 @@
 //
 // A step that can be undone and fails is not repeated: the task is rolled back.
 // One behind the commit point, and an Undo, is repeated with growing pauses.
-// After Options.Attempts, or Options.Patience if what is in the way goes by itself, the
-// task is recovering, Blocked says why, and it goes on holding its locks, for what they protect is half done; so it does while the
-// store fails. The next process tries again, and so does [Engine.Revert]. So a
-// task that may be refused finds that out in a step that can be undone.
+// After Options.Attempts, or Options.Patience if what is in the way goes by itself,
+// the task is recovering, Blocked says why, and it goes on holding its locks, for
+// what they protect is half done; so it does while the store fails. The next
+// process tries again, and so does [Engine.Revert]. So a task that may be refused
+// finds that out in a step that can be undone.
 //
 // Where that was not found out, a step behind the commit point may fail for good, and a
 // task that is recovering for ever keeps everybody from what it has locked. It is given
