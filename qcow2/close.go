@@ -45,12 +45,12 @@ func (im *Image) shut() error {
 	if mutant.On("freed-before-last-commit") {
 		im.parted = append(im.parted, parted{runs: im.gone})
 		im.gone = nil
-		_ = im.reapNow()
+		_, _ = im.reapNow()
 	}
 	if err := im.commit(); err != nil {
 		return err
 	}
-	if err := im.reapNow(); err != nil {
+	if _, err := im.reapNow(); err != nil {
 		return err
 	}
 	return im.returnReserved()

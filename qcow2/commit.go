@@ -95,7 +95,7 @@ func (im *Image) commitOnce() error {
 	if mutant.On("decrement-before-unlink") {
 		im.part(gone)
 		gone = nil
-		_ = im.reapNow()
+		_, _ = im.reapNow()
 	}
 	if err := im.pushTables(true); err != nil {
 		return err

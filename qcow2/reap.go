@@ -48,7 +48,15 @@ func (im *Image) part(runs []run) {
 func (im *Image) reap() {
 	im.grace.wanted.Store(true)
 	for {
-		err := im.reapNow()
+		known, err := im.reapNow()
+		if known {
+			select {
+			case <-im.grace.ended:
+				continue
+			case <-im.ctx.Done():
+				return
+			}
+		}
 		im.mu.Lock()
 		if len(im.parted) == 0 || err != nil {
 			// Before the next reaper can begin, which wants it.
@@ -58,12 +66,9 @@ func (im *Image) reap() {
 			im.mu.Unlock()
 			return
 		}
+		// Something was parted since reapNow saw nothing left. It may be known to nobody,
+		// so that no end of a request would tell: look again.
 		im.mu.Unlock()
-		select {
-		case <-im.grace.ended:
-		case <-im.ctx.Done():
-			return
-		}
 	}
 }
 
@@ -96,23 +101,24 @@ func (im *Image) waitReaped() error {
 	}
 }
 
-// reapNow frees what no request can know any more (F1, F2).
-func (im *Image) reapNow() error {
+// reapNow frees what no request can know any more (F1, F2). known: it has left what a
+// request in progress may know.
+func (im *Image) reapNow() (known bool, err error) {
 	im.reaper.Lock()
 	defer im.reaper.Unlock()
 	for {
 		im.mu.Lock()
 		if len(im.parted) == 0 {
 			im.mu.Unlock()
-			return nil
+			return false, nil
 		}
 		first := im.parted[0]
 		im.mu.Unlock()
 		if !im.grace.passed(first.epoch) && !mutant.On("reused-under-readers") {
-			return nil
+			return true, nil
 		}
 		if err := im.free(first.runs); err != nil {
-			return im.poison(err)
+			return false, im.poison(err)
 		}
 		im.mu.Lock()
 		im.parted = im.parted[1:]
