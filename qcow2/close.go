@@ -50,10 +50,22 @@ func (im *Image) shut() error {
 	if err := im.commit(); err != nil {
 		return err
 	}
-	if _, err := im.reapNow(); err != nil {
+	if err := im.reapLast(); err != nil {
 		return err
 	}
 	return im.returnReserved()
+}
+
+// reapLast frees everything that is unlinked. Requests that come now are refused, but
+// each is counted as one in progress for a moment.
+func (im *Image) reapLast() error {
+	for {
+		known, err := im.reapNow()
+		if !known {
+			return err
+		}
+		<-im.grace.ended
+	}
 }
 
 // waitIdle waits until no request for data is in progress. The reaper, which
