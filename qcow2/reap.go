@@ -102,11 +102,15 @@ func (im *Image) waitReaped() error {
 }
 
 // reapNow frees what no request can know any more (F1, F2). known: it has left what a
-// request in progress may know.
+// request in progress may know. Of an image that has stopped nothing is freed: a part of
+// the first batch may be already.
 func (im *Image) reapNow() (known bool, err error) {
 	im.reaper.Lock()
 	defer im.reaper.Unlock()
 	for {
+		if err := im.poisoned.Load(); err != nil {
+			return false, *err
+		}
 		im.mu.Lock()
 		if len(im.parted) == 0 {
 			im.mu.Unlock()

@@ -1,13 +1,18 @@
 package qcow2_test
 
 import (
+	"encoding/binary"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"tidemark/internal/faultfile"
+	"tidemark/internal/simdisk"
 	"tidemark/qcow2"
+	"tidemark/qcow2/format"
 )
 
 // TestReaperMissesNoEnd: whatever begins and ends while clusters are unlinked, they
@@ -42,4 +47,55 @@ func TestReaperMissesNoEnd(t *testing.T) {
 		}
 	}
 	require.NoError(t, im.Close())
+}
+
+// TestReaperStopsWithTheImage: the reaper finds a count that contradicts an entry, and
+// the image stops. What it has counted down before that is not counted down again when a
+// commit ends that was in progress: what a snapshot shares would lose its bytes.
+func TestReaperStopsWithTheImage(t *testing.T) {
+	const cs, own = 4096, 512 << 10
+	m := subject{name: "a count is wrong", size: 1 << 20, options: "cluster_size=4k", script: []string{"write -P 1 0 32k"}}.make(t)
+	m.snapshot(t, "last")
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		f := faultfile.New(m.disk, faultfile.Fault{})
+		im := m.open(t, f, qcow2.Options{CommitInterval: -1, RedoDir: t.TempDir()})
+		require.NoError(t, im.WriteAt(ctx, pattern(2*cs), own, 0))
+		require.NoError(t, im.Flush(ctx))
+		synctest.Wait()
+		_, err := m.disk.WriteAt([]byte{0, 0}, refcountBlock(t, m.disk)+2*clusterOf(t, m.disk, 7))
+		require.NoError(t, err)
+		im.Evict()
+		s := stopsOf(f)
+		read := s.at(func(op faultfile.Op) bool { return op.Kind == faultfile.Read && op.Len == 100 })
+		slow := make(chan error, 1)
+		go func() { slow <- im.ReadAt(ctx, make([]byte, 100), own+cs, 0) }()
+		<-read.reached
+		require.NoError(t, im.Discard(ctx, 0, 8*cs, 0))
+		require.NoError(t, im.Flush(ctx))
+		require.NoError(t, im.Discard(ctx, own, cs, 0))
+		sync := s.at(kindOf(faultfile.Sync))
+		flushed := make(chan error, 1)
+		go func() { flushed <- im.Flush(ctx) }()
+		<-sync.reached
+		read.release()
+		require.NoError(t, <-slow)
+		synctest.Wait()
+		require.Error(t, im.Stats().Poisoned)
+		sync.release()
+		<-flushed
+		synctest.Wait()
+		require.Error(t, im.Close())
+	})
+	m.judgeSnapshots(t, m.disk, "behind a reaper that has stopped")
+}
+
+// clusterOf is the host cluster of guest cluster gc, which is under the first L2 table.
+func clusterOf(t *testing.T, d *simdisk.Disk, gc int64) int64 {
+	h, err := qcow2.ReadHeader(d)
+	require.NoError(t, err)
+	var b [8]byte
+	_, err = d.ReadAt(b[:], l2TableOf(t, d)+gc*8)
+	require.NoError(t, err)
+	return format.L2Entry(binary.BigEndian.Uint64(b[:])).Offset() >> h.ClusterBits
 }
