@@ -43,7 +43,7 @@ func (im *Image) shut() error {
 		return *err
 	}
 	if mutant.On("freed-before-last-commit") {
-		im.parted = append(im.parted, parted{runs: im.gone})
+		im.part(im.gone)
 		im.gone = nil
 		_, _ = im.reapNow()
 	}

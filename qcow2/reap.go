@@ -14,6 +14,7 @@ import (
 type parted struct {
 	runs  []run
 	epoch uint64
+	freed chan struct{} // closed when they are free
 }
 
 // unlinkedLocked notes that an entry does not name the n clusters from c any
@@ -33,7 +34,7 @@ func (im *Image) part(runs []run) {
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	im.parted, im.going = append(im.parted, parted{runs, im.grace.epoch.Load()}), false
+	im.parted, im.going = append(im.parted, parted{runs, im.grace.epoch.Load(), make(chan struct{})}), false
 	if im.reaped == nil && im.startTask() {
 		im.reaped = make(chan struct{})
 		go func() {
@@ -76,23 +77,28 @@ func (im *Image) reap() {
 // clusters become free and the file need not become larger.
 const reapPause = 20 * time.Millisecond
 
-// waitReaped waits until everything that was durably unlinked before is free. For
-// requests that take longer than reapPause, a read that the storage does not answer
-// say, it does not wait, except where the image must not become larger.
+// waitReaped waits until everything that was durably unlinked before is free, not for what
+// others unlink meanwhile. For requests that take longer than reapPause, a read that the
+// storage does not answer say, it does not wait, except where the image must not become
+// larger.
 func (im *Image) waitReaped() error {
 	lockorder.Waits("requests in progress")
 	im.mu.Lock()
-	reaped, full := im.reaped, im.alloc.end >= im.alloc.bound
-	im.mu.Unlock()
-	if reaped == nil {
+	reaped, last, full := im.reaped, len(im.parted)-1, im.alloc.end >= im.alloc.bound
+	if reaped == nil || last < 0 {
+		im.mu.Unlock()
 		return nil
 	}
+	freed := im.parted[last].freed // the others go before it
+	im.mu.Unlock()
 	var enough <-chan time.Time
 	if !full {
 		enough = time.After(reapPause)
 	}
 	select {
-	case <-reaped:
+	case <-freed:
+		return nil
+	case <-reaped: // also when the image has stopped
 		return nil
 	case <-enough:
 		return nil
@@ -128,6 +134,7 @@ func (im *Image) reapNow() (known bool, err error) {
 		im.parted = im.parted[1:]
 		im.freedLocked()
 		im.mu.Unlock()
+		close(first.freed)
 	}
 }
 

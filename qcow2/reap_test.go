@@ -49,6 +49,60 @@ func TestReaperMissesNoEnd(t *testing.T) {
 	require.NoError(t, im.Close())
 }
 
+// TestFullImageWaitsForNoLaterRequest: an image that must not become larger waits for the
+// requests that may know what was unlinked before, not for those that began since, of
+// which there may always be some.
+func TestFullImageWaitsForNoLaterRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const cs = 4096
+		ctx := t.Context()
+		c := qcow2.CreateOptions{Size: 1 << 20, ClusterSize: cs}
+		g, err := c.Geometry()
+		require.NoError(t, err)
+		d := simdisk.New(0, simdisk.Options{MaxSize: qcow2.Bound(g, c.Size)})
+		require.NoError(t, qcow2.Create(ctx, d, c))
+		f := faultfile.New(d, faultfile.Fault{})
+		im, err := qcow2.Open(ctx, f, qcow2.Options{CommitInterval: -1})
+		require.NoError(t, err)
+		require.NoError(t, im.WriteAt(ctx, pattern(c.Size), 0, 0))
+		require.NoError(t, im.Flush(ctx))
+		s := stopsOf(f)
+		slowRead := func(cluster int64) (*stop, chan error) {
+			read := s.at(func(op faultfile.Op) bool { return op.Kind == faultfile.Read && op.Len == 100 })
+			done := make(chan error, 1)
+			go func() { done <- im.ReadAt(ctx, make([]byte, 100), cluster*cs, 0) }()
+			<-read.reached
+			return read, done
+		}
+		before, beforeDone := slowRead(0)
+		require.NoError(t, im.Discard(ctx, cs, 100*cs, 0))
+		require.NoError(t, im.Flush(ctx))
+		written, waits := make(chan error, 1), false
+		for n := int64(1); !waits; n++ { // up to the bound
+			require.LessOrEqual(t, n, int64(100), "there is no space for all of it")
+			go func() { written <- im.WriteAt(ctx, []byte{1}, n*cs, 0) }()
+			select {
+			case err := <-written:
+				require.NoError(t, err)
+			case <-time.After(time.Second):
+				waits = true
+			}
+		}
+		later, laterDone := slowRead(200)
+		require.NoError(t, im.Discard(ctx, 150*cs, cs, 0))
+		require.NoError(t, im.Flush(ctx))
+		before.release()
+		require.NoError(t, <-beforeDone)
+		synctest.Wait()
+		require.Len(t, written, 1, "100 clusters are free, and the write waits for a read that began later")
+		later.release()
+		require.NoError(t, <-laterDone)
+		require.NoError(t, <-written)
+		require.NoError(t, im.Close())
+		requireClean(t, d)
+	})
+}
+
 // TestReaperStopsWithTheImage: the reaper finds a count that contradicts an entry, and
 // the image stops. What it has counted down before that is not counted down again when a
 // commit ends that was in progress: what a snapshot shares would lose its bytes.
