@@ -62,8 +62,9 @@ func (im *Image) reserveNow(f *fill, thorough bool) error {
 		find = func() ([]run, error) { return im.findFreeTables(im.tableShare(n, true)) }
 	}
 	if !f.table || full || tight && thorough {
+		gone := im.hasGone() // before: afterwards the reaper may have freed it, unseen
 		runs, err := find()
-		if err == nil && len(runs) == 0 && tight && im.hasGone() {
+		if err == nil && len(runs) == 0 && tight && gone {
 			if err = im.freeGone(); err == nil {
 				runs, err = find()
 			}
