@@ -129,6 +129,8 @@ type fill struct {
 
 	// Image.mu guards what follows.
 	waiters int // requests that wait for it
+	// data: some of them need no table. Where none is found they get what there is.
+	data bool
 	// While it waits for a larger file: since when, and how to end that.
 	waits time.Time
 	stop  context.CancelCauseFunc
@@ -253,8 +255,13 @@ func (im *Image) fillFor(m missing, toCome int64) *fill {
 	if im.alloc.has(m, now) || m != missingCluster && now != toCome {
 		return nil
 	}
-	f := im.startFillLocked(im.alloc.lacksTable(m, now), false)
+	table := im.alloc.lacksTable(m, now)
+	f := im.startFillLocked(table, false)
 	f.waiters++
+	if f.table && !table && !f.data {
+		f.data = true
+		im.freedLocked() // for it, more may be free than was before
+	}
 	return f
 }
 

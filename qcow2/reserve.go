@@ -57,16 +57,12 @@ func (im *Image) reserveNow(f *fill, thorough bool) error {
 		return err
 	}
 	n, full, tight, seen := im.planBatch(f.table)
-	find := func() ([]run, error) { return im.findFree(n, tight && thorough) }
-	if f.table {
-		find = func() ([]run, error) { return im.findFreeTables(im.tableShare(n, true)) }
-	}
 	if !f.table || full || tight && thorough {
 		gone := im.hasGone() // before: afterwards the reaper may have freed it, unseen
-		runs, err := find()
+		runs, tables, err := im.findFor(f, n, tight && thorough)
 		if err == nil && len(runs) == 0 && tight && gone {
 			if err = im.freeGone(); err == nil {
-				runs, err = find()
+				runs, tables, err = im.findFor(f, n, tight && thorough)
 			}
 		}
 		if err != nil {
@@ -74,7 +70,7 @@ func (im *Image) reserveNow(f *fill, thorough bool) error {
 		}
 		if len(runs) > 0 {
 			steps.At("R1")
-			return im.recycle(runs, f.table)
+			return im.recycle(runs, tables)
 		}
 	}
 	if full && f.ahead {
@@ -85,6 +81,27 @@ func (im *Image) reserveNow(f *fill, thorough bool) error {
 		short.frees = seen
 	}
 	return err
+}
+
+// findFor looks for up to n free clusters for f, and reports whether they are to become
+// tables. Where none may, who waits for f and needs none has what there is: he need not
+// wait until the file is larger.
+func (im *Image) findFor(f *fill, n int64, everywhere bool) (runs []run, tables bool, err error) {
+	if f.table {
+		runs, err = im.findFreeTables(im.tableShare(n, true))
+		if err != nil || len(runs) > 0 || !im.dataWaits(f) {
+			return runs, true, err
+		}
+	}
+	runs, err = im.findFree(n, everywhere)
+	return runs, false, err
+}
+
+// dataWaits reports whether somebody waits for f who needs no table.
+func (im *Image) dataWaits(f *fill) bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return f.data
 }
 
 // A shortError says how long the file must be for what was to be done. frees is

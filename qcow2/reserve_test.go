@@ -82,6 +82,68 @@ func TestFreedWhileATableWaits(t *testing.T) {
 	})
 }
 
+// TestDataWaitsForNoTable: a write that needs a table waits for a larger file, since no
+// cluster that becomes free may be one: it was there when the image was opened (rule 17).
+// A write that needs none has what becomes free.
+func TestDataWaitsForNoTable(t *testing.T) {
+	const cs = 4096
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		p := newPool(3 << 19)
+		require.NoError(t, qcow2.Create(ctx, p, qcow2.CreateOptions{Size: 64 << 20, ClusterSize: cs}))
+		im, err := qcow2.Open(ctx, p, qcow2.Options{})
+		require.NoError(t, err)
+		require.NoError(t, im.WriteAt(ctx, pattern(1<<20), 0, 0))
+		require.NoError(t, im.Close())
+		im, err = qcow2.Open(ctx, p, qcow2.Options{})
+		require.NoError(t, err)
+		write := func(off int64) bool {
+			short, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			err := im.WriteAt(short, make([]byte, cs), off, 0)
+			if err != nil {
+				require.ErrorIs(t, err, block.ErrNoSpace)
+			}
+			return err == nil
+		}
+		data, table, dropped := int64(1<<20), int64(2<<20), int64(0)
+		for write(data) {
+			data += cs
+		}
+		drop := func() {
+			require.NoError(t, im.Discard(ctx, dropped, cs, 0))
+			require.NoError(t, im.Flush(ctx))
+			dropped += cs
+		}
+		for drop(); write(table); drop() {
+			table += 2 << 20
+		}
+		for write(data) {
+			data += cs
+		}
+		began := time.Now()
+		a, b := make(chan error, 2), make(chan error, 2)
+		go func() { a <- im.WriteAt(ctx, make([]byte, cs), table, 0) }()
+		synctest.Wait()
+		go func() { b <- im.WriteAt(ctx, make([]byte, cs), data, 0) }()
+		synctest.Wait()
+		require.Empty(t, b)
+		drop()
+		synctest.Wait()
+		require.Len(t, b, 1, "a cluster is free")
+		require.Empty(t, a)
+		drop() // the other order: what is free is there already
+		go func() { b <- im.WriteAt(ctx, make([]byte, cs), data+cs, 0) }()
+		require.NoError(t, <-b)
+		require.NoError(t, <-b)
+		require.Equal(t, began, time.Now(), "at once")
+		p.raise(1 << 30)
+		require.NoError(t, <-a)
+		require.NoError(t, im.Close())
+		requireClean(t, p)
+	})
+}
+
 func TestReserveBytes(t *testing.T) {
 	ctx := t.Context()
 	d := newDisk(t, qcow2.CreateOptions{Size: 1 << 30})
