@@ -286,9 +286,9 @@ func (im *Image) waitReady(ctx context.Context, m missing, toCome int64) error {
 			return nil
 		case errors.As(err, &full):
 			if err := im.waitHost(ctx); err != nil {
-				return fmt.Errorf("%w (%w)", err, full.err)
+				return fmt.Errorf("%w (%s)", err, full.Error())
 			}
-		case errors.Is(err, errNobody), f.ahead && ctx.Err() == nil && im.ctx.Err() == nil:
+		case errors.Is(err, errNobody), f.ahead && ctx.Err() == nil && im.alive.Err() == nil:
 			// It was a reservation ahead of use, which does not wait for space,
 			// or had been given up when this request came.
 		default:
@@ -308,8 +308,8 @@ func (im *Image) waitFill(ctx context.Context, f *fill) error {
 			return f.err
 		case <-ctx.Done():
 			return block.SpaceError(ctx)
-		case <-im.ctx.Done():
-			return block.ErrClosed
+		case <-im.alive.Done():
+			return im.usable(true)
 		case <-look.C:
 			if left := im.untilHeld(f); left > 0 {
 				look.Reset(left)

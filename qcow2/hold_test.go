@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -217,4 +218,29 @@ func requireClean(t *testing.T, f block.File) {
 	res, err := qcow2.Check(context.Background(), f, qcow2.CheckOptions{})
 	require.NoError(t, err)
 	require.True(t, res.Clean(), "%+v", res)
+}
+
+// TestHeldWriteIsToldOfPoison: who waits for space is told when the image has stopped
+// accepting writes, and does not wait for what would be of no use.
+func TestHeldWriteIsToldOfPoison(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		p, im, used := fullImage(t)
+		held := make(chan error, 1)
+		go func() { held <- im.WriteAt(ctx, []byte{1}, used, 0) }()
+		grown := make(chan error, 1)
+		go func() { grown <- im.Grow(ctx, 1<<40) }()
+		synctest.Wait()
+		require.Equal(t, 2, p.waiting())
+		began := time.Now()
+		require.NoError(t, im.WriteAt(ctx, []byte{1}, 0, 0))
+		p.FailSync(syscall.EIO)
+		require.ErrorIs(t, im.Flush(ctx), syscall.EIO)
+		require.ErrorIs(t, <-held, syscall.EIO)
+		require.ErrorIs(t, <-grown, syscall.EIO)
+		require.Equal(t, began, time.Now(), "at once")
+		synctest.Wait()
+		require.Zero(t, p.waiting())
+		require.ErrorIs(t, im.Close(), syscall.EIO)
+	})
 }

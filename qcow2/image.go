@@ -114,10 +114,11 @@ type Image struct {
 	backingEnd  atomic.Int64 // size of the backing file in bytes, 0 without one
 	diskSize    atomic.Int64 // header.Size, for who holds no lock
 
-	// ctx ends when the image closes: what the engine does by itself stops.
-	ctx    context.Context
-	cancel context.CancelFunc
-	tasks  sync.WaitGroup // goroutines of the engine
+	// ctx ends when the image closes: what the engine does by itself stops. alive ends
+	// then, and when the image stops accepting writes: nobody waits for space any more.
+	ctx, alive   context.Context
+	cancel, stop context.CancelFunc
+	tasks        sync.WaitGroup // goroutines of the engine
 	// syncing is held by the Sync in progress. One that fails may have dropped
 	// what another one, beside it, covers and does not complain about.
 	syncing sync.Mutex
@@ -207,6 +208,7 @@ func newImage(f block.File, o Options) *Image {
 	im.log = im.opts.Logger
 	im.allocating, im.copying, im.commits.token = newSemaphore(), newSemaphore(), newSemaphore()
 	im.ctx, im.cancel = context.WithCancel(context.Background())
+	im.alive, im.stop = context.WithCancel(im.ctx)
 	im.tab.l1Dirty = map[int]struct{}{}
 	im.tab.loading = map[int64]*sliceLoad{}
 	if o.Backing != nil {

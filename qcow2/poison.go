@@ -22,6 +22,7 @@ func (im *Image) poison(err error) error {
 	if im.poisoned.CompareAndSwap(nil, &err) {
 		im.log.Error("image stopped accepting writes; what was not flushed may be lost: check the storage, then open the image again", "cause", err)
 		im.distrust()
+		im.stop()
 	}
 	return *im.poisoned.Load()
 }

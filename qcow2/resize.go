@@ -23,7 +23,7 @@ func (im *Image) Grow(ctx context.Context, size int64) error {
 	defer im.exit()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(im.ctx, cancel)() // closing ends the wait
+	defer context.AfterFunc(im.alive, cancel)() // closing ends the wait, and poison
 	for {
 		if err := im.mayGrow(size); err != nil {
 			return err // before space is asked for
@@ -31,6 +31,9 @@ func (im *Image) Grow(ctx context.Context, size int64) error {
 		need := im.growNeed(size)
 		lockorder.Waits("a larger file")
 		if _, err := im.file.Grow(ctx, need, need); err != nil {
+			if why := im.poisoned.Load(); why != nil {
+				err = *why
+			}
 			return fmt.Errorf("grow disk to %d bytes: space for the L1 table: %w", size, err)
 		}
 		err := im.growNow(ctx, size)

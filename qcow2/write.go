@@ -155,8 +155,8 @@ func (im *Image) waitHost(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return block.SpaceError(ctx)
-	case <-im.ctx.Done():
-		return block.ErrClosed
+	case <-im.alive.Done():
+		return im.usable(true)
 	}
 }
 
