@@ -50,6 +50,7 @@
 //	ranges.mu, Mirror.mu  memory only
 //
 // Nobody waits at an entrance while holding a range; a piece is copied while holding its
-// range, which waits for the disks. A request that waits for space in a device is in: a
-// Switch waits for it, as long as its own context allows.
+// range, which waits for the disks, and for space in the base. Ranges are had in turn, and
+// waited for as long as a request's context allows. A request that waits for space in a
+// device is in: a Switch waits for it, as long as its own context allows.
 package swap

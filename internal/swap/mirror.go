@@ -161,11 +161,13 @@ func (m *Mirror) copyPiece(ctx context.Context, off, n int64, buf []byte) error 
 }
 
 func (m *Mirror) copyLocked(ctx context.Context, off, n int64, buf []byte) error {
-	h := m.ranges.lock(off, n)
+	h, err := m.ranges.lock(ctx, off, n)
+	if err != nil {
+		return err
+	}
 	defer m.ranges.unlock(h)
 	extents := make([]block.Extent, 0, 64)
 	for end := off + n; off < end; {
-		var err error
 		if extents, err = m.top.AppendExtents(ctx, extents[:0], off, end-off); err != nil {
 			return err
 		}
@@ -200,7 +202,7 @@ func (m *Mirror) ReadAt(ctx context.Context, p []byte, off int64, f block.Flags)
 
 // WriteAt writes to both.
 func (m *Mirror) WriteAt(ctx context.Context, p []byte, off int64, f block.Flags) error {
-	return m.both(off, int64(len(p)), f, func(d block.Device) error { return d.WriteAt(ctx, p, off, f) })
+	return m.both(ctx, off, int64(len(p)), f, func(d block.Device) error { return d.WriteAt(ctx, p, off, f) })
 }
 
 // WriteLater is described at block.Device: the one is written when the other has been.
@@ -214,7 +216,7 @@ func (m *Mirror) WriteZeroes(ctx context.Context, off, n int64, f block.Flags) e
 		}
 		f &^= block.Fast // the one may not do it when the other has
 	}
-	return m.both(off, n, f, func(d block.Device) error { return d.WriteZeroes(ctx, off, n, f) })
+	return m.both(ctx, off, n, f, func(d block.Device) error { return d.WriteZeroes(ctx, off, n, f) })
 }
 
 // Discard zeroes the grains that lie in n bytes at off as a whole, in both; the rest
@@ -231,18 +233,21 @@ func (m *Mirror) Discard(ctx context.Context, off, n int64, f block.Flags) error
 		return nil
 	}
 	f |= block.MayUnmap
-	return m.both(from, to-from, f, func(d block.Device) error { return d.WriteZeroes(ctx, from, to-from, f) })
+	return m.both(ctx, from, to-from, f, func(d block.Device) error { return d.WriteZeroes(ctx, from, to-from, f) })
 }
 
 // both changes n bytes at off in the base, then in the top.
-func (m *Mirror) both(off, n int64, f block.Flags, change func(block.Device) error) error {
+func (m *Mirror) both(ctx context.Context, off, n int64, f block.Flags, change func(block.Device) error) error {
 	if f.Has(block.NoWait) {
 		return block.ErrWouldBlock
 	}
 	if err := block.CheckRange(off, n, m.top.Info().Size); err != nil {
 		return fmt.Errorf("%d bytes at %d: %w", n, off, err)
 	}
-	h := m.ranges.lock(off, n)
+	h, err := m.ranges.lock(ctx, off, n)
+	if err != nil {
+		return fmt.Errorf("%d bytes at %d are being copied, or changed: %w", n, off, err)
+	}
 	defer m.ranges.unlock(h)
 	if !m.failed() {
 		if err := change(m.base); err != nil && !m.fail(err) {

@@ -1,49 +1,57 @@
 package swap
 
-import "sync"
+import (
+	"context"
+	"sync"
 
-// ranges are the parts of a disk that somebody changes. Who wants one that overlaps
-// another waits until that is free.
+	"tidemark/internal/block"
+)
+
+// ranges are the parts of a disk that somebody changes. Who wants one waits until those
+// are free that overlap it and were wanted before: everybody has his turn, and nobody
+// waits for who waits for him.
 type ranges struct {
-	mu     sync.Mutex // guards held
+	mu     sync.Mutex // guards what follows
 	held   map[*held]struct{}
 	wanted int64 // how often somebody has asked
 }
 
+// A held range is one that somebody has, or waits for.
 type held struct {
 	off, end int64
 	free     chan struct{} // closed when it is
 }
 
-// lock takes n bytes at off; unlock frees them.
-func (r *ranges) lock(off, n int64) *held {
+// lock takes n bytes at off; unlock frees them. It waits as long as ctx allows: who has
+// them may wait for space.
+func (r *ranges) lock(ctx context.Context, off, n int64) (*held, error) {
 	h := &held{off, off + n, make(chan struct{})}
-	r.mu.Lock()
-	r.wanted++
-	for {
-		other := r.overlapLocked(h)
-		if other == nil {
-			break
+	for _, o := range r.enter(h) {
+		select {
+		case <-o.free:
+		case <-ctx.Done():
+			r.unlock(h)
+			return nil, block.SpaceError(ctx)
 		}
-		r.mu.Unlock()
-		<-other.free
-		r.mu.Lock()
+	}
+	return h, nil
+}
+
+// enter adds h, and returns those that go before it.
+func (r *ranges) enter(h *held) (before []*held) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for o := range r.held {
+		if o.off < h.end && h.off < o.end {
+			before = append(before, o)
+		}
 	}
 	if r.held == nil {
 		r.held = map[*held]struct{}{}
 	}
 	r.held[h] = struct{}{}
-	r.mu.Unlock()
-	return h
-}
-
-func (r *ranges) overlapLocked(h *held) *held {
-	for o := range r.held {
-		if o.off < h.end && h.off < o.end {
-			return o
-		}
-	}
-	return nil
+	r.wanted++
+	return before
 }
 
 func (r *ranges) unlock(h *held) {
