@@ -89,7 +89,7 @@ func (s *imageServers) Find(ctx context.Context, image string) (spm.Server, erro
 // dies reports whether an error is that of a server that ends while it is asked. In a moment
 // nobody answers any more.
 func dies(err error) bool {
-	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF)
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // sleep reports whether ctx lasts for d.
@@ -257,7 +257,8 @@ func (s *imageServers) Stop(ctx context.Context, image string) error {
 		return fmt.Errorf("stop the server of image %s: %w", image, err)
 	}
 	defer process.Close() //nolint:errcheck // only waited for
-	if _, err := c.Do(ctx, "stop", controlRequest{}); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+	_, err = c.Do(ctx, "stop", controlRequest{})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) && !dies(err) { // else it ends already
 		return fmt.Errorf("stop the server of image %s: %w", image, err)
 	}
 	if err := awaitEnd(ctx, process); err != nil {

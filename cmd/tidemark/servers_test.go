@@ -107,3 +107,34 @@ func TestServersSayWhatFails(t *testing.T) {
 	_, err = s.Start(t.Context(), spm.Serve{Image: "../image", Leaf: p.id("a")})
 	require.ErrorContains(t, err, "expected UUIDs")
 }
+
+// A server that ends when it is told to stop, before it has answered, has been stopped.
+func TestStopOfAServerThatEnds(t *testing.T) {
+	const asServer = "TIDEMARK_TEST_ENDING_SERVER"
+	if socket := os.Getenv(asServer); socket != "" {
+		l, err := net.Listen("unix", socket)
+		require.NoError(t, err)
+		for n := 0; n == 0; { // until somebody asks for something
+			c, err := l.Accept()
+			require.NoError(t, err)
+			n, _ = c.Read(make([]byte, 1))
+			require.NoError(t, c.Close())
+		}
+		return
+	}
+	s := &imageServers{dir: shortPath(t)}
+	dir, socket := s.of("image"), s.client("image").socket
+	require.NoError(t, os.MkdirAll(dir, 0o700))
+	own, err := os.Executable()
+	require.NoError(t, err)
+	cmd := testenv.Command(t, own, "-test.run=^TestStopOfAServerThatEnds$")
+	cmd.Env = append(os.Environ(), asServer+"="+socket)
+	p := testenv.Start(t, cmd)
+	testenv.Eventually(t, serveLimit, "it answers", func() bool {
+		c, err := net.Dial("unix", socket)
+		return err == nil && c.Close() == nil
+	})
+	require.NoError(t, s.Stop(t.Context(), "image"))
+	require.NoDirExists(t, dir)
+	require.NoError(t, p.Wait(t, serveLimit))
+}
