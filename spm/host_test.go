@@ -3,11 +3,14 @@ package spm
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -373,6 +376,41 @@ func TestHostRemembers(t *testing.T) {
 
 	require.NoError(t, os.WriteFile(filepath.Join(state, "host.json"), []byte("{"), 0o600))
 	require.Empty(t, openHost(t, root, with).connections, "a cache that nobody can read is none")
+}
+
+// What a host has become it remembers before anybody is told: who is told may kill it.
+func TestHostRemembersBeforeItTells(t *testing.T) {
+	root, state := t.TempDir(), t.TempDir()
+	var managed atomic.Bool
+	var remembered atomic.Pointer[string] // when the clock is asked first after that
+	h := openHost(t, root, func(o *HostOptions) {
+		o.State = state
+		o.Log = slog.New(slog.NewTextHandler(sink(func(line string) {
+			if strings.Contains(line, "the pool is managed") {
+				managed.Store(true)
+			}
+		}), nil))
+		o.Now = func() time.Time {
+			if managed.Load() {
+				text, err := os.ReadFile(filepath.Join(state, "host.json"))
+				require.NoError(t, err)
+				first := string(text)
+				remembered.CompareAndSwap(nil, &first)
+			}
+			return time.Now()
+		}
+	})
+	pool := makePool(t, h, makeDomain(t, h, root, "a"))
+	startSPM(t, h, pool)
+	require.Contains(t, *remembered.Load(), `"spm": true`)
+}
+
+// A sink is told what is written.
+type sink func(string)
+
+func (s sink) Write(p []byte) (int, error) {
+	s(string(p))
+	return len(p), nil
 }
 
 // Two hosts with one cache would each forget what the other knows: the second does not

@@ -95,6 +95,7 @@ func (h *Host) becomeSPM(ctx context.Context, p *connectedPool, s *spmStart) err
 		err = errors.Join(err, h.dropRole(p))
 		h.o.Log.Error("the pool is not managed", "pool", s.pool, "error", err)
 	}
+	h.remember() // before anybody is told
 	h.mu.Lock()
 	s.ended, s.err = h.o.Now(), err
 	state := task.Finished
@@ -102,7 +103,6 @@ func (h *Host) becomeSPM(ctx context.Context, p *connectedPool, s *spmStart) err
 		state = task.Failed
 	}
 	h.mu.Unlock()
-	h.remember()
 	h.o.journal.add(Event{Time: h.o.Now().UTC(), Kind: EventTask, TaskUUID: s.id.String(), State: string(state)})
 	return err
 }
