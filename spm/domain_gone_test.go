@@ -1,8 +1,10 @@
 package spm
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -215,6 +217,42 @@ func TestTaskBlocksDomain(t *testing.T) {
 	require.NoError(t, h.RevertTask(t.Context(), id))
 	waitTask(t, h, id)
 	require.NoError(t, h.DeactivateDomain(t.Context(), pool, b, uuid.Nil, 0))
+}
+
+// When the tasks go on with another master, the domain that was the master is out of use
+// already: the lock that kept tasks from it does not count for them any more.
+func TestFormerMasterIsOutOfUseForTasks(t *testing.T) {
+	root := t.TempDir()
+	var armed atomic.Bool
+	var h *Host
+	var pool uuid.UUID
+	var domains []uuid.UUID
+	var found []error // what a task would find that goes on
+	h, pool, domains = managed(t, root, func(o *HostOptions) {
+		o.At = func(point string) {
+			if point == kindDeleteImage+":running:1:after" && armed.CompareAndSwap(true, false) {
+				require.NoError(t, os.Rename(filepath.Join(root, "b"), filepath.Join(root, "b.away")))
+			}
+		}
+		o.Log = slog.New(slog.NewTextHandler(sink(func(line string) {
+			if strings.Contains(line, "a task was found") {
+				found = append(found, second(h.manager(domains[0])))
+			}
+		}), nil))
+	})
+	v, err := h.CreateVolume(t.Context(), VolumeCreateRequest{Name: "web1", Size: gib, DomainUUID: domains[1].String()})
+	require.NoError(t, err)
+	armed.Store(true)
+	id, err := h.DeleteImage(t.Context(), DeleteImage{Pool: pool, Domain: domains[1], Image: uuid.MustParse(v.ImageUUID)})
+	require.NoError(t, err)
+	eventually(t, func() bool {
+		i, err := h.pool.engine.Info(id)
+		require.NoError(t, err)
+		return i.Blocked != nil && !i.Active
+	})
+	require.NoError(t, h.DeactivateDomain(t.Context(), pool, domains[0], domains[2], 0))
+	require.Len(t, found, 1)
+	requireCode(t, CodeNotActive, found[0])
 }
 
 // What goes on is in the way, and so is what waits, unless it may have to for ever.

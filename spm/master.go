@@ -12,8 +12,8 @@ import (
 )
 
 // moveMaster lets another active domain be the master, of a higher version, and the
-// present one attached. The tasks move with the role: none may be going on. It may
-// have moved although there was an error.
+// present one attached, without a manager that is known. The tasks move with the role: none
+// may be going on. It may have moved although there was an error.
 func (h *Host) moveMaster(ctx context.Context, p *connectedPool, to uuid.UUID, version int64) (moved bool, err error) {
 	if err := h.idle(p); err != nil {
 		return false, err
@@ -26,6 +26,9 @@ func (h *Host) moveMaster(ctx context.Context, p *connectedPool, to uuid.UUID, v
 		h.o.Log.Warn("the tasks of the former master cannot be closed", "domain", old, "error", err)
 	}
 	h.tellFormer(ctx, p.meta)
+	h.mu.Lock() // no task begins in what goes out of use: its locks are others from now on
+	delete(p.managers, old)
+	h.mu.Unlock()
 	return true, h.openTasks(ctx, p)
 }
 
