@@ -204,6 +204,36 @@ func TestBlockedAndTheStoreFails(t *testing.T) {
 	})
 }
 
+// A task that is to be undone, which could not be written, makes no room for another: it
+// has locks, and goes on.
+func TestUnsavedRevertIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(failing)
+		plan := task.Plan{Steps: make([]task.Step, 1), Commit: 1, Revertible: true, Locks: []task.Lock{{Name: "x", Exclusive: true}}}
+		g, e := gated(t, plan, store, task.Options{Attempts: 1, Max: 1})
+		defer e.Close()
+		id := start(t, e, "gate", 0)
+		<-g.began
+		g.open <- nil
+		require.Equal(t, task.Finished, wait(t, e, id).State)
+		store.set(func(r task.Record) (bool, error) {
+			if r.ID == id {
+				return false, errDisk
+			}
+			return false, nil
+		})
+		require.NoError(t, e.Revert(t.Context(), id))
+		require.Equal(t, task.Recovering, wait(t, e, id).State)
+		_, err := e.Start(t.Context(), "gate", 0, task.StartOptions{})
+		require.ErrorIs(t, err, task.ErrTooMany)
+		store.set(nil)
+		require.NoError(t, e.Revert(t.Context(), id))
+		require.Equal(t, "undo0", <-g.began)
+		g.open <- nil
+		require.Equal(t, task.Failed, wait(t, e, id).State)
+	})
+}
+
 // A request that comes while a task's last change is being told waits for that: it
 // is not lost, and what is told is in order.
 func TestRequestsWhileATaskComesToRest(t *testing.T) {

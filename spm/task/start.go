@@ -116,7 +116,7 @@ func (e *Engine) admit(t *task) ([]*task, error) {
 func surplus(all []*task, n int, old time.Time) []*task {
 	var gone []*task
 	for _, t := range all {
-		if t.rec.State.Ended() && !t.driven && t.foreign == "" {
+		if t.rec.State.Ended() && !t.driven && t.foreign == "" && t.unsaved == nil {
 			gone = append(gone, t)
 		}
 	}
