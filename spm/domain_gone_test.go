@@ -113,6 +113,7 @@ func TestVanishedGroup(t *testing.T) {
 	root, g := t.TempDir(), namedGroup(t, "vg1", 32)
 	h := openHost(t, root, func(o *HostOptions) {
 		o.Devices, o.Groups = []string{"/dev/one"}, fakeGroups{"/dev/one": g}
+		o.Poll = time.Hour // the test looks at the group itself
 	})
 	connect(t, h, DomainBlock, "/dev/one")
 	master, b := makeDomain(t, h, root, "a"), uuid.New()
