@@ -344,6 +344,13 @@ func (s *fakeServers) Find(ctx context.Context, image string) (Server, error) {
 	return Server{}, fs.ErrNotExist
 }
 
+// hush says of which images the servers do not answer from now on.
+func (s *fakeServers) hush(mute map[string]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mute = mute
+}
+
 // told adds what a server says of its image, if there is one.
 func (s *fakeServers) told(have Server) Server {
 	if s.places == nil {

@@ -2,6 +2,7 @@ package spm
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -11,8 +12,14 @@ import (
 // Of servers that hang it is not known whether they serve; they are asked side by side, for
 // a while, and who asks is told of all the others. What needs the answer is refused.
 func TestServersThatHang(t *testing.T) {
-	servers := &fakeServers{byKey: map[string]*Server{}, mute: map[string]bool{}}
-	h, pool, domains := managed(t, t.TempDir(), func(o *HostOptions) {
+	root := t.TempDir()
+	// In a bubble nobody's patience ends while somebody is still on his way to ask.
+	synctest.Test(t, func(t *testing.T) { serversThatHang(t, root) })
+}
+
+func serversThatHang(t *testing.T, root string) {
+	servers := &fakeServers{byKey: map[string]*Server{}}
+	h, pool, domains := managed(t, root, func(o *HostOptions) {
 		o.Servers, o.ServerPatience = servers, 50*time.Millisecond
 	})
 	var all []VolumeAt
@@ -26,10 +33,11 @@ func TestServersThatHang(t *testing.T) {
 			require.NoError(t, err)
 		}
 	}
-	hung := map[uuid.UUID]bool{}
+	hung, mute := map[uuid.UUID]bool{}, map[string]bool{}
 	for _, at := range all[:3] {
-		hung[at.Volume], servers.mute[at.Image.String()] = true, true
+		hung[at.Volume], mute[at.Image.String()] = true, true
 	}
+	servers.hush(mute)
 	list, err := h.VolumesOf(t.Context(), domains[0], uuid.Nil)
 	require.NoError(t, err)
 	require.Len(t, list, 5)
@@ -50,7 +58,7 @@ func TestServersThatHang(t *testing.T) {
 		requireCode(t, CodeInternal, err)
 		require.ErrorContains(t, err, "does not answer within 50ms: ask again")
 	}
-	servers.mute = nil
+	servers.hush(nil)
 	i, err = h.VolumeInfo(t.Context(), all[0])
 	require.NoError(t, err)
 	require.True(t, i.Served)
