@@ -127,9 +127,13 @@ func requireCode(t *testing.T, code Code, err error) {
 // requireSum checks that the books agree with the disk, and with the capacity.
 func requireSum(t *testing.T, m *Manager) {
 	t.Helper()
+	all := m.sorted()
+	release, err := m.takeAll(t.Context(), all) // what is in progress ends first
+	require.NoError(t, err)
+	defer release()
 	p := pool(t, m)
 	var sum int64
-	for _, v := range m.sorted() {
+	for _, v := range all {
 		info, err := os.Stat(m.store.(*dirStore).path(v))
 		require.NoError(t, err)
 		require.Equal(t, v.size, info.Size(), v.name())
