@@ -160,5 +160,5 @@ func lockOf(k task.Lock, j job) string {
 // requireNoMoreGoroutines waits until those that a test has begun are gone.
 func requireNoMoreGoroutines(t *testing.T, before int) {
 	t.Helper()
-	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+1 }, 10*time.Second, 5*time.Millisecond) // one is Eventually's
+	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+1 }, time.Minute, 5*time.Millisecond) // one is Eventually's
 }
