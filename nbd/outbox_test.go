@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -359,6 +360,36 @@ func TestSessionEndsAfterItsReplies(t *testing.T) {
 				require.Equal(t, 1000, p.ended[0])
 			})
 		})
+	}
+}
+
+// takenOver is a stream that another one takes the place of while it is being ended.
+type takenOver struct {
+	*pipeEnd
+	over func()
+}
+
+func (k takenOver) CloseWrite() error {
+	k.over()
+	return net.ErrClosed
+}
+
+// A drain may come when the handshake has ended, and the stream of the transmission takes
+// the place of the handshake's: that one is ended then.
+func TestHangUpWhileTakenOver(t *testing.T) {
+	srv := NewServer(Options{})
+	p := &pipeEnd{closed: make(chan struct{})}
+	s := newSession(srv, nil, nil, srv.opts.Logger, terms{})
+	s.stream = takenOver{&pipeEnd{closed: make(chan struct{})}, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.stream = p
+	}}
+	s.hangUp()
+	select {
+	case <-p.closed:
+	default:
+		t.Fatal("the client is never told")
 	}
 }
 

@@ -191,7 +191,7 @@ func (s *session) hangUp() {
 		time.AfterFunc(lingerMax, s.closeStream)
 		return
 	}
-	_ = st.Close()
+	s.closeStream() // not st, which may have been taken over meanwhile
 }
 
 // disconnect waits for the requests that are in progress after DISC. If the
