@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"io"
 	"math"
 	"net"
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -238,29 +240,55 @@ func (d *hugeDevice) AppendExtents(_ context.Context, dst []Extent, off, n int64
 }
 
 func TestHalfOpenHandshakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv, good := pipeClient(t, Options{MaxConnections: 5}, Export{Device: newMemDevice(4096)})
+		start := time.Now()
+		var idle []*raw
+		for range 5 { // one above the limit: the oldest gives way
+			r := pipeRaw(t, srv)
+			r.read(greetingBytes)
+			idle = append(idle, r)
+		}
+		idle[0].closed()
+		require.Zero(t, time.Since(start))
+		require.Equal(t, 5, srv.Stats().Connections)
+		for _, r := range idle[1:] {
+			r.closed()
+			require.Equal(t, handshakeDefault, time.Since(start))
+		}
+		require.NoError(t, good.Flush(t.Context()), "the limit is the handshake's")
+		synctest.Wait()
+		require.Equal(t, 1, srv.Stats().Connections, "room again")
+		clients := []*Client{good}
+		for range 4 {
+			clients = append(clients, pipeTo(t, srv))
+		}
+		pipeRaw(t, srv).closed() // nobody gives way who has an export
+		require.EqualValues(t, 2, srv.Stats().Refused)
+		for _, c := range clients {
+			require.NoError(t, c.Flush(t.Context()))
+			require.NoError(t, c.Close())
+		}
+		require.NoError(t, srv.Shutdown(t.Context()))
+	})
+}
+
+// pipeRaw connects over net.Pipe.
+func pipeRaw(t *testing.T, srv *Server) *raw {
+	a, b := netPipe()
+	srv.ServeConn(a)
+	return &raw{t, b}
+}
+
+// The time limit ends a handshake over a socket too.
+func TestHalfOpenHandshakeOverASocket(t *testing.T) {
 	t.Parallel()
-	ts := serve(t, Options{HandshakeTimeout: 200 * time.Millisecond, MaxConnections: 5}, Export{Device: newMemDevice(4096)})
-	good := ts.dial(t, ClientOptions{})
-	var idle []*raw
-	for range 4 {
-		idle = append(idle, ts.raw(t))
-	}
-	idle = append(idle, ts.raw(t)) // above the limit: the oldest gives way
-	idle[0].closed()
-	require.Equal(t, 5, ts.Stats().Connections)
-	for _, r := range idle[1:] {
-		r.closed() // after the time limit
-	}
-	require.NoError(t, good.Flush(t.Context()), "the limit is the handshake's")
-	eventually(t, "room again", func() bool { return ts.Stats().Connections == 1 })
-	for range 4 {
-		ts.dial(t, ClientOptions{})
-	}
-	full, err := net.Dial("unix", ts.address)
+	ts := serve(t, Options{HandshakeTimeout: 10 * time.Millisecond}, Export{Device: newMemDevice(4096)})
+	conn, err := net.Dial("unix", ts.address)
 	require.NoError(t, err)
-	(&raw{t, full}).closed() // nobody gives way who has an export
-	require.EqualValues(t, 2, ts.Stats().Refused)
-	require.NoError(t, good.Flush(t.Context()))
+	defer conn.Close()
+	_, err = io.Copy(io.Discard, conn)
+	require.NoError(t, err)
 }
 
 // A client that asks and never reads makes the server keep no more than the
@@ -270,7 +298,7 @@ func TestClientThatDoesNotRead(t *testing.T) {
 	const piece, pieces = 512 << 10, 12
 	const sent = 1 + 2*sendBufferBytes/piece // the kernel doubles what it is asked for
 	d := newMemDevice(1 << 20)
-	srv := NewServer(Options{WriteTimeout: 100 * time.Millisecond})
+	srv := NewServer(Options{WriteTimeout: 2 * time.Second})
 	srv.connectionBytes = pieces * piece
 	ts := serveOn(t, srv, Export{Device: d})
 	other := ts.dial(t, ClientOptions{})

@@ -250,15 +250,13 @@ func TestHalfAPayload(t *testing.T) {
 		srv := NewServer(Options{})
 		require.NoError(t, srv.AddExport(Export{Device: newMemDevice(4 << 20)}))
 		send := func(n uint32) net.Conn {
-			a, b := netPipe()
-			srv.ServeConn(a)
-			r := &raw{t, b}
+			r := pipeRaw(t, srv)
 			r.read(greetingBytes)
 			r.send(be.AppendUint32(nil, flagFixedNewstyle|flagNoZeroes))
 			require.Equal(t, []repType{repInfo, repAck}, r.option(optGo, goRequest{}.append(nil)))
 			r.send(requestHeader{cmd: cmdWrite, length: uint64(n)}.append(nil))
 			r.zeroes(1000)
-			return b
+			return r.conn
 		}
 		small, large := send(ownBytes), send(2*ownBytes)
 		start := time.Now()

@@ -243,7 +243,7 @@ func hostile(t *testing.T, hello, reply []byte, o ClientOptions) (*Client, error
 		_, _ = s.Write(reply)
 		_ = s.Close()
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c, err := NewClient(ctx, a, o)
 	if err == nil {

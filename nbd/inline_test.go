@@ -308,16 +308,18 @@ func TestDrainWhileInline(t *testing.T) {
 				answered[i] = EIO // none
 			}
 			b := make([]byte, simpleBytes)
-			for i := 0; ; i++ {
+			replies := 0
+			for ; ; replies++ {
 				if _, err := io.ReadFull(r.conn, b); err != nil {
 					break
 				}
-				if i == 1000 {
+				if replies == 1000 {
 					go func() { stopped <- ts.RemoveExport(context.Background(), "") }()
 				}
 				require.Equal(t, magicSimple, be.Uint32(b))
 				answered[be.Uint64(b[8:])] = Errno(be.Uint32(b[4:]))
 			}
+			require.Greater(t, replies, 1000)
 			require.NoError(t, <-stopped)
 			for i, c := range d.snapshot() {
 				switch answered[i] {

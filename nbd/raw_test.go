@@ -23,7 +23,7 @@ func (ts *testServer) raw(t *testing.T) *raw {
 	conn, err := net.Dial(ts.network, ts.address)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
-	require.NoError(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 	r := &raw{t, conn}
 	flags, err := parseGreeting(r.read(greetingBytes))
 	require.NoError(t, err)

@@ -131,5 +131,5 @@ h.shutdown()
 	d.makeSpace()
 	_, err = io.WriteString(in, "\n")
 	require.NoError(t, err)
-	require.NoError(t, p.Wait(t, 20*time.Second))
+	require.NoError(t, p.Wait(t, time.Minute))
 }

@@ -26,6 +26,7 @@ type Server struct {
 
 	connectionBytes int           // inFlightBytesMax, but in tests
 	overGrace       time.Duration // overGrace, but in tests
+	handshakeGrace  time.Duration // handshakeGrace, but in tests
 
 	mu        sync.Mutex // guards what follows
 	exports   []*export  // in the order of AddExport
@@ -50,6 +51,7 @@ func NewServer(o Options) *Server {
 
 		connectionBytes: inFlightBytesMax,
 		overGrace:       overGrace,
+		handshakeGrace:  handshakeGrace,
 	}
 }
 
@@ -139,7 +141,7 @@ func (srv *Server) stop() {
 		if c.session != nil {
 			c.session.drain()
 		} else {
-			_ = c.SetDeadline(time.Now().Add(handshakeGrace))
+			_ = c.SetDeadline(time.Now().Add(srv.handshakeGrace))
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -103,7 +104,7 @@ func TestTakenSockets(t *testing.T) {
 		require.EqualValues(t, blockingMax-n/2+1, ts.taken.Load())
 	})
 	eventually(t, "all goroutines gone", func() bool { return runtime.NumGoroutine() <= goroutines })
-	require.Equal(t, before, descriptors(t))
+	eventually(t, "all descriptors closed", func() bool { return descriptors(t) <= before })
 }
 
 // watched counts what a wrapper that only watches would see.
@@ -153,12 +154,15 @@ func TestWrapperOfASocket(t *testing.T) {
 // Short replies over TCP are not kept back for more.
 func TestRepliesAreNotDelayed(t *testing.T) {
 	c := serveOver(t, "tcp", NewServer(Options{}), Export{Device: newMemDevice(1 << 20)}).dial(t, ClientOptions{})
-	start := time.Now()
-	for range 30 { // Linux would wait for 200 ms each time
+	var took []time.Duration
+	for range 31 { // Linux would wait for 200 ms each time
+		start := time.Now()
 		require.NoError(t, c.WriteAt(t.Context(), make([]byte, 512), 0, 0))
 		require.NoError(t, c.Flush(t.Context()))
+		took = append(took, time.Since(start))
 	}
-	require.Less(t, time.Since(start), 3*time.Second)
+	slices.Sort(took)
+	require.Less(t, took[15], 100*time.Millisecond, "the median: the machine is others' too")
 }
 
 // script is a stream that gives what each call is to read.

@@ -6,11 +6,13 @@ import (
 	"crypto/x509"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"runtime"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -234,17 +236,33 @@ func TestTLSClientIsNotTalkedOut(t *testing.T) {
 
 // The time limit of the handshake includes TLS.
 func TestTLSHandshakeIsBounded(t *testing.T) {
-	p := newTLSParties(t)
-	ts := serve(t, Options{TLS: p.server, HandshakeTimeout: 200 * time.Millisecond}, Export{Device: newMemDevice(4096)})
-	good := ts.dial(t, ClientOptions{TLS: p.right})
-	for _, hello := range [][]byte{nil, clientHello(t)[:20], clientHello(t)} {
-		r := ts.options(t)
-		require.Equal(t, []repType{repAck}, r.option(optStartTLS, nil))
-		r.send(hello)
-		_, _ = io.Copy(io.Discard, r.conn) // until the server hangs up
-	}
-	eventually(t, "gone", func() bool { return ts.Stats().Connections == 1 })
-	require.NoError(t, good.Flush(t.Context()))
+	synctest.Test(t, func(t *testing.T) {
+		p := newTLSParties(t) // here: they are valid at the time of the bubble
+		srv := NewServer(Options{TLS: p.server})
+		require.NoError(t, srv.AddExport(Export{Device: newMemDevice(4096)}))
+		a, b := netPipe()
+		srv.ServeConn(a)
+		good, err := NewClient(t.Context(), b, ClientOptions{TLS: p.right})
+		require.NoError(t, err)
+		for _, n := range []int{0, 20, math.MaxInt} {
+			start := time.Now()
+			r := pipeRaw(t, srv)
+			r.read(greetingBytes)
+			r.send(be.AppendUint32(nil, flagFixedNewstyle|flagNoZeroes))
+			require.Equal(t, []repType{repAck}, r.option(optStartTLS, nil))
+			if hello := clientHello(t); n > 0 { // a pipe waits for who reads nothing
+				r.send(hello[:min(n, len(hello))])
+			}
+			_, err := io.Copy(io.Discard, r.conn) // until the server hangs up
+			require.NoError(t, err)
+			require.Equal(t, handshakeDefault, time.Since(start))
+		}
+		synctest.Wait()
+		require.Equal(t, 1, srv.Stats().Connections)
+		require.NoError(t, good.Flush(t.Context()))
+		require.NoError(t, good.Close())
+		require.NoError(t, srv.Shutdown(t.Context()))
+	})
 }
 
 // A new connection over TLS waits for the requests of one that is dead, as without
