@@ -192,7 +192,11 @@ func (c *Client) register(h requestHeader, p []byte) (*call, error) {
 func (c *Client) send(ctx context.Context, h requestHeader, payload []byte) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetWriteDeadline(time.Unix(1, 0)) })
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		_ = c.conn.SetWriteDeadline(time.Unix(1, 0))
+	})
 	defer stop() // harmless the second time
 	bufs := net.Buffers{h.append(make([]byte, 0, extRequestBytes))}
 	if len(payload) > 0 {
@@ -202,10 +206,21 @@ func (c *Client) send(ctx context.Context, h requestHeader, payload []byte) erro
 		_ = c.conn.Close() // before anybody else writes: half a request may be on its way
 		return err
 	}
-	if !stop() { // the deadline may hit the next one
-		return context.Cause(ctx)
+	if !stop() { // too late for this request, and nothing that the next one may meet
+		<-ended
+		c.noDeadline()
 	}
 	return nil
+}
+
+// noDeadline lets a write take its time, unless the client has ended: then Close has
+// set a deadline.
+func (c *Client) noDeadline() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		_ = c.conn.SetWriteDeadline(time.Time{})
+	}
 }
 
 // abandon gives the caller's memory back before the reply has come. The call
@@ -247,6 +262,9 @@ func (c *Client) receive() {
 func (c *Client) finish(k *call, err error) {
 	c.mu.Lock()
 	delete(c.calls, k.header.cookie)
+	if c.reading == k {
+		c.reading = nil
+	}
 	c.mu.Unlock()
 	k.err = err
 	close(k.done)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -300,6 +301,47 @@ func fillRandom(rng *rand.Rand, p []byte) {
 func testSeed(t *testing.T) uint64 {
 	seed, _ := testenv.Seed(t)
 	return seed
+}
+
+// afterWrite is a connection that calls a function, once, when something was written.
+type afterWrite struct {
+	net.Conn
+	call atomic.Pointer[func()]
+}
+
+func (c *afterWrite) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if call := c.call.Swap(nil); call != nil {
+		(*call)()
+	}
+	return n, err
+}
+
+// Who gives up when his request has left already, and nobody knows it yet, harms nobody.
+func TestClientCancelledBehindItsRequest(t *testing.T) {
+	d := newMemDevice(1 << 20)
+	gate := make(chan struct{})
+	d.before = func(_ context.Context, _ string, off, _ int64, _ block.Flags) error {
+		if off == 0 {
+			<-gate
+		}
+		return nil
+	}
+	ts := serve(t, Options{}, Export{Device: d})
+	conn, err := net.Dial(ts.network, ts.address)
+	require.NoError(t, err)
+	w := &afterWrite{Conn: conn}
+	c, err := NewClient(t.Context(), w, ClientOptions{})
+	require.NoError(t, err)
+	for range 3 {
+		ctx, cancel := context.WithCancel(t.Context())
+		call := func() { cancel() }
+		w.call.Store(&call)
+		require.ErrorIs(t, c.ReadAt(ctx, make([]byte, 512), 0, 0), context.Canceled)
+		gate <- struct{}{}
+		require.NoError(t, c.ReadAt(t.Context(), make([]byte, 512), 512, 0), "the connection lives")
+	}
+	require.NoError(t, c.Close())
 }
 
 func TestClientCancelledRequest(t *testing.T) {
