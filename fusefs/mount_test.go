@@ -19,7 +19,7 @@ import (
 )
 
 // closeLimit bounds the end of a mount in a test.
-const closeLimit = 10 * time.Second
+const closeLimit = time.Minute
 
 // rescueAfter is longer than any test has a mount.
 const rescueAfter = 20 * time.Second

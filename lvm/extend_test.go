@@ -45,7 +45,7 @@ func (c *crowd) extendAll(t *testing.T, names []string, size func(i int) Size) (
 	for i, n := range names {
 		wg.Go(func() { maps[i], errs[i] = c.Extend(context.WithoutCancel(t.Context()), n, "", size(i)) })
 	}
-	testenv.Eventually(t, 10*time.Second, "all wait", func() bool {
+	testenv.Eventually(t, time.Minute, "all wait", func() bool {
 		c.extending.mu.Lock()
 		defer c.extending.mu.Unlock()
 		return len(c.extending.all) == len(names)

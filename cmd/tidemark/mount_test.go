@@ -225,7 +225,7 @@ func TestMountStopsWhileInUse(t *testing.T) {
 	awaitOutput(t, p, "the mount is in use")
 	require.Contains(t, p.Output(), "sleep (pid "+strconv.Itoa(user.Cmd.Process.Pid)+")")
 	user.Kill()
-	require.NoError(t, p.Wait(t, 5*time.Second), p.Output())
+	require.NoError(t, p.Wait(t, serveLimit), p.Output())
 
 	p = startMount(t, path, image)
 	user = open()

@@ -67,7 +67,7 @@ func tidemark(t testing.TB, args ...string) *exec.Cmd {
 // is interrupted when it has not ended by itself after a while.
 func inProcess(t testing.TB, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), serveLimit)
 	defer cancel()
 	var o, e bytes.Buffer
 	code = run(ctx, args, &o, &e)
@@ -86,7 +86,7 @@ func startRun(t testing.TB, args ...string) *testenv.Process {
 // awaitOutput waits until a process has written text, or has ended.
 func awaitOutput(t testing.TB, p *testenv.Process, text string) {
 	t.Helper()
-	testenv.Eventually(t, 20*time.Second, fmt.Sprintf("the output has %q:\n%s", text, p.Output()), func() bool {
+	testenv.Eventually(t, serveLimit, fmt.Sprintf("the output has %q:\n%s", text, p.Output()), func() bool {
 		select {
 		case <-p.Done():
 			t.Fatalf("ended without %q:\n%s", text, p.Output())
@@ -100,7 +100,7 @@ func awaitOutput(t testing.TB, p *testenv.Process, text string) {
 func interrupt(t testing.TB, p *testenv.Process) {
 	t.Helper()
 	require.NoError(t, p.Signal(os.Interrupt))
-	require.NoError(t, p.Wait(t, 10*time.Second), p.Output())
+	require.NoError(t, p.Wait(t, serveLimit), p.Output())
 	require.Contains(t, p.Output(), "stopped; everything that was written is in")
 }
 
@@ -157,7 +157,7 @@ func TestRunHeld(t *testing.T) {
 	writer := testenv.Start(t, testenv.Command(t, qemuIO, "-f", "raw", "-c", "write 0 160M", uri))
 	awaitOutput(t, p, "waiting for ")
 	interrupt(t, p)
-	require.Error(t, writer.Wait(t, 5*time.Second), "the write was not done")
+	require.Error(t, writer.Wait(t, serveLimit), "the write was not done")
 }
 
 func TestRunPatience(t *testing.T) {
@@ -250,7 +250,7 @@ func TestRunFailsCleanly(t *testing.T) {
 	dir := t.TempDir()
 	for range 10 {
 		p := testenv.Start(t, tidemark(t, "run", "--dir", dir, "--capacity", "1G"))
-		require.Error(t, p.Wait(t, 10*time.Second))
+		require.Error(t, p.Wait(t, serveLimit))
 		require.Contains(t, p.Output(), "has no volume to serve")
 		_, err := os.Lstat(filepath.Join(dir, "spm.sock"))
 		require.ErrorIs(t, err, os.ErrNotExist)
@@ -275,6 +275,6 @@ func TestRunSocketInUse(t *testing.T) {
 func TestRunSIGTERM(t *testing.T) {
 	p := startRun(t, "--dir", t.TempDir(), "--capacity", "1G", "--size", "1G", "disk1")
 	require.NoError(t, p.Signal(syscall.SIGTERM))
-	require.NoError(t, p.Wait(t, 10*time.Second))
+	require.NoError(t, p.Wait(t, serveLimit))
 	require.Contains(t, p.Output(), "stopped;")
 }

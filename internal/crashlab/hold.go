@@ -16,7 +16,8 @@ const holdMost = 200 * time.Millisecond
 // has anything else to do.
 type holder struct {
 	block.File
-	mu sync.Mutex // guards what follows
+	most time.Duration // holdMost, but in tests
+	mu   sync.Mutex    // guards what follows
 	// What is to be held: writes of versions, and how many syncs and discards.
 	versions        map[version]bool
 	syncs, discards int
@@ -28,7 +29,7 @@ type holder struct {
 	holds  chan struct{} // is told of what is held
 }
 
-func newHolder(f block.File) *holder { return &holder{File: f} }
+func newHolder(f block.File) *holder { return &holder{File: f, most: holdMost} }
 
 // start begins a stretch of a number of clients.
 func (h *holder) start(clients int) {
@@ -94,7 +95,7 @@ func (h *holder) pass(client bool, wanted func() bool) {
 	}
 	select {
 	case <-free:
-	case <-time.After(holdMost):
+	case <-time.After(h.most):
 	}
 	if client {
 		h.mu.Lock()

@@ -2,6 +2,7 @@ package crashlab
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -12,6 +13,7 @@ import (
 func TestSlowWriteEndsLast(t *testing.T) {
 	d := simdisk.New(4*sector, simdisk.Options{})
 	h := newHolder(d)
+	h.most = time.Minute
 	h.start(2)
 	h.hold(Write, 7)
 	write := func(v version) {

@@ -29,7 +29,7 @@ func qemuHolds(t *testing.T, path string, flags ...string) *testenv.Process {
 	p := testenv.Start(t, cmd)
 	_, err = io.WriteString(in, "length\n") // answered once the image is open
 	require.NoError(t, err)
-	testenv.Eventually(t, 10*time.Second, "qemu-io has the image open", func() bool {
+	testenv.Eventually(t, time.Minute, "qemu-io has the image open", func() bool {
 		return strings.Contains(p.Output(), "1 MiB")
 	})
 	return p

@@ -64,15 +64,20 @@ func TestPowerCut(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, left(), 1<<20, "grown")
 
-	_, err = f.WriteAt(bytes.Repeat([]byte{1}, 4096), 4096)
-	require.NoError(t, err)
-	require.False(t, holds(1, 4096), "written: nothing has made it durable")
+	durable, at := true, 0
+	for tries := 0; durable && tries < 5; tries++ { // the kernel writes by itself now and then
+		at += 64 << 10
+		_, err = f.WriteAt(bytes.Repeat([]byte{1}, 4096), int64(at))
+		require.NoError(t, err)
+		durable = holds(1, at)
+	}
+	require.False(t, durable, "written: nothing has made it durable")
 	require.NoError(t, f.Sync())
-	require.True(t, holds(1, 4096), "synced")
+	require.True(t, holds(1, at), "synced")
 
-	_, err = f.WriteAtSync(bytes.Repeat([]byte{2}, 4096), 64<<10)
+	_, err = f.WriteAtSync(bytes.Repeat([]byte{2}, 4096), 4096)
 	require.NoError(t, err)
-	require.True(t, holds(2, 64<<10), "written durably")
+	require.True(t, holds(2, 4096), "written durably")
 
 	require.NoError(t, f.Shrink(t.Context(), 1<<20, 512<<10))
 	require.Len(t, left(), 512<<10, "shrunk")

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -400,7 +401,7 @@ func TestSwitchGivesUp(t *testing.T) {
 			return nil, nil
 		})
 	}()
-	testenv.Eventually(t, 10e9, "the entrance is shut", func() bool {
+	testenv.Eventually(t, time.Minute, "the entrance is shut", func() bool {
 		return errors.Is(front.ReadAt(t.Context(), make([]byte, 1), 0, block.NoWait), block.ErrWouldBlock)
 	})
 	read := make(chan error, 1)
@@ -431,7 +432,7 @@ func TestSwitchWaitsForWhatWasBegun(t *testing.T) {
 			return nil, nil
 		})
 	}()
-	testenv.Eventually(t, 10e9, "the entrance is shut", func() bool {
+	testenv.Eventually(t, time.Minute, "the entrance is shut", func() bool {
 		return errors.Is(front.ReadAt(t.Context(), make([]byte, 1), 0, block.NoWait), block.ErrWouldBlock)
 	})
 	require.False(t, front.WriteLater([]byte{1}, 0, told))

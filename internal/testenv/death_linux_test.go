@@ -17,9 +17,9 @@ import (
 func TestProgramsEndWithAKilledTest(t *testing.T) {
 	const asVictim = "TIDEMARK_TEST_VICTIM"
 	if os.Getenv(asVictim) != "" {
-		p := testenv.Start(t, testenv.Command(t, testenv.Tool(t, "sleep"), "60"))
+		p := testenv.Start(t, testenv.Command(t, testenv.Tool(t, "sleep"), "300"))
 		os.Stdout.WriteString("pid " + strconv.Itoa(p.Cmd.Process.Pid) + "\n")
-		_ = p.Wait(t, time.Minute)
+		_ = p.Wait(t, 5*time.Minute)
 		return
 	}
 	own, err := os.Executable()
@@ -28,7 +28,7 @@ func TestProgramsEndWithAKilledTest(t *testing.T) {
 	cmd.Env = append(os.Environ(), asVictim+"=1")
 	victim := testenv.Start(t, cmd)
 	pid := 0
-	testenv.Eventually(t, 20*time.Second, "the test has started a program", func() bool {
+	testenv.Eventually(t, time.Minute, "the test has started a program", func() bool {
 		_, after, found := strings.Cut(victim.Output(), "pid ")
 		number, _, whole := strings.Cut(after, "\n")
 		pid, err = strconv.Atoi(number)
