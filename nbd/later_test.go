@@ -127,9 +127,16 @@ func TestNotBegun(t *testing.T) {
 	d := newMemDevice(1 << 20)
 	beginWrites(d)
 	d.begins = func([]byte, int64, block.Later) bool { t.Error("it was begun"); return false }
-	c := serve(t, Options{}, Export{Device: d}).dial(t, ClientOptions{})
+	ts := serve(t, Options{}, Export{Device: d})
+	c := ts.dial(t, ClientOptions{})
+	budget := ts.sessions()[0].budget
 	for range 3 {
 		require.NoError(t, c.WriteAt(t.Context(), make([]byte, 4096), 0, 0))
+		eventually(t, "over", func() bool { // which it is a moment after its reply
+			budget.mu.Lock()
+			defer budget.mu.Unlock()
+			return budget.requests == 0
+		})
 	}
 	results := make(chan error, 60)
 	for i := range cap(results) {
