@@ -111,8 +111,8 @@
 // # Poison
 //
 // Any failed Sync and any failed write of metadata is final (poison.go): the image
-// stops accepting writes and flushes, also those in progress, and says why; reads go
-// on. So are counts that contradict an entry when they are lowered, and counts that
+// stops accepting writes and flushes, also those in progress and those that wait for
+// space, and says why; reads go on, and nothing is freed any more. So are counts that contradict an entry when they are lowered, and counts that
 // cannot be read then. No Sync is believed beside one that fails: they are one at a
 // time.
 // Space that the storage lacks is no error but a wait (rule 14): metadata has its
@@ -149,8 +149,8 @@
 // From tableIO on, the build tag lockcheck checks the order, and that none of them is
 // held where space and other requests are waited for. Nobody waits for space while
 // holding any of them, or for a peer, but for a reservation of an image that must not
-// become larger: under allocating, it waits until the requests in progress have ended
-// (reap.go), which never wait for allocating. A Sync, or a durable write, is waited for
+// become larger: under allocating, it waits until the requests have ended that may know
+// what was unlinked before (reap.go), which never wait for allocating. A Sync, or a durable write, is waited for
 // under the first six at most.
 //
 // Outside of all, requests (RWMutex) is held shared by flushes and resizes, and by
