@@ -82,65 +82,78 @@ func TestFreedWhileATableWaits(t *testing.T) {
 	})
 }
 
-// TestDataWaitsForNoTable: a write that needs a table waits for a larger file, since no
-// cluster that becomes free may be one: it was there when the image was opened (rule 17).
-// A write that needs none has what becomes free.
+// A tableless image is one in a full pool, with no table left. What can be discarded was
+// there when it was opened, so that it may not become one (rule 17).
+type tableless struct {
+	*qcow2.Image
+	pool    *pool
+	table   int64 // a write there needs a table
+	data    int64 // one there, and behind it, needs none
+	dropped int64
+}
+
+func newTableless(t *testing.T) *tableless {
+	ctx := t.Context()
+	p := newPool(3 << 19)
+	require.NoError(t, qcow2.Create(ctx, p, qcow2.CreateOptions{Size: 64 << 20, ClusterSize: 4096}))
+	im, err := qcow2.Open(ctx, p, qcow2.Options{})
+	require.NoError(t, err)
+	require.NoError(t, im.WriteAt(ctx, pattern(1<<20), 0, 0))
+	require.NoError(t, im.Close())
+	im, err = qcow2.Open(ctx, p, qcow2.Options{})
+	require.NoError(t, err)
+	i := &tableless{im, p, 2 << 20, 1 << 20, 0}
+	write := func(off *int64, step int64) bool {
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if err := im.WriteAt(short, make([]byte, 4096), *off, 0); err != nil {
+			require.ErrorIs(t, err, block.ErrNoSpace)
+			return false
+		}
+		*off += step
+		return true
+	}
+	for write(&i.data, 4096) {
+	}
+	for i.drop(t); write(&i.table, 2<<20); i.drop(t) {
+	}
+	for write(&i.data, 4096) {
+	}
+	return i
+}
+
+// drop discards a cluster, and flushes.
+func (i *tableless) drop(t *testing.T) {
+	require.NoError(t, i.Discard(t.Context(), i.dropped, 4096, 0))
+	require.NoError(t, i.Flush(t.Context()))
+	i.dropped += 4096
+}
+
+// TestDataWaitsForNoTable: a write that needs a table waits for a larger file. One that
+// needs none has what becomes free.
 func TestDataWaitsForNoTable(t *testing.T) {
-	const cs = 4096
 	synctest.Test(t, func(t *testing.T) {
-		ctx := t.Context()
-		p := newPool(3 << 19)
-		require.NoError(t, qcow2.Create(ctx, p, qcow2.CreateOptions{Size: 64 << 20, ClusterSize: cs}))
-		im, err := qcow2.Open(ctx, p, qcow2.Options{})
-		require.NoError(t, err)
-		require.NoError(t, im.WriteAt(ctx, pattern(1<<20), 0, 0))
-		require.NoError(t, im.Close())
-		im, err = qcow2.Open(ctx, p, qcow2.Options{})
-		require.NoError(t, err)
-		write := func(off int64) bool {
-			short, cancel := context.WithTimeout(ctx, time.Second)
-			defer cancel()
-			err := im.WriteAt(short, make([]byte, cs), off, 0)
-			if err != nil {
-				require.ErrorIs(t, err, block.ErrNoSpace)
-			}
-			return err == nil
-		}
-		data, table, dropped := int64(1<<20), int64(2<<20), int64(0)
-		for write(data) {
-			data += cs
-		}
-		drop := func() {
-			require.NoError(t, im.Discard(ctx, dropped, cs, 0))
-			require.NoError(t, im.Flush(ctx))
-			dropped += cs
-		}
-		for drop(); write(table); drop() {
-			table += 2 << 20
-		}
-		for write(data) {
-			data += cs
-		}
+		ctx, i := t.Context(), newTableless(t)
 		began := time.Now()
-		a, b := make(chan error, 2), make(chan error, 2)
-		go func() { a <- im.WriteAt(ctx, make([]byte, cs), table, 0) }()
+		a, b := make(chan error, 1), make(chan error, 1)
+		go func() { a <- i.WriteAt(ctx, make([]byte, 4096), i.table, 0) }()
 		synctest.Wait()
-		go func() { b <- im.WriteAt(ctx, make([]byte, cs), data, 0) }()
+		go func() { b <- i.WriteAt(ctx, make([]byte, 4096), i.data, 0) }()
 		synctest.Wait()
 		require.Empty(t, b)
-		drop()
+		i.drop(t)
 		synctest.Wait()
 		require.Len(t, b, 1, "a cluster is free")
-		require.Empty(t, a)
-		drop() // the other order: what is free is there already
-		go func() { b <- im.WriteAt(ctx, make([]byte, cs), data+cs, 0) }()
 		require.NoError(t, <-b)
+		i.drop(t) // the other order: what is free is there already
+		go func() { b <- i.WriteAt(ctx, make([]byte, 4096), i.data+4096, 0) }()
 		require.NoError(t, <-b)
 		require.Equal(t, began, time.Now(), "at once")
-		p.raise(1 << 30)
+		require.Empty(t, a)
+		i.pool.raise(1 << 30)
 		require.NoError(t, <-a)
-		require.NoError(t, im.Close())
-		requireClean(t, p)
+		require.NoError(t, i.Close())
+		requireClean(t, i.pool)
 	})
 }
 
