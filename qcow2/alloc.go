@@ -131,7 +131,8 @@ type fill struct {
 	waiters int // requests that wait for it
 	// data: some of them need no table. Where none is found they get what there is.
 	data bool
-	// While it waits for a larger file: since when, and how to end that.
+	// waits is since when it waits for a larger file, also while it looks whether clusters
+	// have become free; stop ends that wait.
 	waits time.Time
 	stop  context.CancelCauseFunc
 }

@@ -141,11 +141,17 @@ func (im *Image) waitLarger(f *fill, short *shortError) error {
 	if f.waiters == 0 {
 		cancel(errNobody)
 	}
-	f.stop, f.waits = cancel, time.Now()
+	f.stop = cancel
+	if f.waits.IsZero() {
+		f.waits = time.Now()
+	}
 	im.mu.Unlock()
 	_, err := im.file.Grow(ctx, short.need, short.want)
 	im.mu.Lock()
-	f.stop, f.waits = nil, time.Time{}
+	f.stop = nil
+	if err == nil {
+		f.waits = time.Time{}
+	}
 	im.mu.Unlock()
 	switch cause := context.Cause(ctx); {
 	case err == nil || errors.Is(cause, errRetry):

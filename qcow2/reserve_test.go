@@ -6,6 +6,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -154,6 +155,35 @@ func TestDataWaitsForNoTable(t *testing.T) {
 		require.NoError(t, <-a)
 		require.NoError(t, i.Close())
 		requireClean(t, i.pool)
+	})
+}
+
+// A tally counts how often a request is held.
+type tally struct{ begun, ended atomic.Int32 }
+
+func (h *tally) Begin() error { h.begun.Add(1); return nil }
+func (h *tally) End()         { h.ended.Add(1) }
+
+// TestHeldBesideDiscards: a write that waits for space is held, however often others free
+// something, of no use to it, meanwhile.
+func TestHeldBesideDiscards(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newTableless(t)
+		patience, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		var h tally
+		written := make(chan error, 1)
+		go func() { written <- i.WriteAt(block.WithHold(patience, &h), make([]byte, 4096), i.table, 0) }()
+		for range 20 {
+			synctest.Wait()
+			i.drop(t)
+			time.Sleep(20 * time.Millisecond)
+		}
+		require.EqualValues(t, 1, h.begun.Load())
+		require.Zero(t, h.ended.Load())
+		require.ErrorIs(t, <-written, block.ErrNoSpace)
+		require.EqualValues(t, 1, h.ended.Load())
+		require.NoError(t, i.Close())
 	})
 }
 
