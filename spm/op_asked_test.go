@@ -33,6 +33,7 @@ func serversThatHang(t *testing.T, root string) {
 			require.NoError(t, err)
 		}
 	}
+	synctest.Wait() // the host asks, too, who serves what, since it has become the SPM
 	hung, mute := map[uuid.UUID]bool{}, map[string]bool{}
 	for _, at := range all[:3] {
 		hung[at.Volume], mute[at.Image.String()] = true, true
