@@ -36,7 +36,8 @@ func serve(t *testing.T, dir, sock string, o Options) (m *Manager, kill func()) 
 	require.NoError(t, err)
 	l, err := Listen(sock, unixsock.Options{})
 	require.NoError(t, err)
-	server := NewServer(m.ctx, JSONRPC(Methods(m)), m.o.Log)
+	requests, hangUp := context.WithCancel(context.Background()) // as a host: those that wait are answered first
+	server := NewServer(requests, JSONRPC(Methods(m)), m.o.Log)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	var once sync.Once
@@ -44,6 +45,7 @@ func serve(t *testing.T, dir, sock string, o Options) (m *Manager, kill func()) 
 		once.Do(func() {
 			require.NoError(t, m.Close())
 			require.NoError(t, shutDown([]*http.Server{server}))
+			hangUp()
 			require.ErrorIs(t, <-served, http.ErrServerClosed)
 		})
 	}
