@@ -113,8 +113,8 @@
 // Any failed Sync and any failed write of metadata is final (poison.go): the image
 // stops accepting writes and flushes, also those in progress and those that wait for
 // space, and says why; reads go on, and nothing is freed any more. So are counts that contradict an entry when they are lowered, and counts that
-// cannot be read then. No Sync is believed beside one that fails: they are one at a
-// time.
+// cannot be read then. No Sync is believed beside one that fails, as they are one at a
+// time, nor beside a durable write that fails: a Sync ends when those have that had begun.
 // Space that the storage lacks is no error but a wait (rule 14): metadata has its
 // space since R4, data waits for it.
 //

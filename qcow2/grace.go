@@ -85,5 +85,15 @@ func (g *grace) passed(u uint64) bool {
 	return true
 }
 
+// wait waits until all requests have ended that had begun. Calls must not overlap.
+func (g *grace) wait() {
+	u := g.epoch.Load()
+	g.wanted.Store(true)
+	for !g.passed(u) {
+		<-g.ended
+	}
+	g.wanted.Store(false)
+}
+
 // idle reports whether no request is in progress.
 func (g *grace) idle() bool { return g.empty(0) && g.empty(1) }

@@ -101,10 +101,10 @@ func (im *Image) moveBackingName() (*format.Header, error) {
 // size of the virtual disk in bytes.
 func (im *Image) size() int64 { return im.diskSize.Load() }
 
-// writer is WriteAt of the file, or WriteAtSync.
+// writer is WriteAt of the file, or writeDurably.
 func (im *Image) writer(durable bool) func(p []byte, off int64) (int, error) {
 	if durable {
-		return im.file.WriteAtSync
+		return im.writeDurably
 	}
 	return im.file.WriteAt
 }

@@ -122,7 +122,10 @@ type Image struct {
 	// syncing is held by the Sync in progress. One that fails may have dropped
 	// what another one, beside it, covers and does not complain about.
 	syncing sync.Mutex
-	taskMu  sync.Mutex // orders the start of a task and the closing
+	// durables knows the durable writes in progress: one that fails may have dropped what
+	// a Sync beside it covers.
+	durables *grace
+	taskMu   sync.Mutex // orders the start of a task and the closing
 
 	poisoned atomic.Pointer[error]
 	closed   atomic.Bool
@@ -204,7 +207,7 @@ func Open(ctx context.Context, f block.File, o Options) (*Image, error) {
 }
 
 func newImage(f block.File, o Options) *Image {
-	im := &Image{file: f, opts: o.withDefaults(), direct: f.Info().Direct, grace: newGrace()}
+	im := &Image{file: f, opts: o.withDefaults(), direct: f.Info().Direct, grace: newGrace(), durables: newGrace()}
 	im.log = im.opts.Logger
 	im.allocating, im.copying, im.commits.token = newSemaphore(), newSemaphore(), newSemaphore()
 	im.ctx, im.cancel = context.WithCancel(context.Background())

@@ -47,8 +47,21 @@ type hostFullError struct{ err error }
 func (e *hostFullError) Error() string { return e.err.Error() }
 func (e *hostFullError) Unwrap() error { return e.err }
 
+// writeDurably is WriteAtSync of the file: an error, but for a lack of space, is as
+// final as that of a Sync.
+func (im *Image) writeDurably(p []byte, off int64) (int, error) {
+	t := im.durables.enter(off)
+	defer im.durables.leave(t)
+	n, err := im.file.WriteAtSync(p, off)
+	if err != nil && !errors.Is(err, block.ErrNoSpace) && !mutant.On("failed-fua-forgotten") {
+		err = im.poison(fmt.Errorf("durable write at %d: %w", off, err))
+	}
+	return n, err
+}
+
 // syncUnless syncs the file, unless a mutant skips that; an error is final. No
-// Sync is believed beside one that has failed, or behind it.
+// Sync is believed beside one that has failed, or behind it, nor beside a durable
+// write that has.
 func (im *Image) syncUnless(skipped bool) error {
 	if skipped {
 		return nil
@@ -64,6 +77,10 @@ func (im *Image) syncUnless(skipped bool) error {
 	}
 	if err != nil && !mutant.On("failed-sync-ignored") {
 		return im.poison(fmt.Errorf("sync: %w", err))
+	}
+	im.durables.wait()
+	if err := im.poisoned.Load(); err != nil {
+		return *err
 	}
 	return nil
 }

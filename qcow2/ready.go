@@ -103,7 +103,7 @@ func (im *Image) writeZeroTables(r run, durable bool) error {
 		}
 		// There is space for it now; a lack of it would be final from here on.
 		if durable {
-			_, err = im.file.WriteAtSync(p, off)
+			_, err = im.writeDurably(p, off)
 		}
 		if err != nil {
 			return im.poison(fmt.Errorf("write empty L2 tables: %w", err))

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 
+	"tidemark/internal/faultfile"
 	"tidemark/internal/simdisk"
 	"tidemark/qcow2"
 )
@@ -80,4 +82,39 @@ func TestCacheLiesAfterAFailedSync(t *testing.T) {
 	<-im.Settled()
 	require.NoError(t, im.Close())
 	requireClean(t, d)
+}
+
+// TestSyncBesideAFailedDurableWrite: a durable write that fails may have dropped what a
+// Sync beside it covers. Until it has told, nobody is told that he is durable.
+func TestSyncBesideAFailedDurableWrite(t *testing.T) {
+	const cs = 4096
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		d := newDisk(t, qcow2.CreateOptions{Size: 1 << 20, ClusterSize: cs})
+		f := faultfile.New(d, faultfile.Fault{})
+		im, err := qcow2.Open(ctx, f, qcow2.Options{CommitInterval: -1})
+		require.NoError(t, err)
+		require.NoError(t, im.WriteAt(ctx, bytes.Repeat([]byte{1}, 4*cs), 0, 0))
+		require.NoError(t, im.Flush(ctx))
+		require.NoError(t, im.WriteAt(ctx, bytes.Repeat([]byte{2}, cs), 0, 0))
+		synctest.Wait()
+		told := make(chan struct{})
+		f.Hook(nil, func(op faultfile.Op, _ error) {
+			if op.Kind == faultfile.WriteSync {
+				<-told
+			}
+		})
+		d.FailSync(syscall.EIO)
+		durable, flushed := make(chan error, 1), make(chan error, 1)
+		go func() { durable <- im.WriteAt(ctx, bytes.Repeat([]byte{3}, cs), 2*cs, qcow2.FUA) }()
+		synctest.Wait()
+		go func() { flushed <- im.Flush(ctx) }()
+		synctest.Wait()
+		require.Empty(t, durable)
+		require.Empty(t, flushed, "the cluster that is flushed is lost")
+		close(told)
+		require.ErrorIs(t, <-durable, syscall.EIO)
+		require.ErrorIs(t, <-flushed, syscall.EIO)
+		require.ErrorIs(t, im.Close(), syscall.EIO)
+	})
 }

@@ -56,13 +56,10 @@ func (im *Image) writeThrough(p []byte, off int64) (bool, error) {
 	if mutant.On("fua-in-place-unsynced") {
 		_, err = im.file.WriteAt(p, piece.host)
 	} else {
-		_, err = im.file.WriteAtSync(p, piece.host)
+		_, err = im.writeDurably(p, piece.host)
 	}
 	if errors.Is(err, block.ErrNoSpace) {
 		return false, nil
-	}
-	if err != nil && !mutant.On("failed-fua-forgotten") {
-		err = im.poison(fmt.Errorf("durable write at %d: %w", off, err))
 	}
 	im.completed.Add(1)
 	im.commitLater()
