@@ -154,15 +154,15 @@ func newWorker(l line, j Job, i int) *worker {
 	return w
 }
 
-// run asks until the time is over, and waits for the last reply.
+// run asks until the time is over, at least once, and waits for the last reply.
 func (w *worker) run(began time.Time) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	w.began = began
 	end, more := began.Add(w.job.Duration), true
-	for {
+	for first := true; ; first = false {
 		now := time.Now()
-		if more = more && now.Before(end); more {
+		if more = more && (first || now.Before(end)); more {
 			var err error
 			if more, err = w.send(now); err != nil {
 				return err

@@ -67,10 +67,13 @@ func TestEveryMistakeIsFound(t *testing.T) {
 					return toy{}.check(ctx, d, false)
 				}
 			}
-			_, f := find(t, setup, 1000)
+			_, f := find(t, setup, 100_000) // some take a hundred on the average
 			require.NotNil(t, f)
 			require.Contains(t, toyMistakes[mistake], f.Oracle, "%v", f)
 			short := Reduce(t.Context(), setup, toyConfig(0), t.TempDir(), f, 60)
+			for tries := 0; tries < 5 && len(short.Script) > 6; tries++ { // clients run as they like
+				short = Reduce(t.Context(), setup, toyConfig(0), t.TempDir(), short, 60)
+			}
 			require.LessOrEqual(t, len(short.Script), len(f.Script))
 			require.Equal(t, f.Oracle, short.Oracle)
 			require.LessOrEqual(t, len(short.Script), 6, "%v", short)
