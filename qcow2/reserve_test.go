@@ -120,6 +120,7 @@ func newTableless(t *testing.T) *tableless {
 	}
 	for write(&i.data, 4096) {
 	}
+	synctest.Wait() // the reservation that nobody waits for any more has ended
 	return i
 }
 
