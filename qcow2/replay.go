@@ -5,10 +5,26 @@ import (
 	"fmt"
 	"slices"
 
+	"tidemark/internal/block"
 	"tidemark/internal/mutant"
 	"tidemark/internal/redo"
 	"tidemark/qcow2/format"
 )
+
+// LeftBehind reports whether the last writer of the image in f, which nobody has open for
+// writing, has left something in dir for the next one: a redo ring, or a mark that what
+// reads return may not be on the disk. Something else may be there too: it was left over an
+// image that is gone, and the storage calls this one as it did that.
+func LeftBehind(f block.File, dir string) (bool, error) {
+	h, err := ReadHeader(f)
+	if err != nil {
+		return false, err
+	}
+	if h.Autoclear&format.AutoclearRedo != 0 {
+		return true, nil
+	}
+	return redo.Marked(dir, f.Info().ID)
+}
 
 // redoLog replays the ring that a process has left behind, and commits that. It
 // reports whether the ring goes on to be used.

@@ -133,10 +133,13 @@ const settleLimit = 5 * time.Second
 
 // replay lets what a process that died had completed in a volume become part of its
 // file: who opens it for reading only would not see that. Only the volume's writer
-// leaves such a thing behind; without it nothing is done.
+// leaves such a thing behind; without it nothing is done, and others may read it too.
 func (l *layer) replay(ctx context.Context, below block.Device, log *slog.Logger) error {
 	dir := l.redoDir()
 	if l.again == nil || !hasEntries(dir) {
+		return nil
+	}
+	if left, err := qcow2.LeftBehind(l.file, dir); err == nil && !left {
 		return nil
 	}
 	if err := l.file.Close(); err != nil {

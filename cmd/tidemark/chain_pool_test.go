@@ -323,3 +323,24 @@ func TestOpenOfAVolumeThatBecomesShorter(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, d.Close())
 }
+
+// What a writer of another volume has left behind, which is gone and whose name in the
+// storage this one has now, is nothing that a reader completes: he would be in the way of
+// others who read it.
+func TestReaderLeavesWhatIsAnothers(t *testing.T) {
+	p := newChainPool(t, chainSpec{name: "base", size: 1 << 20},
+		chainSpec{name: "one", size: 1 << 20, parent: "base"}, chainSpec{name: "other", size: 1 << 20, parent: "base"})
+	st, err := os.Stat(p.volumes["base"].Path)
+	require.NoError(t, err)
+	dir := redoDirOf(redoDir(), hostfile.ID(st))
+	require.NoError(t, os.MkdirAll(dir, 0o700))
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	stale := filepath.Join(dir, "0123456789abcdef")
+	require.NoError(t, os.WriteFile(stale, make([]byte, 4096), 0o600))
+	served := p.disk(t, "one", false)
+	other, base := p.disk(t, "other", true), p.disk(t, "base", true)
+	require.NoError(t, base.Close())
+	require.NoError(t, other.Close())
+	require.NoError(t, served.Close())
+	require.FileExists(t, stale)
+}
