@@ -68,10 +68,11 @@ func (m *Manager) makeVolume(ctx context.Context, mk making) (*volume, error) {
 	m.mu.Lock()
 	v.ready = true
 	m.renameLocked(v.image)
+	bound := v.bound // from here on a task may raise it
 	m.mu.Unlock()
 	meta := v.meta()
 	m.o.Log.Info("volume created", "volume", v.name(), "uuid", v.id, "format", meta.wireFormat(), "size", meta.Capacity,
-		"granted", v.size, "bound", v.bound)
+		"granted", v.size, "bound", bound)
 	return v, nil
 }
 

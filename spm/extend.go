@@ -31,9 +31,12 @@ func (m *Manager) ExtendVolume(ctx context.Context, r VolumeExtendRequest) (Volu
 	}
 	var d Volume
 	m.store.describe(v, &d)
+	m.mu.Lock() // a task may raise the bound
+	bound := v.bound
+	m.mu.Unlock()
 	return VolumeExtendReply{
 		Header: m.header(r.Header), VolumeUUID: v.id.String(), Generation: v.meta().Generation,
-		Size: size, Bound: v.bound, Mapping: d.Mapping,
+		Size: size, Bound: bound, Mapping: d.Mapping,
 	}, nil
 }
 

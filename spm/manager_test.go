@@ -15,6 +15,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"tidemark/internal/block"
@@ -474,6 +475,26 @@ func TestCapacityUnderConcurrency(t *testing.T) {
 	watcher.Wait()
 	require.NoError(t, err)
 	requireSum(t, m)
+}
+
+// What is answered of a bound that a task raises meanwhile is the one or the other.
+func TestExtendBesideARaisedBound(t *testing.T) {
+	m := openPool(t, t.TempDir(), testOptions())
+	v := create(t, m, "a", gib)
+	var raising sync.WaitGroup
+	raising.Go(func() {
+		for n := range int64(100) {
+			if err := m.raiseBound(uuid.MustParse(v.ImageUUID), uuid.MustParse(v.VolumeUUID), (1+n)*gib); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for n := range int64(100) {
+		r, err := m.ExtendVolume(t.Context(), extendRequest("a", n*mib, 0))
+		require.NoError(t, err)
+		require.LessOrEqual(t, r.Size, r.Bound)
+	}
+	raising.Wait()
 }
 
 // booksBalance checks, at one moment, that no file is longer than what the books
