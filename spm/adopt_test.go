@@ -2,6 +2,7 @@ package spm
 
 import (
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
@@ -10,8 +11,14 @@ import (
 // Who serves an image of a domain that this host manages is told so when the host becomes
 // the SPM, and whenever it is found to ask another manager.
 func TestServersOfAnotherManager(t *testing.T) {
+	root := t.TempDir()
+	// In a bubble it can be waited until the host, which asks in the background, has asked.
+	synctest.Test(t, func(t *testing.T) { serversOfAnotherManager(t, root) })
+}
+
+func serversOfAnotherManager(t *testing.T, root string) {
 	servers := &fakeServers{byKey: map[string]*Server{}}
-	h, pool, domains := managed(t, t.TempDir(), func(o *HostOptions) { o.Servers = servers })
+	h, pool, domains := managed(t, root, func(o *HostOptions) { o.Servers = servers })
 	v, err := h.CreateVolume(t.Context(), VolumeCreateRequest{Name: "web1", Size: gib})
 	require.NoError(t, err)
 	at := VolumeAt{Pool: pool, Domain: domains[0], Image: uuid.MustParse(v.ImageUUID)}
@@ -37,7 +44,8 @@ func TestServersOfAnotherManager(t *testing.T) {
 	require.NoError(t, h.StopSPM(t.Context(), pool))
 	set(domains[0])
 	startSPM(t, h, pool)
-	eventually(t, func() bool { return !foreign() })
+	synctest.Wait()
+	require.False(t, foreign())
 
 	set(uuid.New())
 	i, err := h.VolumesOf(t.Context(), domains[0], at.Image)
