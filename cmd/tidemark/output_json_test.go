@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -53,7 +52,7 @@ func TestRunTellsJSON(t *testing.T) {
 	require.Zero(t, ok, "the first line comes when it is ready: %s", errs)
 	c := dialNBD(t, filepath.Join(dir, "nbd.sock"), "disk1")
 	require.NoError(t, c.WriteAt(t.Context(), make([]byte, 1<<20), 0, 0))
-	testenv.Eventually(t, 10*time.Second, "a line says that it has grown", func() bool { return strings.Count(p.Output(), "\n") >= 2 })
+	testenv.Eventually(t, serveLimit, "a line says that it has grown", func() bool { return strings.Count(p.Output(), "\n") >= 2 })
 	require.NoError(t, c.Close())
 	stopped(t, p)
 	lines := bufio.NewScanner(strings.NewReader(p.Output()))
@@ -94,7 +93,7 @@ func TestSPMStateIsACache(t *testing.T) {
 		}
 		return s
 	}
-	testenv.Eventually(t, 10*time.Second, "the state is there", func() bool { return read().Pool.PoolUUID == pool.PoolUUID })
+	testenv.Eventually(t, serveLimit, "the state is there", func() bool { return read().Pool.PoolUUID == pool.PoolUUID })
 	code, _, errs := inProcess(t, "volume", "create", "--spm", filepath.Join(dir, "pool", "spm.sock"), "--size", "1G", "a")
 	require.Zero(t, code, errs)
 	stopped(t, p)
@@ -102,7 +101,7 @@ func TestSPMStateIsACache(t *testing.T) {
 	p, again := start(state)
 	require.Equal(t, pool.PoolUUID, again.PoolUUID)
 	require.Equal(t, 1, again.Volumes)
-	testenv.Eventually(t, 10*time.Second, "it is written anew", func() bool { return len(read().Volumes) == 1 })
+	testenv.Eventually(t, serveLimit, "it is written anew", func() bool { return len(read().Volumes) == 1 })
 	stopped(t, p)
 	p, again = start("/dev/null/state")
 	require.Equal(t, 1, again.Volumes, "without a cache")

@@ -103,13 +103,13 @@ func TestSPMStops(t *testing.T) {
 		})
 		held <- err
 	}()
-	testenv.Eventually(t, 5*time.Second, "the request is held", func() bool {
+	testenv.Eventually(t, serveLimit, "the request is held", func() bool {
 		r, err := c.GetPoolInfo(t.Context(), spm.PoolInfoRequest{})
 		return err == nil && len(r.Waiting) == 1
 	})
 	require.NoError(t, p.Signal(syscall.SIGTERM))
 	require.Equal(t, spm.CodeStopping, spm.CodeOf(<-held), "an answer, not a broken connection")
-	require.NoError(t, p.Wait(t, 5*time.Second))
+	require.NoError(t, p.Wait(t, serveLimit))
 	require.NoFileExists(t, filepath.Join(dir, "spm.sock"))
 
 	_, c = startSPM(t, dir)
@@ -128,7 +128,7 @@ func TestSPMKilled(t *testing.T) {
 	v, err := c.CreateVolume(t.Context(), spm.VolumeCreateRequest{Name: "a", Size: 10 << 30})
 	require.NoError(t, err)
 	server := testenv.Start(t, tidemark(t, "nbd", "--spm", filepath.Join(dir, "spm.sock"), "-t", "-k", socket, "a"))
-	testenv.Eventually(t, 10*time.Second, "the export is there", func() bool {
+	testenv.Eventually(t, serveLimit, "the export is there", func() bool {
 		_, err := nbd.Info(t.Context(), "unix", socket, "", nil)
 		return err == nil
 	})
@@ -144,7 +144,7 @@ func TestSPMKilled(t *testing.T) {
 			return c.WriteAt(ctx, p, off, 0)
 		})
 	}()
-	testenv.Eventually(t, 10*time.Second, "the volume is extended", func() bool { return lengthOf(t, v.Path) > v.Granted })
+	testenv.Eventually(t, serveLimit, "the volume is extended", func() bool { return lengthOf(t, v.Path) > v.Granted })
 	manager.Kill()
 	awaitOutput(t, server, "writes wait for space") // it has used up what it had
 	before := lengthOf(t, v.Path)
@@ -169,7 +169,7 @@ func TestSPMKilled(t *testing.T) {
 	d := &demo{o: demoOptions{size: total, seed: seed}, out: new(strings.Builder)}
 	require.NoError(t, d.compare(t.Context(), []*nbd.Client{client}))
 	require.NoError(t, server.Signal(syscall.SIGTERM))
-	require.NoError(t, server.Wait(t, 10*time.Second))
+	require.NoError(t, server.Wait(t, serveLimit))
 	requireClean(t, v.Path)
 }
 

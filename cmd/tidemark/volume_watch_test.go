@@ -5,7 +5,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -37,6 +36,6 @@ func TestVolumeWatch(t *testing.T) {
 		require.Contains(t, text, want)
 	}
 	require.NoError(t, watch.Signal(os.Interrupt))
-	require.NoError(t, watch.Wait(t, 10*time.Second))
+	require.NoError(t, watch.Wait(t, serveLimit))
 	require.Equal(t, strings.Count(watch.Output(), "\n"), strings.Count(watch.Output(), `"number":`))
 }
